@@ -88,7 +88,7 @@ STE_HD Half store<Half>(float x) {
   uint32_t half = magnitude < 0x38800000u ? denormal : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;
   half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  return {uint16_t(half | bits >> 16 & 0x8000u)};
+  return {uint16_t(half | (bits >> 16 & 0x8000u))};
 }
 
 }  // namespace ste_ops

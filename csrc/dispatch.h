@@ -1,0 +1,49 @@
+// From a tensor's run-time dtype to the C++ type that holds it, and the checks that every backend shares.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "core/dtype.h"
+
+namespace ste_ops {
+
+using torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls f(Type<T>{}) for the four floating dtypes.
+template <class F>
+void dispatch_floating(const char* op, const char* argument, const Tensor& tensor, F&& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(Type<float>{});
+    case ScalarType::Double: return f(Type<double>{});
+    case ScalarType::BFloat16: return f(Type<BFloat16>{});
+    case ScalarType::Half: return f(Type<Half>{});
+    default:
+      STD_TORCH_CHECK(false, op, ": ", argument, " must be float64, float32, bfloat16 or float16, got ",
+                      torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// A dense tensor in `like`'s memory order with x's values: x itself where it already is one.
+inline Tensor in_layout_of(const Tensor& like, const Tensor& x) {
+  if (x.numel() == 0 || same_strides(x, like)) return x;
+  Tensor copy = torch::stable::empty_like(like);
+  return torch::stable::copy_(copy, x);
+}
+
+}  // namespace ste_ops

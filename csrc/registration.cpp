@@ -1,0 +1,59 @@
+// Every schema, and the module initialisation that makes _C importable.
+#include <Python.h>
+
+#include "library.h"
+
+#include <torch/headeronly/version.h>
+
+#include <sstream>
+#include <string>
+
+#include "core/surrogate.h"
+
+namespace {
+
+template <size_t... I>
+std::string names_of_surrogates(std::index_sequence<I...>) {
+  std::string names;
+  ((names += std::string(I ? " " : "") + std::tuple_element_t<I, ste_ops::Surrogates>::name), ...);
+  return names;
+}
+
+// The names of csrc/core/surrogate.h in order, separated by spaces: a surrogate's number is its position.
+std::string surrogates() {
+  return names_of_surrogates(std::make_index_sequence<std::tuple_size_v<ste_ops::Surrogates>>());
+}
+
+// "key=value" lines: what this library was compiled with.
+std::string build_info() {
+  std::ostringstream info;
+  info << "torch=" << TORCH_VERSION_MAJOR << '.' << TORCH_VERSION_MINOR << '.' << TORCH_VERSION_PATCH << '\n';
+  info << "abi_target=" << (TORCH_TARGET_VERSION >> 56) << '.' << (TORCH_TARGET_VERSION >> 48 & 0xff) << '\n';
+  info << "compiler=" << __VERSION__;
+  return info.str();
+}
+
+}  // namespace
+
+STE_OPS_LIBRARY(m) {
+  // Straight-through steps. `surrogate` is a number of surrogates(), `a` and `b` its parameters in the order of its
+  // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves none.
+  m.def("heaviside(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  m.def("sign(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  // grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
+  m.def("binarize_backward(Tensor grad, Tensor mask) -> Tensor");
+
+  m.def("surrogates() -> str");
+  m.def("build_info() -> str");
+}
+
+STE_OPS_ANY_DEVICE_IMPL(m) {
+  m.impl("surrogates", TORCH_BOX(&surrogates));
+  m.impl("build_info", TORCH_BOX(&build_info));
+}
+
+// Python loads this library with torch.ops.load_library; an importable module is what wheel tools expect of it.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,119 @@
+"""Builds the two libraries: ste_ops/_C.abi3.so always, ste_ops/_cuda.abi3.so where CUDA is (see CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from glob import glob
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+TORCH_TARGET = (2, 11)
+DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+
+
+def cuda_home() -> str | None:
+    """Where nvcc is. torch.utils.cpp_extension does not look when torch itself has no CUDA."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or cpp_extension.CUDA_HOME
+    if home:
+        return home if Path(home, "bin", "nvcc").exists() else None
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        return "/usr/local/cuda"
+    nvcc = shutil.which("nvcc")
+    return str(Path(nvcc).resolve().parent.parent) if nvcc else None
+
+
+def decide_cuda() -> tuple[bool, str]:
+    force, home = os.environ.get("FORCE_CUDA"), cuda_home()
+    if force == "0":
+        return False, "FORCE_CUDA=0"
+    if force == "1":
+        if home is None:
+            raise SystemExit("ste_ops: FORCE_CUDA=1, but no nvcc was found; install the CUDA toolkit or set CUDA_HOME")
+        return True, f"FORCE_CUDA=1, nvcc in {home}"
+    if torch.version.cuda is None:
+        return False, "this torch has no CUDA (FORCE_CUDA=1 builds it all the same)"
+    if home is None:
+        return False, "no nvcc was found (install the CUDA toolkit or set CUDA_HOME)"
+    return True, f"torch has CUDA {torch.version.cuda}, nvcc in {home}"
+
+
+def host_flags() -> list[str]:
+    return [
+        "-O3",
+        "-g0",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-unknown-pragmas",
+        # The same bits on every backend: no multiply-add that the source does not spell out.
+        "-ffp-contract=off",
+        # The psABI note about vector arguments does not concern functions that are always inlined.
+        "-Wno-psabi",
+        f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
+    ]
+
+
+def cpu_library() -> CppExtension:
+    return CppExtension(
+        "ste_ops._C",
+        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        extra_compile_args={"cxx": host_flags()},
+        py_limited_api=True,
+    )
+
+
+def cuda_library(home: str) -> CppExtension:
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    os.environ.setdefault("CUDA_HOME", home)
+    cpp_extension.CUDA_HOME = home
+    defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', ',').replace(' ', ',')}", "-DUSE_CUDA"]
+    return CppExtension(
+        "ste_ops._cuda",
+        sorted(glob("csrc/cuda/*.cu")),
+        include_dirs=[str(Path(home, "include"))],
+        library_dirs=[str(Path(home, "lib64"))],
+        # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream.
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-lrt", "-ldl", "-lpthread"],
+        extra_compile_args={
+            "cxx": host_flags() + defines,
+            "nvcc": [
+                "-O3",
+                "--fmad=false",
+                "-lineinfo",
+                "--expt-relaxed-constexpr",
+                "-Xcompiler=-fvisibility=hidden",
+                "-Xptxas=-v" if os.environ.get("STE_OPS_PTXAS") else "-Xptxas=-O3",
+                host_flags()[-1],
+                *defines,
+            ],
+        },
+        py_limited_api=True,
+    )
+
+
+def main() -> None:
+    with_cuda, why = decide_cuda()
+    libraries = [cpu_library()]
+    if with_cuda:
+        libraries.append(cuda_library(cuda_home() or ""))
+    print(
+        "ste_ops build summary\n"
+        f"  torch       {torch.__version__} (stable ABI target {TORCH_TARGET[0]}.{TORCH_TARGET[1]})\n"
+        "  python ABI  cp310-abi3\n"
+        f"  CPU         yes, {len(libraries[0].sources)} files\n"
+        f"  CUDA        {'yes' if with_cuda else 'no'}: {why}\n"
+        f"  CUDA archs  {os.environ['TORCH_CUDA_ARCH_LIST'] if with_cuda else '-'}"
+    )
+    setup(
+        ext_modules=libraries,
+        cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The autograd.Function classes and fake kernels behind the public functions."""

@@ -1,0 +1,8 @@
+"""The pure-Python reference of every operator: slow, obvious, and what decides NaN, zeros, bounds and ties.
+
+The same names and signatures as `ste_ops`, in plain torch operations.
+"""
+
+from ste_ops.reference.binarize import heaviside, sign
+
+__all__ = ["heaviside", "sign"]
