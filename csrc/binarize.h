@@ -1,6 +1,7 @@
 // What both backends of the binarize family do around their loops: checks, layout, allocation.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "core/binarize.h"
@@ -16,26 +17,22 @@ void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F
                   std::tuple_size_v<Surrogates>, "), got ", surrogate);
 }
 
-inline Tensor empty_mask(const Tensor& like, int64_t numel) {
-  return torch::stable::new_empty(like, {mask_bytes(numel)}, ScalarType::Byte);
-}
-
 // `loop(surrogate, Type<T>, x, out, mask, numel)` fills out, and mask where the surrogate saves one, in memory order.
 template <class Loop>
 std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t surrogate, double a, double b,
                                     Loop&& loop) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = new_like(x);
   Tensor dense = in_layout_of(out, x);
-  Tensor mask;
+  std::optional<Tensor> mask;
   dispatch_surrogate(op, surrogate, a, b, [&](auto s) {
-    mask = empty_mask(x, s.saves == Saves::mask ? x.numel() : 0);
+    mask = empty_vector(s.saves == Saves::mask ? mask_bytes(x.numel()) : 0, ScalarType::Byte, x);
     if (x.numel() == 0) return;
     dispatch_floating(op, "x", x, [&](auto type) {
-      loop(s, type, dense.const_data_ptr(), out.mutable_data_ptr(), static_cast<uint8_t*>(mask.mutable_data_ptr()),
+      loop(s, type, dense.const_data_ptr(), out.mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
            x.numel());
     });
   });
-  return {out, mask};
+  return {out, *mask};
 }
 
 // `loop(Type<T>, grad, mask, out, numel)` passes grad where the mask says so. Both are in row-major order here: the
@@ -48,11 +45,11 @@ Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   STD_TORCH_CHECK(mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": mask must hold ",
                   mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
   STD_TORCH_CHECK(mask.device() == grad.device(), op, ": grad and mask must be on one device");
-  Tensor row_major = torch::stable::contiguous(grad);
-  Tensor out = torch::stable::empty_like(row_major);
+  Tensor dense = row_major(grad);
+  Tensor out = new_like(dense);
   if (grad.numel() == 0) return out;
   dispatch_floating(op, "grad", grad, [&](auto type) {
-    loop(type, row_major.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
+    loop(type, dense.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
          grad.numel());
   });
   return out;

@@ -32,6 +32,32 @@ void dispatch_floating(const char* op, const char* argument, const Tensor& tenso
   }
 }
 
+using torch::headeronly::IntHeaderOnlyArrayRef;
+
+// Allocates through the C shim: a tenth of a call of an aten operator through the dispatcher, which is what a small
+// tensor's time is made of.
+inline Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype,
+                            const Tensor& like) {
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                  int32_t(dtype), device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+inline Tensor empty_vector(int64_t numel, ScalarType dtype, const Tensor& like) {
+  const int64_t one = 1;
+  return empty_strided({&numel, 1}, {&one, 1}, dtype, like);
+}
+
+// As torch.empty_like: x's strides where x is dense, else dense in the order of x's strides.
+inline Tensor new_like(const Tensor& x) {
+  return x.is_contiguous() ? empty_strided(x.sizes(), x.strides(), x.scalar_type(), x) : torch::stable::empty_like(x);
+}
+
+inline Tensor row_major(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
 inline bool same_strides(const Tensor& a, const Tensor& b) {
   for (int64_t d = 0; d < a.dim(); ++d) {
     if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;

@@ -34,8 +34,7 @@ class Surrogate:
     @property
     def parameters(self) -> tuple[float, float]:
         """The fields as the two numbers that the native operators take."""
-        a, b, *_ = (*astuple(self), 0.0, 0.0)
-        return float(a), float(b)
+        return 0.0, 0.0
 
     def derivative(self, x: Tensor) -> Tensor:
         """s'(x), elementwise, in x's dtype; computed in float32 for float16 and bfloat16."""
@@ -102,3 +101,7 @@ class Clip(Surrogate):
 
     def __post_init__(self) -> None:
         _check_positive(self, "threshold")
+
+    @property
+    def parameters(self) -> tuple[float, float]:
+        return self.threshold, 0.0

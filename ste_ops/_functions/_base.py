@@ -49,9 +49,9 @@ class NativeFunction(torch.autograd.Function):
         return cls._apply(*[_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
 
-def needs_function(*tensors: Tensor) -> bool:
+def needs_function(tensor: Tensor) -> bool:
     """Whether a backward must itself be recorded: under create_graph or a functorch transform."""
-    return _functorch_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return (torch.is_grad_enabled() and tensor.requires_grad) or _functorch_active()
 
 
 def memory_order(x: Tensor) -> Sequence[int] | None:
