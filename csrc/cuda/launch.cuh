@@ -1,0 +1,118 @@
+// The one way a kernel is launched, on a device or, compiled with STE_OPS_EMULATED, on the CPU (tests/emulator).
+//
+//   Launcher launch(x);                                   // x's device and its current stream
+//   launch(heaviside_kernel<float>, blocks, 256, pointer, n);
+//   launch.shared(scan_kernel, {columns, rows}, 256, shared_bytes, pointer, n);
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cstdint>
+
+#ifdef STE_OPS_EMULATED
+#include "cuda_emulator.h"
+#else
+#include <cuda_runtime.h>
+#ifndef USE_CUDA
+#error "compile with -DUSE_CUDA: torch's shim.h declares aoti_torch_get_current_cuda_stream only under it"
+#endif
+#endif
+
+#include "block.cuh"
+
+namespace ste_ops {
+
+// Blocks of a grid, in one or two dimensions.
+struct Grid {
+  int64_t x;
+  int64_t y;
+  Grid(int64_t x, int64_t y = 1) : x(x), y(y) {}
+};
+
+inline int64_t blocks_for(int64_t items, int64_t per_block) {
+  return (items + per_block - 1) / per_block;
+}
+
+#ifdef STE_OPS_EMULATED
+
+struct LaunchDevice {
+  explicit LaunchDevice(const torch::stable::Tensor&) {}
+  int multiprocessors() const { return 3; }
+};
+
+#else
+
+// The tensor's device, the current one for as long as this lives, and its current stream.
+struct LaunchDevice {
+  int32_t index;
+  torch::stable::accelerator::DeviceGuard guard;
+  cudaStream_t stream;
+
+  explicit LaunchDevice(const torch::stable::Tensor& tensor) : index(tensor.get_device_index()), guard(index) {
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+    stream = static_cast<cudaStream_t>(current);
+  }
+
+  int multiprocessors() const {
+    static std::atomic<int> cached[64];
+    std::atomic<int>& count = cached[index % 64];
+    if (count == 0) {
+      int value = 0;
+      STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, index));
+      count = value;
+    }
+    return count;
+  }
+};
+
+#endif
+
+class Launcher {
+ public:
+  // `caller`, by default the function that makes the launcher, is named in errors.
+  explicit Launcher(const torch::stable::Tensor& tensor, const char* caller = __builtin_FUNCTION())
+      : device_(tensor), caller_(caller) {}
+
+  // Nothing happens where the grid is empty. Arguments convert to the kernel's parameters.
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), Grid grid, int threads, Arguments... arguments) const {
+    shared(kernel, grid, threads, 0, arguments...);
+  }
+
+  // With dynamic shared memory, which the kernel finds through dynamic_shared<T>().
+  template <class... Parameters, class... Arguments>
+  void shared(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes,
+              Arguments... arguments) const {
+    static_assert(sizeof...(Parameters) == sizeof...(Arguments), "the kernel takes another number of arguments");
+    if (grid.x == 0 || grid.y == 0) return;
+    STD_TORCH_CHECK(grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535, caller_,
+                    ": a grid has at most 2147483647 x 65535 blocks, got ", grid.x, " x ", grid.y);
+    STD_TORCH_CHECK(threads > 0 && threads <= 1024 && threads % kWarpSize == 0, caller_,
+                    ": a block has a multiple of 32 threads, at most 1024, got ", threads);
+#ifdef STE_OPS_EMULATED
+    emulator::launch(caller_, kernel, unsigned(grid.x), unsigned(grid.y), threads, size_t(shared_bytes), arguments...);
+#else
+    if (shared_bytes > 48 * 1024) {  // more than a device grants unasked
+      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    }
+    dim3 blocks(unsigned(grid.x), unsigned(grid.y));
+    kernel<<<blocks, threads, size_t(shared_bytes), device_.stream>>>(static_cast<Parameters>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+#endif
+  }
+
+  // How many the device has, to size a grid that strides over its work.
+  int multiprocessors() const { return device_.multiprocessors(); }
+
+ private:
+  LaunchDevice device_;
+  const char* caller_;
+};
+
+}  // namespace ste_ops
