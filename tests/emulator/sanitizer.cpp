@@ -1,0 +1,54 @@
+// What a device faults on and a CPU forgives: with -fsanitize=alignment,bounds the compiler calls these handlers at a
+// misaligned access and at an index outside an array of known size. They stand in for libubsan's, which would only
+// print. The layouts are those of compiler-rt's ubsan_handlers.h, which GCC shares.
+#include "engine.h"
+
+namespace {
+
+struct Location {
+  const char* file;
+  uint32_t line, column;
+};
+
+struct Type {
+  uint16_t kind, info;
+  char name[1];
+};
+
+struct Mismatch {
+  Location location;
+  const Type* type;
+  unsigned char log_alignment, kind;
+};
+
+struct OutOfBounds {
+  Location location;
+  const Type* array;
+  const Type* index;
+};
+
+std::string place(const Location& location) {
+  return std::string(location.file) + ":" + std::to_string(location.line);
+}
+
+// Outside a kernel, in torch's own headers, the CPU's forgiveness is right.
+void abandon(const std::string& what) {
+  emulator::Engine& engine = emulator::Engine::get();
+  if (engine.running()) engine.abandon(what);
+}
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(Mismatch* data, uintptr_t address) {
+  int alignment = 1 << data->log_alignment;
+  if (address % uintptr_t(alignment) == 0 && address != 0) return;
+  abandon("misaligned access at " + place(data->location) + ": " + data->type->name + " needs " +
+          std::to_string(alignment) + " bytes, the address ends in " + std::to_string(address % 64) + " modulo 64");
+}
+
+__attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(OutOfBounds* data, uint64_t index) {
+  abandon("index " + std::to_string(int64_t(index)) + " outside " + data->array->name + " at " + place(data->location));
+}
+}
