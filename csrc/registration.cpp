@@ -45,6 +45,7 @@ STE_OPS_LIBRARY(m) {
 
   m.def("surrogates() -> str");
   m.def("build_info() -> str");
+  m.def("cuda_build_info() -> str");
 }
 
 STE_OPS_ANY_DEVICE_IMPL(m) {

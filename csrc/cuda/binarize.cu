@@ -1,0 +1,122 @@
+#include "../binarize.h"
+
+#include "../library.h"
+#include "vector.cuh"
+
+namespace ste_ops {
+namespace {
+
+// The lanes that fill one 32-bit word of the mask.
+template <class T>
+constexpr int kLanesPerWord = 32 / Vector<T>::size;
+
+// Every lane brings the bits of its vector; the lanes of a word join them, and the first writes it. Whole warps only.
+template <class T>
+__device__ void write_mask_bits(uint8_t* mask, int64_t begin, int64_t numel, uint32_t bits) {
+  int place = lane_index() % kLanesPerWord<T>;
+  uint32_t word = bits << (place * Vector<T>::size);
+  for (int lanes = 1; lanes < kLanesPerWord<T>; lanes *= 2) word |= __shfl_xor_sync(kFullWarp, word, lanes);
+  if (place != 0 || begin >= numel) return;
+  if (begin + 32 <= numel) {
+    *reinterpret_cast<uint32_t*>(mask + begin / 8) = word;
+  } else {
+    for (int64_t byte = begin / 8; byte < mask_bytes(numel); ++byte, word >>= 8) mask[byte] = uint8_t(word);
+  }
+}
+
+template <class T>
+__device__ uint32_t read_mask_bits(const uint8_t* mask, int64_t begin, int64_t numel) {
+  if (begin >= numel) return 0;
+  int64_t word_begin = begin - begin % 32;
+  uint32_t word = 0;
+  if (word_begin + 32 <= numel) {
+    word = *reinterpret_cast<const uint32_t*>(mask + word_begin / 8);
+  } else {
+    for (int64_t byte = word_begin / 8, shift = 0; byte < mask_bytes(numel); ++byte, shift += 8) {
+      word |= uint32_t(mask[byte]) << shift;
+    }
+  }
+  return word >> (begin % 32);
+}
+
+template <class Step, class S, class T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    binarize_kernel(S surrogate, const T* x, T* out, uint8_t* mask, int64_t numel, bool aligned) {
+  const Step step;
+  Vector<T> v[kChunksPerWarp];
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+    int64_t begin = vector_begin<T>(k);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < Vector<T>::size; ++i) {
+      auto value = load(v[k].value[i]);
+      if constexpr (S::saves == Saves::mask) {
+        bits |= uint32_t(begin + i < numel && surrogate.passes(value)) << i;
+      }
+      v[k].value[i] = store<T>(step(value));
+    }
+    write_vector(out, begin, numel, aligned, v[k]);
+    if constexpr (S::saves == Saves::mask) write_mask_bits<T>(mask, begin, numel, bits);
+  }
+}
+
+template <class U>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    binarize_backward_kernel(const U* grad, const uint8_t* mask, U* out, int64_t numel, bool aligned) {
+  Vector<U> v[kChunksPerWarp];
+  uint32_t bits[kChunksPerWarp];
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+    int64_t begin = vector_begin<U>(k);
+    v[k] = read_vector(grad, begin, numel, aligned);
+    bits[k] = read_mask_bits<U>(mask, begin, numel);
+  }
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+#pragma unroll
+    for (int i = 0; i < Vector<U>::size; ++i) v[k].value[i] = bits[k] >> i & 1u ? v[k].value[i] : U(0);
+    write_vector(out, vector_begin<U>(k), numel, aligned, v[k]);
+  }
+}
+
+template <class Step>
+std::tuple<Tensor, Tensor> binarize_cuda(const char* op, const Tensor& x, int64_t surrogate, double a, double b) {
+  Launcher launch(x, op);
+  return binarize(op, x, surrogate, a, b,
+                  [&](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
+                    using T = typename decltype(type)::type;
+                    launch(binarize_kernel<Step, decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s,
+                           static_cast<const T*>(x), static_cast<T*>(out), mask, numel, aligned16(x) && aligned16(out));
+                  });
+}
+
+std::tuple<Tensor, Tensor> heaviside_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize_cuda<Heaviside>("heaviside", x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize_cuda<Sign>("sign", x, surrogate, a, b);
+}
+
+Tensor binarize_backward_cuda(Tensor grad, Tensor mask) {
+  Launcher launch(grad);
+  return binarize_backward(
+      grad, mask, [&](auto type, const void* grad, const uint8_t* mask, void* out, int64_t numel) {
+        using U = bits_t<typename decltype(type)::type>;
+        launch(binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
+               static_cast<const U*>(grad), mask, static_cast<U*>(out), numel, aligned16(grad) && aligned16(out));
+      });
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("heaviside", TORCH_BOX(&heaviside_cuda));
+  m.impl("sign", TORCH_BOX(&sign_cuda));
+  m.impl("binarize_backward", TORCH_BOX(&binarize_backward_cuda));
+}
+
+}  // namespace ste_ops

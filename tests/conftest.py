@@ -1,0 +1,55 @@
+"""The devices every operator test runs on: the CPU kernels, the CUDA sources emulated on the CPU, and CUDA itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import ste_ops
+from ste_ops._library import ops
+
+DEVICES = ["cpu", "emulated", "cuda"]
+
+
+def _reason_without_cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device is present"
+    return "" if ste_ops.build_info()["cuda"] else ste_ops.build_info()["cuda_reason"]
+
+
+@contextlib.contextmanager
+def emulated_kernels() -> Iterator[None]:
+    """Points every operator at the emulated CUDA kernels, which take CPU tensors."""
+    from emulator import load
+
+    load()
+    torch._dynamo.reset()
+    ops.use("ste_ops_emulated")
+    try:
+        yield
+    finally:
+        ops.use("ste_ops")
+        torch._dynamo.reset()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where to create tensors; the operators run on the backend that the parameter names."""
+    if request.param == "emulated":
+        with emulated_kernels():
+            yield "cpu"
+    elif request.param == "cuda":
+        reason = _reason_without_cuda()
+        if reason:
+            pytest.skip(reason)
+        yield "cuda"
+    else:
+        yield "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
