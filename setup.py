@@ -53,6 +53,8 @@ def host_flags() -> list[str]:
         "-ffp-contract=off",
         # The psABI note about vector arguments does not concern functions that are always inlined.
         "-Wno-psabi",
+        # Checks quote their place in the source: relative, wherever it was built.
+        f"-ffile-prefix-map={Path(__file__).parent.resolve()}/=",
         f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
     ]
 
@@ -86,6 +88,7 @@ def cuda_library(home: str) -> CppExtension:
                 "-lineinfo",
                 "--expt-relaxed-constexpr",
                 "-Xcompiler=-fvisibility=hidden",
+                f"-Xcompiler=-ffile-prefix-map={Path(__file__).parent.resolve()}/=",
                 "-Xptxas=-v" if os.environ.get("STE_OPS_PTXAS") else "-Xptxas=-O3",
                 host_flags()[-1],
                 *defines,

@@ -128,7 +128,7 @@ class BinarizeBackward(NativeFunction):
             grad = grad.movedim(in_dims[0], 0)
         mask = mask.expand(size, *mask.shape) if in_dims[1] is None else mask.movedim(in_dims[1], 0)
         rows, numel = _rows(grad, 0)
-        out = BinarizeBackward.apply(_pad(rows), mask.reshape(-1))
+        out = BinarizeBackward.apply(_pad(rows), mask.reshape(-1).contiguous())
         return out[:, :numel].reshape(grad.shape), 0
 
 
