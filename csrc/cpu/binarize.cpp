@@ -1,34 +1,40 @@
 #include "../binarize.h"
 
+#include "../core/ordered.h"
 #include "../library.h"
-#include "loop.h"
+#include "pack.h"
 
 namespace ste_ops {
 namespace {
 
-// Elements of one pass over the registers: a whole number of mask bytes, small enough to stay in the first-level cache.
-constexpr int64_t kTile = 128;
-
-// Every loop over a full tile has a constant trip count and one job, which is what lets each of them vectorize.
+// Every loop over the tile has a constant trip count and one job, which is what lets each of them vectorize.
 template <class Step, class S, class T>
-STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_t* mask, int64_t count) {
+STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_t* mask) {
+  using U = bits_t<T>;
   const Step step;
-  arithmetic_t<T> value[kTile];
-  for (int64_t i = 0; i < count; ++i) value[i] = load(x[i]);
-  for (int64_t i = 0; i < count; ++i) out[i] = store<T>(step(value[i]));
+  U bits[kTile];
+  for (int64_t i = 0; i < kTile; ++i) bits[i] = level_bits<T>(step(compare(x[i])));
+  memcpy(out, bits, sizeof(bits));
   if constexpr (S::saves == Saves::mask) {
-    uint8_t passes[kTile];
-    for (int64_t i = 0; i < count; ++i) passes[i] = surrogate.passes(value[i]);
-    if (count % 8 != 0) memset(passes + count, 0, 8 - count % 8);
-    for (int64_t j = 0; j < mask_bytes(count); ++j) mask[j] = pack8(passes + 8 * j);
+    for (int64_t i = 0; i < kTile; ++i) bits[i] = surrogate.passes(compare(x[i])) ? ~U(0) : U(0);
+    pack_tile(bits, mask);
   }
 }
 
 template <class Step, class S, class T>
 STE_OPS_CLONES void binarize_loop(S surrogate, const T* x, T* out, uint8_t* mask, int64_t begin, int64_t end) {
   int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8, kTile);
-  if (i < end) binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8, end - i);
+  for (; i + kTile <= end; i += kTile) binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8);
+  if (i == end) return;
+  T last_x[kTile] = {}, last_out[kTile];
+  uint8_t last_mask[kTile / 8];
+  memcpy(last_x, x + i, (end - i) * sizeof(T));
+  binarize_tile<Step>(surrogate, last_x, last_out, last_mask);
+  memcpy(out + i, last_out, (end - i) * sizeof(T));
+  if constexpr (S::saves == Saves::mask) {
+    memcpy(mask + i / 8, last_mask, mask_bytes(end - i));
+    if ((end - i) % 8 != 0) mask[end / 8] &= uint8_t((1u << end % 8) - 1);
+  }
 }
 
 template <class U>

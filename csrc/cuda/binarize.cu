@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
       if constexpr (S::saves == Saves::mask) {
         bits |= uint32_t(begin + i < numel && surrogate.passes(value)) << i;
       }
-      v[k].value[i] = store<T>(step(value));
+      v[k].value[i] = bit_cast<T>(level_bits<T>(step(value)));
     }
     write_vector(out, begin, numel, aligned, v[k]);
     if constexpr (S::saves == Saves::mask) write_mask_bits<T>(mask, begin, numel, bits);
