@@ -11,7 +11,7 @@ ORDERS = ["forward", "reverse", "1", "2", "3"]
 
 
 def build(folder, *defines):
-    sources = [emulator.FOLDER / "sample_kernels.cu", *emulator.ENGINE]
+    sources = [emulator.FOLDER / "sample_kernels.cu"]
     path = emulator.compile_sources(folder, "samples.so", sources, [*emulator.FLAGS, *defines], emulator.LINK)
     loaded = ctypes.CDLL(str(path))
     loaded.launch.restype = ctypes.c_char_p

@@ -17,29 +17,31 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 NAMESPACE = "ste_ops_emulated"
 
-# alignment and bounds call sanitizer.cpp. Shared memory lies in thread-local storage, which template instances of two
-# libraries would share without -fno-gnu-unique.
-FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fsanitize=alignment,bounds", "-ffp-contract=off"]
+# Shared memory lies in thread-local storage, which template instances of two libraries would share without
+# -fno-gnu-unique.
+FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
+SANITIZE = "-fsanitize=alignment,bounds"  # of the kernels; calls sanitizer.cpp
 ENGINE = [FOLDER / name for name in ("engine.cpp", "warp.cpp", "poison.cpp", "sanitizer.cpp")]
 LINK = ["-shared", "-ldl", "-pthread"]
 
 
 def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> None:
-    """A build.ninja in `folder` that compiles every source as C++ and links them."""
-    objects = [source.name + ".o" for source in sources]
+    """A build.ninja in `folder` that compiles every source and the emulator as C++ and links them."""
+    objects = " ".join(source.name + ".o" for source in [*sources, *ENGINE])
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')}",
         "rule compile",
-        f"  command = $cxx -MMD -MF $out.d {' '.join(flags)} -x c++ -c $in -o $out",
+        f"  command = $cxx -MMD -MF $out.d {' '.join(flags)} $sanitize -x c++ -c $in -o $out",
         "  description = $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = $cxx $in -o $out {' '.join(link)}",
         "  description = $out",
-        *(f"build {o}: compile {source}" for o, source in zip(objects, sources, strict=True)),
-        f"build {library}: link {' '.join(objects)}",
+        *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZE}" for source in sources),
+        *(f"build {source.name}.o: compile {source}" for source in ENGINE),
+        f"build {library}: link {objects}",
     ]
     text = "\n".join(lines) + "\n"
     path = folder / "build.ninja"
@@ -73,7 +75,7 @@ def build() -> Path:
     includes = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-isystem {path}" for path in includes)]
     link = [*LINK, f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *ENGINE]
+    sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
     return compile_sources(ROOT / "build" / "emulator" / torch.__version__, f"{NAMESPACE}.so", sources, flags, link)
 
 
