@@ -72,7 +72,8 @@ def cuda_library(home: str) -> CppExtension:
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
     os.environ.setdefault("CUDA_HOME", home)
     cpp_extension.CUDA_HOME = home
-    defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', ',').replace(' ', ',')}", "-DUSE_CUDA"]
+    # nvcc splits its arguments at commas, and semicolons end a shell command.
+    defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', '/').replace(' ', '/')}", "-DUSE_CUDA"]
     return CppExtension(
         "ste_ops._cuda",
         sorted(glob("csrc/cuda/*.cu")),

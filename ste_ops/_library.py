@@ -159,5 +159,5 @@ def build_info() -> dict[str, Any]:
     }
     if CUDA_LOADED:
         cuda = _info_of("cuda_build_info")
-        info |= {"built_with_cuda": cuda["cuda"], "cuda_archs": cuda["archs"].split(",")}
+        info |= {"built_with_cuda": cuda["cuda"], "cuda_archs": cuda["archs"].split("/")}
     return info

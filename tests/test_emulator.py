@@ -1,23 +1,18 @@
 """The CUDA emulator: right kernels give right results in every order, wrong ones are caught."""
 
 import ctypes
-import subprocess
 import threading
-from pathlib import Path
 
+import emulator
 import numpy as np
 import pytest
 
-EMULATOR = Path(__file__).parent / "emulator"
 ORDERS = ["forward", "reverse", "1", "2", "3"]
 
 
-def build(path, *defines):
-    sources = ["-x", "c++", str(EMULATOR / "sample_kernels.cu")]
-    sources += [str(EMULATOR / name) for name in ("engine.cpp", "warp.cpp", "poison.cpp", "sanitizer.cpp")]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DSTE_OPS_EMULATED", f"-I{EMULATOR}", "-Wno-unknown-pragmas"]
-    flags += ["-fvisibility=hidden", "-fno-gnu-unique", "-fsanitize=alignment,bounds", *defines]
-    subprocess.run(["g++", *flags, *sources, "-o", str(path), "-ldl", "-pthread"], check=True)
+def build(folder, *defines):
+    sources = [emulator.FOLDER / "sample_kernels.cu"]
+    path = emulator.compile_sources(folder, "samples.so", sources, [*emulator.FLAGS, *defines], emulator.LINK)
     loaded = ctypes.CDLL(str(path))
     loaded.launch.restype = ctypes.c_char_p
     return loaded
@@ -25,7 +20,7 @@ def build(path, *defines):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("emulator") / "samples.so")
+    return build(tmp_path_factory.mktemp("samples"))
 
 
 def launcher(library):
@@ -148,7 +143,7 @@ def test_several_host_threads(launch, library):
 
 
 def test_the_portable_fibers(tmp_path):
-    launch = launcher(build(tmp_path / "portable.so", "-DEMULATOR_UCONTEXT"))
+    launch = launcher(build(tmp_path, "-DEMULATOR_UCONTEXT"))
     x = np.arange(256, dtype=np.int32)
     launch("rotate", x, 5, threads=256)
     assert np.array_equal(x, np.roll(np.arange(256), -5))

@@ -39,16 +39,21 @@ void abandon(const std::string& what) {
 
 }  // namespace
 
+// With the types that the compiler declares them with.
 extern "C" {
 
-__attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(Mismatch* data, uintptr_t address) {
-  int alignment = 1 << data->log_alignment;
-  if (address % uintptr_t(alignment) == 0 && address != 0) return;
-  abandon("misaligned access at " + place(data->location) + ": " + data->type->name + " needs " +
-          std::to_string(alignment) + " bytes, the address ends in " + std::to_string(address % 64) + " modulo 64");
+__attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(void* data, void* address) {
+  auto& mismatch = *static_cast<Mismatch*>(data);
+  auto alignment = uintptr_t(1) << mismatch.log_alignment;
+  auto place_in_line = reinterpret_cast<uintptr_t>(address) % 64;
+  if (place_in_line % alignment == 0) return;
+  abandon("misaligned access at " + place(mismatch.location) + ": " + mismatch.type->name + " needs " +
+          std::to_string(alignment) + " bytes, the address is " + std::to_string(place_in_line) + " modulo 64");
 }
 
-__attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(OutOfBounds* data, uint64_t index) {
-  abandon("index " + std::to_string(int64_t(index)) + " outside " + data->array->name + " at " + place(data->location));
+__attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(void* data, void* index) {
+  auto& access = *static_cast<OutOfBounds*>(data);
+  abandon("index " + std::to_string(reinterpret_cast<intptr_t>(index)) + " outside " + access.array->name + " at " +
+          place(access.location));
 }
 }

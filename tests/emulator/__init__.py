@@ -1,0 +1,90 @@
+"""Runs the CUDA sources on the CPU: builds them against cuda_emulator.h and loads them as torch operators."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+NAMESPACE = "ste_ops_emulated"
+
+# Shared memory lies in thread-local storage, which template instances of two libraries would share without
+# -fno-gnu-unique.
+FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
+SANITIZE = "-fsanitize=alignment,bounds"  # of the kernels; calls sanitizer.cpp
+ENGINE = [FOLDER / name for name in ("engine.cpp", "warp.cpp", "poison.cpp", "sanitizer.cpp")]
+LINK = ["-shared", "-ldl", "-pthread"]
+
+
+def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> None:
+    """A build.ninja in `folder` that compiles every source and the emulator as C++ and links them."""
+    objects = " ".join(source.name + ".o" for source in [*sources, *ENGINE])
+    lines = [
+        f"cxx = {os.environ.get('CXX', 'g++')}",
+        "rule compile",
+        f"  command = $cxx -MMD -MF $out.d {' '.join(flags)} $sanitize -x c++ -c $in -o $out",
+        "  description = $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = $cxx $in -o $out {' '.join(link)}",
+        "  description = $out",
+        *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZE}" for source in sources),
+        *(f"build {source.name}.o: compile {source}" for source in ENGINE),
+        f"build {library}: link {objects}",
+    ]
+    text = "\n".join(lines) + "\n"
+    path = folder / "build.ninja"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def compile_sources(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> Path:
+    """Compiles what has changed since the last call; processes that share `folder` take turns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_ninja(folder, library, sources, flags, link)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        done = subprocess.run(
+            [_ninja(), *jobs], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    if done.returncode != 0:
+        raise RuntimeError(f"the emulated CUDA kernels do not compile:\n{done.stdout}")
+    return folder / library
+
+
+def _ninja() -> str:
+    beside = Path(sys.executable).parent / "ninja"
+    return str(beside) if beside.exists() else "ninja"
+
+
+def build() -> Path:
+    """Compiles csrc/registration.cpp and csrc/cuda/*.cu into build/emulator/<torch>/ste_ops_emulated.so."""
+    torch_lib = Path(torch.__file__).parent / "lib"
+    includes = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-isystem {path}" for path in includes)]
+    link = [*LINK, f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    return compile_sources(ROOT / "build" / "emulator" / torch.__version__, f"{NAMESPACE}.so", sources, flags, link)
+
+
+@functools.cache
+def load() -> None:
+    """Builds and loads the library, and gives its operators the fake kernels of the real ones."""
+    import ste_ops  # noqa: F401  registers the fake kernels
+    from ste_ops._functions._base import FAKES
+
+    torch.ops.load_library(str(build()))
+    for name, rule in FAKES.items():
+        torch.library.register_fake(f"{NAMESPACE}::{name}", rule)
