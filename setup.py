@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from glob import glob
 from pathlib import Path
+from sysconfig import get_platform
 
 import torch
 from setuptools import setup
@@ -99,6 +101,16 @@ def cuda_library(home: str) -> CppExtension:
     )
 
 
+class Build(BuildExtension):
+    """Compiles under build/ for `pip install -e` too, which would start anew in a temporary folder every time."""
+
+    def finalize_options(self) -> None:
+        asked_for = self.build_temp
+        super().finalize_options()
+        if asked_for is None and Path(self.build_temp).is_absolute():
+            self.build_temp = f"build/temp.{get_platform()}-{sys.implementation.cache_tag}"
+
+
 def main() -> None:
     with_cuda, why = decide_cuda()
     libraries = [cpu_library()]
@@ -114,7 +126,7 @@ def main() -> None:
     )
     setup(
         ext_modules=libraries,
-        cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+        cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )
 

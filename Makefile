@@ -1,0 +1,81 @@
+# Everything sets itself up in $(VENV): a fresh clone needs Python >= 3.10, a C++ compiler and make.
+#
+#   make demo    train a binary network (writes demo.png)    make lint    ruff, mypy, clang-format
+#   make test    the whole test suite and the doctests       make wheel   dist/*.whl, checked by abi3audit
+#   make bench   the benchmark table                         make format  what lint would ask of the layout
+#   make build   the compiled extension                      make clean   remove what was built, keep $(VENV)
+#
+# TEST=, DEMO= and BENCH= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.13.0
+TEST ?=
+DEMO ?=
+BENCH ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
+CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
+
+.PHONY: demo test bench lint format wheel build clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/extension
+	$(PY) -m ste_ops demo $(DEMO)
+
+test: $(VENV)/extension
+	$(PY) -m pytest $(TEST)
+
+bench: $(VENV)/extension
+	$(PY) -m benchmarks $(BENCH)
+
+build: $(VENV)/extension
+
+lint: $(VENV)/lint-tools
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/lint-tools
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+wheel: $(VENV)/wheel-tools
+	rm -rf build/lib* build/bdist* dist
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(VENV)/bin/abi3audit --strict --report dist/*.whl
+
+clean:
+	rm -rf build dist *.egg-info ste_ops/*.so
+	rm -f $(VENV)/extension $(VENV)/package
+
+# Empty files in $(VENV) say what stands there already; each is as new as what it was made from.
+
+$(VENV)/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ste_ops: Python >= 3.10 is needed, \
+	$(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "pip>=25.1" "setuptools>=77" wheel ninja numpy torch==$(TORCH)
+	@touch $@
+
+# No build isolation: an isolated build would fetch a torch of its own, perhaps another one.
+$(VENV)/package: pyproject.toml setup.py $(VENV)/torch
+	$(PIP) install --no-build-isolation -e ".[demo,test]"
+	@touch $@
+
+# Compiles in the same folder as the line above, so only what has changed since.
+$(VENV)/extension: $(SOURCES) $(VENV)/package
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/lint-tools: pyproject.toml $(VENV)/torch
+	$(PIP) install --group lint
+	@touch $@
+
+$(VENV)/wheel-tools: pyproject.toml $(VENV)/torch
+	$(PIP) install --group wheel
+	@touch $@
