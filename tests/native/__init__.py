@@ -1,0 +1,33 @@
+"""A pybind11 module over csrc/core, so that NumPy and published vectors can check the mathematics without torch.
+
+`bind_<family>.cpp` holds what a family of csrc/core shows to Python, in a submodule of that name. A new file is found
+here by its name; nothing else lists it.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import ModuleType
+
+from torch.utils import cpp_extension
+
+_FOLDER = Path(__file__).parent
+_ROOT = _FOLDER.parents[1]
+
+
+@functools.cache
+def load() -> ModuleType:
+    """Builds the module into build/native where a source or a header changed, and imports it."""
+    build = _ROOT / "build" / "native"
+    build.mkdir(parents=True, exist_ok=True)
+    sources = [_FOLDER / "module.cpp", *sorted(_FOLDER.glob("bind_*.cpp"))]
+    return cpp_extension.load(
+        "ste_ops_native",
+        [str(path) for path in sources],
+        extra_include_paths=[str(_ROOT / "csrc")],
+        # As setup.py compiles the kernels: no multiply-add that the source does not spell out. No optimization beyond
+        # -O1, which halves the build.
+        extra_cflags=["-O1", "-g0", "-Wall", "-ffp-contract=off", "-fvisibility=hidden"],
+        build_directory=str(build),
+    )

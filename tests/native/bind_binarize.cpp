@@ -1,0 +1,60 @@
+#include <stdexcept>
+#include <string>
+
+#include "core/binarize.h"
+#include "core/bitmask.h"
+#include "core/surrogate.h"
+#include "native.h"
+
+namespace ste_ops {
+namespace {
+
+template <size_t... I>
+std::vector<std::string> names(std::index_sequence<I...>) {
+  return {std::tuple_element_t<I, Surrogates>::name...};
+}
+
+// For each element whether the gradient passes.
+template <class A>
+py::array_t<bool> passes(int64_t number, double a, double b, Array<A> x) {
+  py::array_t<bool> result(x.size());
+  bool found = visit_surrogate(number, a, b, [&](auto surrogate) {
+    for (py::ssize_t i = 0; i < x.size(); ++i) {
+      if constexpr (surrogate.saves == Saves::mask) {
+        result.mutable_data()[i] = surrogate.passes(x.data()[i]);
+      } else {
+        result.mutable_data()[i] = true;
+      }
+    }
+  });
+  if (!found) throw std::invalid_argument("no surrogate of that number");
+  return result;
+}
+
+uint8_t pack(Array<uint8_t> bools) {
+  if (bools.size() != 8) throw std::invalid_argument("pack8 takes eight bytes");
+  return pack8(bools.data());
+}
+
+Array<uint8_t> unpack(uint8_t byte) {
+  Array<uint8_t> bools(8);
+  unpack8(byte, bools.mutable_data());
+  return bools;
+}
+
+const Bindings binarize("binarize", [](py::module_& m) {
+  m.def("heaviside_float32", py::vectorize([](float x) { return Heaviside()(x); }));
+  m.def("heaviside_float64", py::vectorize([](double x) { return Heaviside()(x); }));
+  m.def("sign_float32", py::vectorize([](float x) { return Sign()(x); }));
+  m.def("sign_float64", py::vectorize([](double x) { return Sign()(x); }));
+  m.def("surrogates", [] { return names(std::make_index_sequence<std::tuple_size_v<Surrogates>>()); });
+  m.def("passes_float32", &passes<float>);
+  m.def("passes_float64", &passes<double>);
+  m.def("pack8", &pack);
+  m.def("unpack8", &unpack);
+  m.def("mask_bytes", &mask_bytes);
+  m.def("mask_bit", [](Array<uint8_t> mask, int64_t i) { return mask_bit(mask.data(), i); });
+});
+
+}  // namespace
+}  // namespace ste_ops

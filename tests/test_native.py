@@ -1,0 +1,130 @@
+"""The torch-free mathematics of csrc/core against NumPy."""
+
+import math
+
+import native
+import numpy as np
+import pytest
+
+import ste_ops
+
+SPECIALS = [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 1.17549435e-38]
+
+
+@pytest.fixture(scope="module")
+def dtype():
+    return native.load().dtype
+
+
+@pytest.fixture(scope="module")
+def binarize():
+    return native.load().binarize
+
+
+def float32_edges():
+    """Every float32 around which a 16-bit rounding decides: each 16-bit value, its neighbours and its ties."""
+    halves = np.arange(0x10000, dtype=np.uint32).astype(np.uint16)
+    half = halves.view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        next_half = np.nextafter(halves.view(np.float16), np.float16(np.inf)).astype(np.float32)
+        ties = (half.astype(np.float64) + next_half) / 2
+    bfloats = (np.arange(0x10000, dtype=np.uint32) << 16).view(np.float32)
+    bfloat_ties = (np.arange(0x10000, dtype=np.uint32) << 16 | 0x8000).view(np.float32)
+    exact = np.concatenate([half, ties.astype(np.float32), bfloats, bfloat_ties])
+    bits = exact.view(np.uint32)
+    random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 20, dtype=np.uint64).astype(np.uint32)
+    return np.concatenate([bits, bits + 1, bits - 1, random]).view(np.float32)
+
+
+def bfloat16_bits(x):
+    """Round to nearest even by NumPy's own integer arithmetic, in 64 bits so that nothing wraps."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    low, kept = bits & 0xFFFF, bits >> 16
+    kept = kept + ((low > 0x8000) | ((low == 0x8000) & (kept & 1 == 1)))
+    return kept.astype(np.uint16)
+
+
+def test_float16_loads_all_65536_values(dtype):
+    bits = np.arange(0x10000, dtype=np.uint32).astype(np.uint16)
+    np.testing.assert_array_equal(dtype.load_float16(bits), bits.view(np.float16).astype(np.float32))
+    loaded = dtype.load_float16(bits)
+    assert np.array_equal(np.signbit(loaded), bits >> 15 == 1)
+
+
+def test_bfloat16_loads_all_65536_values(dtype):
+    bits = np.arange(0x10000, dtype=np.uint32)
+    loaded = dtype.load_bfloat16(bits.astype(np.uint16))
+    assert np.array_equal(loaded.view(np.uint32), bits << 16)
+
+
+def test_float16_stores_to_nearest_even(dtype):
+    x = float32_edges()
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(np.float16)
+    stored = dtype.store_float16(x)
+    numbers = ~np.isnan(x)
+    assert np.array_equal(stored[numbers], expected.view(np.uint16)[numbers])
+    assert np.isnan(stored[~numbers].view(np.float16)).all()
+
+
+def test_bfloat16_stores_to_nearest_even(dtype):
+    x = float32_edges()
+    stored = dtype.store_bfloat16(x)
+    numbers = ~np.isnan(x)
+    assert np.array_equal(stored[numbers], bfloat16_bits(x)[numbers])
+    assert np.isnan((stored[~numbers].astype(np.uint32) << 16).view(np.float32)).all()
+
+
+def test_what_was_loaded_is_stored_back(dtype):
+    bits = np.arange(0x10000, dtype=np.uint32).astype(np.uint16)
+    for name, exponent in [("float16", 0x7C00), ("bfloat16", 0x7F80)]:
+        numbers = bits[~((bits & exponent == exponent) & (bits & (0x7FFF ^ exponent) != 0))]
+        loaded = getattr(dtype, f"load_{name}")(numbers)
+        assert np.array_equal(getattr(dtype, f"store_{name}")(loaded), numbers)
+
+
+def test_all_256_bytes_pack_and_unpack(binarize):
+    for byte in range(256):
+        bools = np.unpackbits(np.uint8(byte), bitorder="little")
+        assert np.array_equal(binarize.unpack8(byte), bools)
+        assert binarize.pack8(bools) == byte
+
+
+def test_mask_bits(binarize):
+    mask = np.random.default_rng(0).integers(0, 256, 40, dtype=np.uint8)
+    expected = np.unpackbits(mask, bitorder="little")
+    assert [binarize.mask_bit(mask, i) for i in range(320)] == expected.astype(bool).tolist()
+    assert [binarize.mask_bytes(n) for n in range(100)] == [math.ceil(n / 8) for n in range(100)]
+    assert binarize.mask_bytes(2**40 + 1) == 2**37 + 1
+
+
+def inputs(width):
+    numpy_type = np.dtype(f"float{width}")
+    specials = np.array(SPECIALS, np.float64).astype(numpy_type)
+    around = np.concatenate([np.nextafter(specials, numpy_type.type(s * np.inf)) for s in (1, -1)])
+    random = np.random.default_rng(0).standard_normal(1000).astype(numpy_type)
+    return np.concatenate([specials, around, random])
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_steps(binarize, width):
+    x = inputs(width)
+    heaviside, sign = (getattr(binarize, f"{name}_float{width}")(x) for name in ("heaviside", "sign"))
+    assert np.array_equal(heaviside, np.where(x > 0, 1, 0))
+    assert np.array_equal(sign, np.where(x >= 0, 1, -1))
+    assert heaviside.dtype == sign.dtype == x.dtype
+
+
+def test_numbers_of_the_surrogates_are_their_positions(binarize):
+    for number, name in enumerate(binarize.surrogates()):
+        assert getattr(ste_ops.surrogate, name).number == number
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("threshold", [1.0, 0.1, 1 / 3, 1e-40, 65504.0])
+def test_clip_passes_its_bounds(binarize, width, threshold):
+    x = inputs(width)
+    bound = x.dtype.type(threshold)
+    x = np.concatenate([x, [bound, -bound, np.nextafter(bound, x.dtype.type(np.inf))]]).astype(x.dtype)
+    passes = getattr(binarize, f"passes_float{width}")(ste_ops.surrogate.Clip.number, threshold, 0.0, x)
+    assert np.array_equal(passes, ~(np.abs(x) > bound))
