@@ -1,0 +1,73 @@
+"""Ratios of medians from interleaved rounds: on a machine that others use too, nothing else means anything."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One promise: `ours` and `other` do the same work, and `bound` limits the ratio of their times.
+
+    With `at_most` the ratio is ours / other and must not exceed the bound; else it is other / ours, how many times
+    faster ours is, and must reach it. `weight` multiplies the ratio, where the two move different numbers of bytes.
+    """
+
+    work: str
+    against: str
+    ours: Callable[[], object]
+    other: Callable[[], object]
+    bound: float
+    at_most: bool
+    weight: float = 1.0
+    rounds: int = 21
+
+
+@dataclass(frozen=True)
+class Count:
+    """A promise about a number that is not a time, such as bytes saved for backward."""
+
+    work: str
+    against: str
+    value: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Result:
+    work: str
+    against: str
+    ours_us: float | None
+    other_us: float | None
+    ratio: float
+    target: str
+    reached: bool
+
+
+def _seconds(timer: Timer, calls: int) -> float:
+    return timer.timeit(calls).mean
+
+
+def measure(row: Row | Count) -> Result:
+    if isinstance(row, Count):
+        return Result(row.work, row.against, None, None, row.value, f"<= {row.bound:g}", row.value <= row.bound)
+    timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (row.ours, row.other)]
+    # About 20 ms a sample, so that a call of microseconds is not lost in the clock.
+    calls = [max(1, int(0.02 / max(_seconds(timer, 1), 1e-7))) for timer in timers]
+    samples: list[list[float]] = [[], []]
+    for _ in range(row.rounds):
+        for timer, n, times in zip(timers, calls, samples, strict=True):
+            times.append(_seconds(timer, n))
+    ours, other = (statistics.median(times) for times in samples)
+    ratio = row.weight * (ours / other if row.at_most else other / ours)
+    reached = ratio <= row.bound if row.at_most else ratio >= row.bound
+    target = f"{'<=' if row.at_most else '>='} {row.bound:g}"
+    return Result(row.work, row.against, ours * 1e6, other * 1e6, ratio, target, reached)
+
+
+Group = Callable[[str, bool], Iterator[Row | Count]]
