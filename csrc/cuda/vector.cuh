@@ -51,7 +51,8 @@ __device__ void write_vector(T* x, int64_t begin, int64_t numel, bool aligned, c
   if (aligned && begin + Vector<T>::size <= numel) {
     uint4 words;
     memcpy(&words, &v, 16);
-    *reinterpret_cast<uint4*>(x + begin) = words;
+    // An ordinary store that stays whole: an assignment nvcc takes apart into the elements it was made of.
+    __stwb(reinterpret_cast<uint4*>(x + begin), words);
   } else {
     for (int i = 0; i < Vector<T>::size; ++i) {
       if (begin + i < numel) x[begin + i] = v.value[i];
