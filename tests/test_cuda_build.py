@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,9 @@ def _digest() -> str:
 
 
 def _disassembler(name: str) -> Path:
-    """From the CUDA toolkit, or from the triton wheel that torch brings along."""
+    """From the CUDA toolkit, the wheels of the test extra, or the triton wheel that a CUDA torch brings along."""
     folders = [Path(setup_script.cuda_home() or "", "bin")]
+    folders += sorted(Path(sysconfig.get_paths()["purelib"], "nvidia").glob("*/bin"))
     triton = importlib.util.find_spec("triton")
     if triton and triton.origin:
         folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
