@@ -31,7 +31,8 @@ def machine(device: str) -> dict[str, Any]:
         "compiler": info["compiler"],
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+changes" if _git("status", "--porcelain", "csrc") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "csrc") else ""),
     }
     if device == "cuda":
         description["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

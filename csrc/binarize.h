@@ -13,8 +13,8 @@ namespace ste_ops {
 
 template <class F>
 void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F&& f) {
-  STD_TORCH_CHECK(visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ",
-                  std::tuple_size_v<Surrogates>, "), got ", surrogate);
+  STD_TORCH_CHECK(visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ", std::tuple_size_v<Surrogates>,
+                  "), got ", surrogate);
 }
 
 // `loop(surrogate, Type<T>, x, out, mask, numel)` fills out, and mask where the surrogate saves one, in memory order.

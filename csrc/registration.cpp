@@ -37,7 +37,8 @@ std::string build_info() {
 
 STE_OPS_LIBRARY(m) {
   // Straight-through steps. `surrogate` is a number of surrogates(), `a` and `b` its parameters in the order of its
-  // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves none.
+  // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves
+  // none.
   m.def("heaviside(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
   m.def("sign(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
   // grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
@@ -55,6 +56,7 @@ STE_OPS_ANY_DEVICE_IMPL(m) {
 
 // Python loads this library with torch.ops.load_library; an importable module is what wheel tools expect of it.
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -20,8 +20,8 @@ STE_HD uint8_t pack8(const uint8_t* bools) {
   return uint8_t((bytes * 0x0102040810204080ull) >> 56);
 }
 
-// And back: bit k to byte k, 0 or 1. Each byte of the product keeps its own bit, and adding 0x7f carries that bit, where
-// it is set, to the byte's top.
+// And back: bit k to byte k, 0 or 1. Each byte of the product keeps its own bit, and adding 0x7f carries that bit,
+// where it is set, to the byte's top.
 STE_HD void unpack8(uint8_t byte, uint8_t* bools) {
   uint64_t own = byte * 0x0101010101010101ull & 0x8040201008040201ull;
   uint64_t bytes = (own + 0x7f7f7f7f7f7f7f7full) >> 7 & 0x0101010101010101ull;

@@ -1,5 +1,5 @@
-// Storage types and the arithmetic behind them: float16 and bfloat16 are computed in float32, everything else in itself.
-// The conversions are branch-free integer arithmetic, so that plain loops over them vectorize on every level.
+// Storage types and the arithmetic behind them: float16 and bfloat16 are computed in float32, everything else in
+// itself. The conversions are branch-free integer arithmetic, so that plain loops over them vectorize on every level.
 #pragma once
 
 #include <cstdint>

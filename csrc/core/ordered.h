@@ -1,7 +1,8 @@
-// float16 and bfloat16 compared as integers, 32 to a 512-bit register, where converting them would take four times as long.
+// float16 and bfloat16 compared as integers, 32 to a 512-bit register, where converting them would take four times as
+// long.
 //
-// A functor written for floats (x > t, x < -t, x >= A(0)) gives the same answers for Ordered<T>: the integer is monotone
-// in the number, both zeros are 0, and a comparison with NaN is false. Only x may be NaN.
+// A functor written for floats (x > t, x < -t, x >= A(0)) gives the same answers for Ordered<T>: the integer is
+// monotone in the number, both zeros are 0, and a comparison with NaN is false. Only x may be NaN.
 #pragma once
 
 #include "dtype.h"

@@ -1,5 +1,6 @@
-// A tile of all-ones or all-zeros lanes to one bit each. AVX-512 reads a lane's top bit straight into a mask register; no
-// plain loop makes the compiler do that, and with bytes and products in its place the packing takes longer than the rest.
+// A tile of all-ones or all-zeros lanes to one bit each. AVX-512 reads a lane's top bit straight into a mask register;
+// no plain loop makes the compiler do that, and with bytes and products in its place the packing takes longer than the
+// rest.
 #pragma once
 
 #include <cstdint>

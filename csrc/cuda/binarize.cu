@@ -103,12 +103,11 @@ std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, doub
 
 Tensor binarize_backward_cuda(Tensor grad, Tensor mask) {
   Launcher launch(grad);
-  return binarize_backward(
-      grad, mask, [&](auto type, const void* grad, const uint8_t* mask, void* out, int64_t numel) {
-        using U = bits_t<typename decltype(type)::type>;
-        launch(binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
-               static_cast<const U*>(grad), mask, static_cast<U*>(out), numel, aligned16(grad) && aligned16(out));
-      });
+  return binarize_backward(grad, mask, [&](auto type, const void* grad, const uint8_t* mask, void* out, int64_t numel) {
+    using U = bits_t<typename decltype(type)::type>;
+    launch(binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads, static_cast<const U*>(grad),
+           mask, static_cast<U*>(out), numel, aligned16(grad) && aligned16(out));
+  });
 }
 
 }  // namespace

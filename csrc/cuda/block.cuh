@@ -17,23 +17,13 @@ constexpr int kWarpSize = 32;
 constexpr int kMaxWarps = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-__device__ inline int lane_index() {
-  return int(threadIdx.x) % kWarpSize;
-}
-__device__ inline int warp_index() {
-  return int(threadIdx.x) / kWarpSize;
-}
-__device__ inline int warp_count() {
-  return int(blockDim.x) / kWarpSize;
-}
+__device__ inline int lane_index() { return int(threadIdx.x) % kWarpSize; }
+__device__ inline int warp_index() { return int(threadIdx.x) / kWarpSize; }
+__device__ inline int warp_count() { return int(blockDim.x) / kWarpSize; }
 
 // This thread's place in the grid, and the grid's size, for loops that stride over more work than threads.
-__device__ inline int64_t grid_index() {
-  return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-__device__ inline int64_t grid_stride() {
-  return int64_t(gridDim.x) * blockDim.x;
-}
+__device__ inline int64_t grid_index() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+__device__ inline int64_t grid_stride() { return int64_t(gridDim.x) * blockDim.x; }
 
 // The launch's dynamic shared memory, at least 16-byte aligned.
 template <class T>

@@ -34,9 +34,7 @@ struct Grid {
   Grid(int64_t x, int64_t y = 1) : x(x), y(y) {}
 };
 
-inline int64_t blocks_for(int64_t items, int64_t per_block) {
-  return (items + per_block - 1) / per_block;
-}
+inline int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
 
 #ifdef STE_OPS_EMULATED
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def needs_function(tensor: Tensor) -> bool:
     return (torch.is_grad_enabled() and tensor.requires_grad) or _functorch_active()
 
 
-def memory_order(x: Tensor) -> Sequence[int] | None:
+def memory_order(x: Tensor) -> list[int] | None:
     """The permutation that makes a dense tensor row-major, or None where it already is."""
     if x.is_contiguous():
         return None
@@ -62,7 +62,7 @@ def memory_order(x: Tensor) -> Sequence[int] | None:
     return sorted(range(x.dim()), key=lambda d: strides[d], reverse=True)
 
 
-def inverse(order: Sequence[int]) -> list[int]:
+def inverse(order: list[int]) -> list[int]:
     places = [0] * len(order)
     for place, dim in enumerate(order):
         places[dim] = place

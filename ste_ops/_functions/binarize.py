@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ class Binarize(NativeFunction):
         return mask_gradient(tangent, mask, ctx.order), None
 
     @classmethod
-    def _vmap(cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, surrogate: int, a: float, b: float) -> Any:
+    def _vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor, surrogate: int, a: float, b: float) -> Any:
         # A row of the batch keeps a mask of its own, so every row is padded to whole mask bytes.
         rows, numel = _rows(x, in_dims[0])
         out, mask = cls.apply(_pad(rows), surrogate, a, b)
@@ -67,7 +66,7 @@ class Binarize(NativeFunction):
         return (out[:, :numel].reshape(shape), mask.view(info.batch_size, -1)), (0, 0)
 
 
-def _rows(x: Tensor, dim: int | None) -> tuple[Tensor, int]:
+def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:
     """A batched tensor as (batch, elements of one sample), and that number of elements."""
     x = x.movedim(dim, 0)
     numel = x[0].numel() if x.shape[0] else x.shape[1:].numel()
@@ -84,7 +83,7 @@ class Heaviside(Binarize):
         return ops.heaviside(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Heaviside._vmap(info, in_dims, *args)
 
 
@@ -94,7 +93,7 @@ class Sign(Binarize):
         return ops.sign(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Sign._vmap(info, in_dims, *args)
 
 
@@ -132,7 +131,7 @@ class BinarizeBackward(NativeFunction):
         return out[:, :numel].reshape(grad.shape), 0
 
 
-def mask_gradient(grad: Tensor, mask: Tensor, order: Sequence[int] | None) -> Tensor:
+def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None) -> Tensor:
     """`grad` where the mask has a one, in the memory order that the mask was made in."""
     call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
     if order is None:

@@ -29,25 +29,13 @@
 using cudaStream_t = struct CUstream_st*;
 
 // Vector types with the alignment that a device faults on.
-#define EMULATOR_VECTORS(type, name, align2, align4)              \
-  struct alignas(align2) name##2 {                                \
-    type x, y;                                                    \
-  };                                                              \
-  struct name##3 {                                                \
-    type x, y, z;                                                 \
-  };                                                              \
-  struct alignas(align4) name##4 {                                \
-    type x, y, z, w;                                              \
-  };                                                              \
-  inline name##2 make_##name##2(type x, type y) {                 \
-    return {x, y};                                                \
-  }                                                               \
-  inline name##3 make_##name##3(type x, type y, type z) {         \
-    return {x, y, z};                                             \
-  }                                                               \
-  inline name##4 make_##name##4(type x, type y, type z, type w) { \
-    return {x, y, z, w};                                          \
-  }
+#define EMULATOR_VECTORS(type, name, align2, align4)                          \
+  struct alignas(align2) name##2 { type x, y; };                              \
+  struct name##3 { type x, y, z; };                                           \
+  struct alignas(align4) name##4 { type x, y, z, w; };                        \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }            \
+  inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; } \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 EMULATOR_VECTORS(unsigned char, uchar, 2, 4)
 EMULATOR_VECTORS(short, short, 4, 8)
 EMULATOR_VECTORS(unsigned short, ushort, 4, 8)
@@ -127,14 +115,10 @@ T exchange_value(Exchange kind, unsigned mask, T value, int argument, int width,
 // As default arguments these are the call's own place.
 #define EMULATOR_HERE \
   const char *file = __builtin_FILE(), int line = __builtin_LINE(), const char *function = __builtin_FUNCTION()
-#define EMULATOR_SITE(operation)    \
-  emulator::Site {                  \
-    operation, file, line, function \
-  }
+#define EMULATOR_SITE(operation) \
+  emulator::Site { operation, file, line, function }
 
-inline void __syncthreads(EMULATOR_HERE) {
-  emulator::barrier(EMULATOR_SITE("__syncthreads"));
-}
+inline void __syncthreads(EMULATOR_HERE) { emulator::barrier(EMULATOR_SITE("__syncthreads")); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
   emulator::exchange(emulator::Exchange::kSync, mask, 0, 0, warpSize, EMULATOR_SITE("__syncwarp"));
 }
@@ -169,9 +153,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize, EMULA
   return emulator::exchange_value(emulator::Exchange::kXor, mask, value, lanes, width,
                                   EMULATOR_SITE("__shfl_xor_sync"));
 }
-[[noreturn]] inline void __trap(EMULATOR_HERE) {
-  emulator::trap(EMULATOR_SITE("__trap"));
-}
+[[noreturn]] inline void __trap(EMULATOR_HERE) { emulator::trap(EMULATOR_SITE("__trap")); }
 #undef EMULATOR_HERE
 #undef EMULATOR_SITE
 

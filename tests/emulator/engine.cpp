@@ -242,20 +242,12 @@ std::string Engine::waiting_threads() const {
   return text;
 }
 
-void run(const Launch& launch) {
-  Engine::get().run(launch);
-}
-void barrier(const Site& site) {
-  Engine::get().barrier(site);
-}
+void run(const Launch& launch) { Engine::get().run(launch); }
+void barrier(const Site& site) { Engine::get().barrier(site); }
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site) {
   return Engine::get().exchange(kind, mask, value, argument, width, site);
 }
-void* dynamic_shared_memory() {
-  return Engine::get().shared_memory();
-}
-void trap(const Site& site) {
-  throw Engine::get().error(place(site));
-}
+void* dynamic_shared_memory() { return Engine::get().shared_memory(); }
+void trap(const Site& site) { throw Engine::get().error(place(site)); }
 
 }  // namespace emulator

@@ -20,9 +20,7 @@ using Context = void*;  // the stack pointer; everything else lies on the stack
 
 extern "C" __attribute__((visibility("hidden"))) void emulator_switch(Context* from, Context to);
 
-inline void switch_context(Context& from, Context& to) {
-  emulator_switch(&from, to);
-}
+inline void switch_context(Context& from, Context& to) { emulator_switch(&from, to); }
 
 inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
   // A fresh stack looks as if entry had been called and had pushed its six registers; the zero above entry's address
@@ -38,9 +36,7 @@ inline void prepare_context(Context& context, char* stack, size_t bytes, void (*
 
 using Context = ucontext_t;
 
-inline void switch_context(Context& from, Context& to) {
-  swapcontext(&from, &to);
-}
+inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
 
 inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
   getcontext(&context);

@@ -143,9 +143,7 @@ __global__ void absent_lanes_kernel() {
   __syncthreads();
 }
 
-__global__ void foreign_mask_kernel() {
-  __shfl_sync(0x0000ffffu, 1, 0);
-}
+__global__ void foreign_mask_kernel() { __shfl_sync(0x0000ffffu, 1, 0); }
 
 __global__ void uninitialized_shared_kernel(float* out) {
   __shared__ float accumulated[64];

@@ -27,9 +27,7 @@ struct OutOfBounds {
   const Type* index;
 };
 
-std::string place(const Location& location) {
-  return std::string(location.file) + ":" + std::to_string(location.line);
-}
+std::string place(const Location& location) { return std::string(location.file) + ":" + std::to_string(location.line); }
 
 // Outside a kernel, in torch's own headers, the CPU's forgiveness is right.
 void abandon(const std::string& what) {

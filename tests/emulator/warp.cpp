@@ -23,19 +23,13 @@ int source_lane(const Thread& thread, int lane) {
   int last = first + thread.width - 1;
   int source = lane;
   switch (thread.kind) {
-    case Exchange::kShuffle:
-      return first | (thread.argument & (thread.width - 1));
-    case Exchange::kUp:
-      source = lane - thread.argument;
-      return source < first || source > last ? lane : source;
-    case Exchange::kDown:
-      source = lane + thread.argument;
-      return source < first || source > last ? lane : source;
+    case Exchange::kShuffle: return first | (thread.argument & (thread.width - 1));
+    case Exchange::kUp: source = lane - thread.argument; return source < first || source > last ? lane : source;
+    case Exchange::kDown: source = lane + thread.argument; return source < first || source > last ? lane : source;
     case Exchange::kXor:  // alone in that it may read an earlier segment
       source = lane ^ thread.argument;
       return source < 0 || source > last ? lane : source;
-    default:
-      return lane;
+    default: return lane;
   }
 }
 
