@@ -18,15 +18,20 @@ TORCH_TARGET = (2, 11)
 DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
 
 
+def _headers(home: Path) -> list[Path]:
+    return [*home.glob("include/cuda_runtime.h"), *home.glob("targets/*/include/cuda_runtime.h")]
+
+
 def cuda_home() -> str | None:
-    """Where nvcc is. torch.utils.cpp_extension does not look when torch itself has no CUDA."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or cpp_extension.CUDA_HOME
-    if home:
-        return home if Path(home, "bin", "nvcc").exists() else None
-    if Path("/usr/local/cuda/bin/nvcc").exists():
-        return "/usr/local/cuda"
+    """Where the CUDA toolkit is. torch.utils.cpp_extension does not look when torch itself has no CUDA."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
-    return str(Path(nvcc).resolve().parent.parent) if nvcc else None
+    beside_nvcc = str(Path(nvcc).resolve().parent.parent) if nvcc else None
+    for home in [named] if named else [cpp_extension.CUDA_HOME, "/usr/local/cuda", beside_nvcc]:
+        # The nvcc on PATH may be a wrapper script that lies elsewhere than the toolkit.
+        if home and Path(home, "bin", "nvcc").exists() and _headers(Path(home)):
+            return home
+    return None
 
 
 def decide_cuda() -> tuple[bool, str]:

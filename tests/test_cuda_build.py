@@ -13,6 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def _run(*command: object, **options) -> str:
 
 
 def _digest() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(torch.__version__.encode())
     for path in [ROOT / "setup.py", *sorted((ROOT / "csrc").rglob("*"))]:
         if path.is_file():
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
