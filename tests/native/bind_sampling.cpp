@@ -1,0 +1,78 @@
+#include <stdexcept>
+
+#include "core/alias.h"
+#include "core/bernoulli.h"
+#include "core/philox.h"
+#include "native.h"
+
+namespace ste_ops {
+namespace {
+
+std::vector<uint32_t> philox_words(std::vector<uint32_t> counter, uint64_t key) {
+  if (counter.size() != 4) throw std::invalid_argument("a counter has four words");
+  Random128 r = philox({{counter[0], counter[1], counter[2], counter[3]}}, key);
+  return {r.word, r.word + 4};
+}
+
+py::tuple philox_blocks(uint64_t seed, uint64_t stream, uint64_t first) {
+  RandomBlock<64> block;
+  philox_block(seed, stream, first, block);
+  return py::make_tuple(Array<uint64_t>(64, block.low), Array<uint64_t>(64, block.high));
+}
+
+// The bits of a weight of each dtype as an integer, scaled by 2^exponent.
+template <class T>
+void bind_mass(py::module_& m, const char* name) {
+  py::module_ sub = m.def_submodule(name);
+  sub.def("mass", py::vectorize([](bits_t<T> x, int64_t exponent) { return mass<T>(x, exponent); }));
+  sub.def("coarse_mass", py::vectorize([](bits_t<T> x, int64_t exponent) { return coarse_mass<T>(x, exponent); }));
+  sub.def("is_weight", py::vectorize([](bits_t<T> x) { return is_weight<T>(x); }));
+  sub.def("is_probability", py::vectorize([](bits_t<T> x) { return is_probability<T>(x); }));
+  sub.def("bernoulli", py::vectorize([](bits_t<T> p, uint64_t random) { return bernoulli<T>(p, random); }));
+  sub.def("coarse_exponent", &coarse_exponent<T>);
+}
+
+// A whole table from masses, each entry searched for by `Search`.
+template <class Search>
+Array<uint64_t> alias_entries(Array<uint64_t> masses) {
+  int64_t n = masses.size();
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += masses.data()[i];
+  Columns columns = columns_of(total, n);
+  std::vector<uint64_t> deficit(n), excess(n);
+  uint64_t prefix = 0, lacked = 0, exceeded = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (lacked_before(i, prefix, exceeded, columns) != lacked) throw std::logic_error("lacked_before is wrong");
+    uint64_t next = prefix + masses.data()[i];
+    uint64_t mass = padded(next, columns.padding) - padded(prefix, columns.padding);
+    prefix = next;
+    deficit[i] = lacked += lacks(mass, columns.capacity);
+    excess[i] = exceeded += exceeds(mass, columns.capacity);
+  }
+  Array<uint64_t> table(n);
+  AliasColumns<Search> column(deficit.data(), excess.data(), columns.capacity, n);
+  for (int64_t i = 0; i < n; ++i) table.mutable_data()[i] = column.entry(i);
+  return table;
+}
+
+const Bindings sampling("sampling", [](py::module_& m) {
+  m.def("philox", &philox_words);
+  m.def("philox_block", &philox_blocks);
+  bind_mass<double>(m, "float64");
+  bind_mass<float>(m, "float32");
+  bind_mass<BFloat16>(m, "bfloat16");
+  bind_mass<Half>(m, "float16");
+  m.def("bit_width", py::vectorize(&bit_width));
+  m.def("multiply_high", py::vectorize(&multiply_high));
+  m.def("mass_exponent", py::overload_cast<int64_t, uint64_t, int64_t>(&mass_exponent));
+  m.def("columns_of", [](uint64_t total, int64_t n) {
+    Columns columns = columns_of(total, n);
+    return py::make_tuple(columns.capacity, columns.padding);
+  });
+  m.def("padded", &padded);
+  m.def("entries_by_walk", &alias_entries<Walk>);
+  m.def("entries_by_bisection", &alias_entries<Bisection>);
+});
+
+}  // namespace
+}  // namespace ste_ops
