@@ -44,6 +44,14 @@ STE_OPS_LIBRARY(m) {
   // grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
   m.def("binarize_backward(Tensor grad, Tensor mask) -> Tensor");
 
+  // Weighted sampling. `table` has an int64 entry for each weight, `capacity` one number for each row: the capacity of
+  // its columns (csrc/core/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is negative,
+  // NaN or infinite. Draws start, start + 1, ... of every row; -1 where the row's capacity is not positive.
+  m.def("alias_table(Tensor weights) -> (Tensor table, Tensor capacity)");
+  m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples) -> Tensor");
+  // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
+  m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
+
   m.def("surrogates() -> str");
   m.def("build_info() -> str");
   m.def("cuda_build_info() -> str");
