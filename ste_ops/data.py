@@ -1,0 +1,113 @@
+"""Samplers for `torch.utils.data.DataLoader`, and the weights that balance a labelled set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Sampler
+
+from ste_ops.sampling import AliasTable, _seed
+
+_CHUNK = 16384
+
+
+class WeightedRandomSampler(Sampler[int]):
+    """Draws dataset indices in proportion to weights: a drop-in for `torch.utils.data.WeightedRandomSampler`.
+
+    The table is built once, when the sampler is made, and draws come in chunks: an epoch of any length holds no list of
+    its indices, there may be more than 2^24 weights, and wrong weights are refused here rather than in mid-epoch. Every
+    iteration takes a fresh seed from `generator`, so a generator with a fixed seed fixes the epochs.
+
+    Args:
+        weights: one non-negative number for each sample, a sequence or a 1-D tensor; read as float64.
+        num_samples: draws in an epoch, > 0.
+        replacement: must be True; draws without replacement are not implemented yet.
+        generator: default: torch's default generator.
+
+    Raises:
+        ValueError: num_samples is no positive int, replacement no bool, weights are not 1-D, or are negative, NaN,
+            infinite, all zero or empty.
+        NotImplementedError: replacement=False.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> labels = torch.tensor([0] * 900 + [1] * 100)
+        >>> weights = ste_ops.data.class_weights(labels)[labels]
+        >>> sampler = ste_ops.data.WeightedRandomSampler(weights, 4000, generator=torch.Generator().manual_seed(0))
+        >>> round(labels[list(sampler)].float().mean().item(), 1)
+        0.5
+    """
+
+    weights: Tensor
+    num_samples: int
+    replacement: bool
+
+    def __init__(
+        self,
+        weights: Sequence[float] | Tensor,
+        num_samples: int,
+        replacement: bool = True,
+        generator: Generator | None = None,
+    ) -> None:
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples <= 0:
+            raise ValueError(f"num_samples should be a positive integer value, but got num_samples={num_samples}")
+        if not isinstance(replacement, bool):
+            raise ValueError(f"replacement should be a boolean value, but got replacement={replacement}")
+        if not replacement:
+            raise NotImplementedError(
+                "WeightedRandomSampler: replacement=False is not implemented yet, use torch.utils.data's"
+            )
+        weights_tensor = torch.as_tensor(weights, dtype=torch.double)
+        if len(weights_tensor.shape) != 1:
+            raise ValueError(
+                f"weights should be a 1d sequence but given weights have shape {tuple(weights_tensor.shape)}"
+            )
+        self.weights = weights_tensor
+        self.num_samples = num_samples
+        self.replacement = replacement
+        self.generator = generator
+        self._table = AliasTable._for("WeightedRandomSampler", weights_tensor)
+
+    def __iter__(self) -> Iterator[int]:
+        seed = _seed("WeightedRandomSampler", self._table.device, self.generator)
+        for start in range(0, self.num_samples, _CHUNK):
+            yield from self._table.sample_at(seed, start, min(_CHUNK, self.num_samples - start)).tolist()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+def class_weights(labels: Sequence[int] | Tensor) -> Tensor:
+    """One weight for each class that makes all classes equally likely: samples / (classes present * samples of it).
+
+    Index it with the labels for the weight of every sample, which is what `WeightedRandomSampler` takes; as it is, it
+    fits the ``weight`` of `torch.nn.CrossEntropyLoss`. The mean weight of a sample is 1.
+
+    Args:
+        labels: class numbers from 0, a sequence or a 1-D integer tensor.
+
+    Returns:
+        float64, shape [largest label + 1], on the labels' device; 0 for a class that has no sample.
+
+    Raises:
+        ValueError: labels are empty, not 1-D, negative or not integers.
+
+    Source: the "balanced" heuristic of King and Zeng (2001), as in scikit-learn's `compute_class_weight`.
+
+    Example:
+        >>> import ste_ops
+        >>> ste_ops.data.class_weights([0, 0, 0, 1])
+        tensor([0.6667, 2.0000], dtype=torch.float64)
+    """
+    tensor = torch.as_tensor(labels)
+    if tensor.dim() != 1 or tensor.numel() == 0:
+        raise ValueError(f"class_weights: labels must be 1-D and not empty, got shape {tuple(tensor.shape)}")
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"class_weights: labels must be integers, got {tensor.dtype}")
+    if int(tensor.min()) < 0:
+        raise ValueError(f"class_weights: labels must be >= 0, got {int(tensor.min())}")
+    counts = torch.bincount(tensor.to(torch.int64)).to(torch.float64)
+    weights = tensor.numel() / (torch.count_nonzero(counts) * counts)
+    return torch.where(counts > 0, weights, 0.0)
