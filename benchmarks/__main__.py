@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize
+from benchmarks import binarize, sampling
 from benchmarks.measure import Result, measure
 
-GROUPS = {"binarize": binarize.rows}
+GROUPS = {"binarize": binarize.rows, "sampling": sampling.rows}
 FOLDER = Path(__file__).parent
 
 
