@@ -44,6 +44,18 @@ STE_OPS_LIBRARY(m) {
   // grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
   m.def("binarize_backward(Tensor grad, Tensor mask) -> Tensor");
 
+  // Clipping. A list of gradients is of one device and of any floating dtypes; a tensor that is in it twice counts
+  // once. The norm is 0-d, float32 unless a gradient is float64.
+  m.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
+  // Multiplies by max_norm / (total_norm + 1e-6) where that is below 1, and writes nothing where it is not.
+  m.def("clip_grads_with_norm_(Tensor(a!)[] grads, Tensor total_norm, float max_norm) -> ()");
+  // The two above in one call, which reads the list once.
+  m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type) -> Tensor");
+  m.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
+  // The gradients of the in-graph clips. A row is the last row_dims dimensions of grad, and each row has its own norm.
+  m.def("clip_gradient_value_backward(Tensor grad, float clip_value) -> Tensor");
+  m.def("clip_gradient_norm_backward(Tensor grad, int row_dims, float max_norm, float norm_type) -> Tensor");
+
   // Weighted sampling. `table` has an int64 entry for each weight, `capacity` one number for each row: the capacity of
   // its columns (csrc/core/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is negative,
   // NaN or infinite. Draws start, start + 1, ... of every row; -1 where the row's capacity is not positive.

@@ -5,6 +5,8 @@ __version__ = "0.1.0"
 from ste_ops import data, reference, surrogate
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
+from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 __all__ = [
@@ -12,7 +14,13 @@ __all__ = [
     "__version__",
     "bernoulli_ste",
     "build_info",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_gradient_norm",
+    "clip_gradient_value",
+    "clip_grads_with_norm_",
     "data",
+    "get_total_norm",
     "heaviside",
     "multinomial",
     "reference",

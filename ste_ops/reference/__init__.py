@@ -4,6 +4,26 @@ The same names and signatures as `ste_ops`, in plain torch operations.
 """
 
 from ste_ops.reference.binarize import heaviside, sign
+from ste_ops.reference.clip import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_gradient_norm,
+    clip_gradient_value,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
 from ste_ops.reference.sampling import AliasTable, bernoulli_ste, multinomial
 
-__all__ = ["AliasTable", "bernoulli_ste", "heaviside", "multinomial", "sign"]
+__all__ = [
+    "AliasTable",
+    "bernoulli_ste",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_gradient_norm",
+    "clip_gradient_value",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+    "heaviside",
+    "multinomial",
+    "sign",
+]

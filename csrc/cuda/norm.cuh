@@ -1,0 +1,148 @@
+// The norm of many gradients: a partial result for each block of kBlock elements, then one block that joins them.
+#pragma once
+
+#include "gradients.cuh"
+
+namespace ste_ops {
+
+constexpr int kFinishThreads = 1024;
+
+template <class Terms>
+struct CombineTotals {
+  __device__ double operator()(double a, double b) const { return Terms::combine(a, b); }
+};
+
+template <class Terms>
+__device__ double combine_block(double value) {
+  return block_reduce(value, CombineTotals<Terms>(), Terms::identity());
+}
+
+// pow is a call, which vectors that wait for it would not survive in registers.
+template <class Terms>
+constexpr int kVectorsAhead = std::is_same<Terms, Powers>::value ? 1 : kAhead;
+
+// The total over the block of this thread's elements of x.
+template <class Terms, class T>
+__device__ double dense_total(Terms terms, const T* x, int64_t count) {
+  using State = typename Terms::template State<arithmetic_t<T>>;
+  State total = State(Terms::identity());
+  auto add = [&](T element) { total = Terms::combine(total, State(terms.term(load(element)))); };
+  for_each_vector<kVectorsAhead<Terms>>(
+      const_cast<T*>(x), count,
+      [&](T*, const Vector<T>& v) {
+#pragma unroll
+        for (int i = 0; i < Vector<T>::size; ++i) add(v.value[i]);
+      },
+      [&](T* element) { add(*element); });
+  return combine_block<Terms>(double(total));
+}
+
+// Totals that the kernels of one norm hand on: state[0] is the first pass's, state[1] the largest magnitude.
+// A kernel of the second look gets them and leaves where the first total is in range.
+__device__ bool nothing_to_do(const double* state) {
+  return state != nullptr && !left_range(state[0]);
+}
+
+template <class Terms>
+__device__ Terms rescaled(Terms terms, const double*) {
+  return terms;
+}
+__device__ Powers rescaled(Powers terms, const double* state) {
+  return state == nullptr ? terms : Powers(terms.p, state[1]);
+}
+
+template <class Terms, int N>
+__global__ void __launch_bounds__(kThreads)
+    norm_partials_kernel(const __grid_constant__ Table<N> table, Terms terms, double* partials, const double* state) {
+  if (nothing_to_do(state)) return;
+  terms = rescaled(terms, state);
+  const int g = find_gradient(table);
+  const int64_t begin = int64_t(blockIdx.x - table.first_block[g]) * kBlock;
+  with_storage(table.storage[g], [&](auto type) {
+    using T = typename decltype(type)::type;
+    double total =
+        dense_total(terms, static_cast<const T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock));
+    if (threadIdx.x == 0) partials[blockIdx.x] = total;
+  });
+}
+
+// A gradient that is not dense has a launch of its own.
+template <class Terms>
+__global__ void __launch_bounds__(kThreads)
+    strided_partials_kernel(const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
+                            Terms terms, double* partials, const double* state) {
+  if (nothing_to_do(state)) return;
+  terms = rescaled(terms, state);
+  const int64_t begin = int64_t(blockIdx.x) * kBlock, end = at_most(numel, begin + kBlock);
+  with_storage(storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    double total = Terms::identity();
+    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+      total = Terms::combine(total, double(terms.term(load(static_cast<const T*>(data)[layout.offset(i)]))));
+    }
+    total = combine_block<Terms>(total);
+    if (threadIdx.x == 0) partials[blockIdx.x] = total;
+  });
+}
+
+enum class Pass { kFirst, kLargest, kScaled };
+
+// One block: the total of all partial results, and the norm.
+template <class Terms>
+__global__ void __launch_bounds__(kFinishThreads)
+    norm_finish_kernel(const double* partials, int64_t count, Norm norm, Pass pass, double* state, void* out,
+                       bool float64) {
+  if (pass != Pass::kFirst && nothing_to_do(state)) return;
+  double total = Terms::identity();
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) total = Terms::combine(total, partials[i]);
+  total = combine_block<Terms>(total);
+  if (threadIdx.x != 0) return;
+  if (pass == Pass::kLargest) {
+    state[1] = total;
+    return;
+  }
+  if (pass == Pass::kFirst) state[0] = total;
+  double result = pass == Pass::kFirst ? finish(norm, total) : finish_scaled(norm, state[1], total);
+  if (float64) {
+    *static_cast<double*>(out) = result;
+  } else {
+    *static_cast<float*>(out) = float(result);
+  }
+}
+
+template <class Terms>
+void launch_pass(const Launches& over, Terms terms, Norm norm, Pass pass, double* partials, double* state,
+                 const Tensor& out) {
+  const double* earlier = pass == Pass::kFirst ? nullptr : state;
+  over.run(
+      [&](const auto& table, int64_t blocks, int64_t first) {
+        constexpr int N = sizeof(table.numel) / sizeof(int64_t);
+        over.launch()(norm_partials_kernel<Terms, N>, blocks, kThreads, table, terms, partials + first, earlier);
+      },
+      [&](const Gradient& g, int64_t blocks, int64_t first) {
+        over.launch()(strided_partials_kernel<Terms>, blocks, kThreads, static_cast<const void*>(g.data), g.numel,
+                      g.storage, *g.layout, terms, partials + first, earlier);
+      });
+  over.launch()(norm_finish_kernel<Terms>, 1, kFinishThreads, static_cast<const double*>(partials),
+                over.blocks().block_count(), norm, pass, state, out.mutable_data_ptr(),
+                out.scalar_type() == ScalarType::Double);
+}
+
+// Leaves the norm in `out`. Whether it takes the second look is decided on the device: three launches more, which
+// return at once, where the dtypes and p cannot rule it out.
+void enqueue_norm(const Launches& over, Norm norm, bool has_float64, const Tensor& out) {
+  const int64_t blocks = over.blocks().block_count();
+  if (blocks == 0) {
+    torch::stable::fill_(out, 0.0);
+    return;
+  }
+  Tensor workspace = empty_vector(blocks + 2, ScalarType::Double, out);
+  double* state = static_cast<double*>(workspace.mutable_data_ptr());
+  double* partials = state + 2;
+  visit_norm(norm, [&](auto terms) { launch_pass(over, terms, norm, Pass::kFirst, partials, state, out); });
+  if (!may_leave_range(norm, has_float64)) return;
+  launch_pass(over, Maximum{}, norm, Pass::kLargest, partials, state, out);
+  launch_pass(over, Powers(norm.p, 1), norm, Pass::kScaled, partials, state, out);
+}
+
+}  // namespace ste_ops

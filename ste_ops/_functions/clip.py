@@ -1,0 +1,211 @@
+"""Functions and fake kernels of gradient clipping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ste_ops._functions._base import NativeFunction, fake, inverse, needs_function
+from ste_ops._library import ops
+
+FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+def _empty_norm(tensors: list[Tensor]) -> Tensor:
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return tensors[0].new_empty((), dtype=dtype)
+
+
+@fake("total_norm")
+def _(tensors: list[Tensor], norm_type: float) -> Tensor:
+    return _empty_norm(tensors)
+
+
+@fake("clip_grad_norm_")
+def _(grads: list[Tensor], max_norm: float, norm_type: float) -> Tensor:
+    return _empty_norm(grads)
+
+
+@fake("clip_grads_with_norm_")
+def _(grads: list[Tensor], total_norm: Tensor, max_norm: float) -> None:
+    pass
+
+
+@fake("clip_grad_value_")
+def _(grads: list[Tensor], clip_value: float) -> None:
+    pass
+
+
+@fake("clip_gradient_value_backward")
+def _(grad: Tensor, clip_value: float) -> Tensor:
+    return torch.empty_like(grad)
+
+
+@fake("clip_gradient_norm_backward")
+def _(grad: Tensor, row_dims: int, max_norm: float, norm_type: float) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+class ClipGradientValue(NativeFunction):
+    """x forward, the clamped gradient backward."""
+
+    @staticmethod
+    def forward(x: Tensor, clip_value: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.clip_value = inputs[1]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        call = ClipGradientValueBackward.apply if needs_function(grad) else ops.clip_gradient_value_backward
+        return call(grad, ctx.clip_value), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, _: None) -> Tensor | None:
+        return None if tangent is None else tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, clip_value: float) -> tuple[Tensor, int | None]:
+        return ClipGradientValue.apply(x, clip_value), in_dims[0]
+
+
+class ClipGradientValueBackward(NativeFunction):
+    """The clamp of a gradient; its derivative is 1 where it changes nothing, at the bounds and at NaN too."""
+
+    @staticmethod
+    def forward(grad: Tensor, clip_value: float) -> Tensor:
+        return ops.clip_gradient_value_backward(grad, clip_value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        grad, ctx.clip_value = inputs
+        ctx.save_for_backward(grad)
+        ctx.save_for_forward(grad)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upper: Tensor | None) -> tuple[Tensor | None, None]:
+        return (None if upper is None else torch.where(_clamped(ctx), 0.0, upper).to(upper.dtype)), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, _: None) -> Tensor | None:
+        return None if tangent is None else torch.where(_clamped(ctx), 0.0, tangent).to(tangent.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], grad: Tensor, clip_value: float) -> tuple[Tensor, int | None]:
+        return ClipGradientValueBackward.apply(grad, clip_value), in_dims[0]
+
+
+def _clamped(ctx: Any) -> Tensor:
+    (grad,) = ctx.saved_tensors
+    # Against the bound as an element holds it, which is what the kernel compares with.
+    return grad.abs() > torch.tensor(ctx.clip_value, dtype=grad.dtype).item()
+
+
+class ClipGradientNorm(NativeFunction):
+    """x forward, the gradient scaled to the norm backward. `dims` are sorted and not negative."""
+
+    @staticmethod
+    def forward(x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.how = inputs[1:]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        call = ClipGradientNormBackward.apply if needs_function(grad) else _clip_rows
+        return call(grad, *ctx.how), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        return None if tangent is None else tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *how: Any) -> tuple[Tensor, int]:
+        return _vmap_norm(ClipGradientNorm, in_dims[0], x, *how)
+
+
+class ClipGradientNormBackward(NativeFunction):
+    """`grad * min(1, max_norm / (norm + 1e-6))`, differentiable through the norm."""
+
+    @staticmethod
+    def forward(grad: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
+        return _clip_rows(grad, max_norm, norm_type, dims)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+        ctx.how = inputs[1:]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upper: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if upper is None:
+            return None, None, None, None
+        (grad,) = ctx.saved_tensors
+        coefficient, slope = _coefficient(grad, *ctx.how)
+        along = (upper * grad).sum(ctx.how[2], keepdim=True) if ctx.how[2] else upper * grad
+        return (coefficient * upper + along * slope).to(grad.dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        if tangent is None:
+            return None
+        (grad,) = ctx.saved_tensors
+        coefficient, slope = _coefficient(grad, *ctx.how)
+        along = (slope * tangent).sum(ctx.how[2], keepdim=True) if ctx.how[2] else slope * tangent
+        return (coefficient * tangent + along * grad).to(grad.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *how: Any) -> tuple[Tensor, int]:
+        return _vmap_norm(ClipGradientNormBackward, in_dims[0], grad, *how)
+
+
+def _vmap_norm(
+    function: type[NativeFunction], batch: int, x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]
+) -> tuple[Tensor, int]:
+    return function.apply(x.movedim(batch, 0), max_norm, norm_type, tuple(d + 1 for d in dims)), 0
+
+
+def _clip_rows(grad: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
+    """Brings the reduced dimensions last, in memory order, so that a dense gradient is not copied."""
+    if dims == tuple(range(grad.dim() - len(dims), grad.dim())) and grad.is_contiguous():
+        return ops.clip_gradient_norm_backward(grad, len(dims), max_norm, norm_type)
+    strides = grad.stride()
+    order = sorted(range(grad.dim()), key=lambda d: (d in dims, -strides[d]))
+    rows = ops.clip_gradient_norm_backward(grad.permute(order), len(dims), max_norm, norm_type)
+    return rows.permute(inverse(order))
+
+
+def _coefficient(grad: Tensor, max_norm: float, p: float, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The coefficient of each norm, and its derivative with respect to each element, in differentiable operations."""
+    magnitude = grad.abs()
+    if not dims:
+        norm = (grad != 0).to(grad.dtype) if p == 0 else magnitude
+    else:
+        norm = torch.linalg.vector_norm(grad, p, dims, keepdim=True)
+    coefficient = max_norm / (norm + 1e-6)
+    clipped = ~(coefficient >= 1)
+    if p == 0:
+        norm_slope = torch.zeros_like(grad)
+    elif p in (float("inf"), float("-inf")):
+        extreme = (magnitude == norm).to(grad.dtype)
+        ties = extreme.sum(dims, keepdim=True) if dims else extreme
+        norm_slope = grad.sgn() * extreme / ties
+    else:
+        norm_slope = grad.sgn() * (magnitude / norm) ** (p - 1)
+    slope = torch.where(clipped, -coefficient / (norm + 1e-6) * norm_slope, 0.0)
+    return torch.where(clipped, coefficient, 1.0), slope

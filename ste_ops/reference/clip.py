@@ -1,0 +1,176 @@
+"""Reference of gradient clipping.
+
+The norm is taken in float64 over all elements of the distinct tensors, and scaling is a product in float32 (float64 for
+float64). A tensor is another one where its memory, dtype, shape or strides are. float64 that leaves its own range in
+between is the one thing this reference does not care for: it scales nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_Tensors = Tensor | Iterable[Tensor]
+
+
+def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
+    found: dict[Any, Tensor] = {}
+    for t in tensors:
+        empty_or_sparse = t.layout != torch.strided or t.numel() == 0
+        key = id(t) if empty_or_sparse else (t.data_ptr(), t.dtype, t.shape, t.stride())
+        found.setdefault(key, t)
+    return list(found.values())
+
+
+def _gradients(parameters: _Tensors) -> list[Tensor]:
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    return _distinct(p.grad for p in parameters if p.grad is not None)
+
+
+def _vector_norm(magnitudes: Tensor, p: float, dims: tuple[int, ...] | None = None) -> Tensor:
+    """The p-norm of float64 magnitudes over all of them, or over dims, which stay with size 1."""
+    dims = tuple(range(magnitudes.dim())) if dims is None else dims
+    if not dims:
+        return (magnitudes != 0).double() if p == 0 else magnitudes
+    if p == 0:
+        return (magnitudes != 0).sum(dims, keepdim=True).double()
+    if p == math.inf:
+        return magnitudes.amax(dims, keepdim=True)
+    if p == -math.inf:
+        return magnitudes.amin(dims, keepdim=True)
+    return (magnitudes**p).sum(dims, keepdim=True) ** (1 / p)
+
+
+def _check(operator: str, argument: str, value: float) -> float:
+    if not float(value) >= 0:
+        raise ValueError(f"{operator}: {argument} must be a non-negative number, got {value}")
+    return float(value)
+
+
+def _check_norm_type(operator: str, norm_type: float) -> float:
+    return -math.inf if float(norm_type) == -math.inf else _check(operator, "norm_type", norm_type)
+
+
+def get_total_norm(
+    tensors: _Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> Tensor:
+    """The p-norm of all elements of the distinct tensors; 0 where there is none."""
+    p = _check_norm_type("get_total_norm", norm_type)
+    tensors = _distinct([tensors] if isinstance(tensors, Tensor) else tensors)
+    if not tensors:
+        return torch.tensor(0.0)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    dense = [t.detach().coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    magnitudes = torch.cat([t.to(tensors[0].device).double().abs().flatten() for t in dense])
+    total_norm = _vector_norm(magnitudes, p).reshape(()) if magnitudes.numel() else torch.tensor(0.0)
+    total_norm = total_norm.to(dtype).to(tensors[0].device)
+    if error_if_nonfinite and not total_norm.isfinite():
+        raise RuntimeError(f"The total norm of order {p} for gradients from `parameters` is non-finite")
+    return total_norm
+
+
+@torch.no_grad()
+def _rewrite(grad: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Replaces a gradient's (coalesced) values by change(values in float32, or float64)."""
+    arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    coalesced = grad.coalesce() if grad.is_sparse else grad
+    values = coalesced._values() if grad.is_sparse else grad
+    values.copy_(change(values.to(arithmetic)))
+    if coalesced is not grad:
+        grad.copy_(coalesced)
+
+
+def clip_grads_with_norm_(
+    parameters: _Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
+) -> None:
+    """Multiplies by max_norm / (total_norm + 1e-6), taken in float64, unless that is 1 or more."""
+    max_norm = _check("clip_grads_with_norm_", "max_norm", max_norm)
+    # torch, not Python: 0 / 0 and inf / inf are NaN.
+    coefficient = (max_norm / (total_norm.detach().double().cpu() + 1e-6)).item()
+    if coefficient >= 1:
+        return
+    for grad in _gradients(parameters):
+        _rewrite(grad, lambda values: values * torch.tensor(coefficient, dtype=values.dtype, device=values.device))
+
+
+def clip_grad_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """`get_total_norm` of the gradients, then `clip_grads_with_norm_`."""
+    max_norm = _check("clip_grad_norm_", "max_norm", max_norm)
+    if not isinstance(parameters, Tensor):
+        given = parameters
+        parameters = list(given)
+        if not parameters and isinstance(given, types.GeneratorType):
+            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
+    total_norm = get_total_norm(_gradients(parameters), norm_type, error_if_nonfinite)
+    clip_grads_with_norm_(parameters, max_norm, total_norm)
+    return total_norm
+
+
+def _clamp(values: Tensor, bound: float) -> Tensor:
+    """Where |x| > bound the bound with the sign of x; NaN stays."""
+    return torch.where(values.abs() > bound, torch.full_like(values, bound).copysign(values), values)
+
+
+def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:
+    """Clamps to the bound as the gradient's dtype holds it."""
+    clip_value = _check("clip_grad_value_", "clip_value", clip_value)
+    for grad in _gradients(parameters):
+        _rewrite(grad, functools.partial(_clamp, bound=torch.tensor(clip_value, dtype=grad.dtype).item()))
+
+
+class _ClipGradientValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, clip_value: float) -> Tensor:
+        ctx.clip_value = clip_value
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _clamp(grad, torch.tensor(ctx.clip_value, dtype=grad.dtype).item()), None
+
+
+def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:
+    """x; its gradient clamped to [-clip_value, clip_value]."""
+    return _ClipGradientValue.apply(x, _check("clip_gradient_value", "clip_value", clip_value))
+
+
+class _ClipGradientNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
+        ctx.how = max_norm, norm_type, dims
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        max_norm, p, dims = ctx.how
+        if grad.numel() == 0:
+            return grad, None, None, None
+        coefficient = max_norm / (_vector_norm(grad.double().abs(), p, dims) + 1e-6)
+        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        scaled = (grad.to(arithmetic) * coefficient.to(arithmetic)).to(grad.dtype)
+        return torch.where(coefficient >= 1, grad, scaled), None, None, None
+
+
+def clip_gradient_norm(
+    x: Tensor, max_norm: float, norm_type: float = 2.0, dim: int | Sequence[int] | None = None
+) -> Tensor:
+    """x; its gradient times max_norm / (norm + 1e-6) where that is below 1, the norm taken over dim."""
+    max_norm = _check("clip_gradient_norm", "max_norm", max_norm)
+    p = _check_norm_type("clip_gradient_norm", norm_type)
+    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    positive = tuple(sorted(d % max(x.dim(), 1) for d in dims)) if x.dim() else ()
+    return _ClipGradientNorm.apply(x, max_norm, p, positive)
