@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, sampling
+from benchmarks import binarize, clip, sampling
 from benchmarks.measure import Result, measure
 
-GROUPS = {"binarize": binarize.rows, "sampling": sampling.rows}
+GROUPS = {"binarize": binarize.rows, "clip": clip.rows, "sampling": sampling.rows}
 FOLDER = Path(__file__).parent
 
 
