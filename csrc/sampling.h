@@ -40,19 +40,17 @@ std::tuple<Tensor, Tensor> alias_table(const Tensor& weights, Build&& build) {
   STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(),
                   "-D");
   Distributions shape(weights);
-  STD_TORCH_CHECK(shape.n > 0 || weights.numel() < shape.rows, op, ": weights must not be empty");
+  STD_TORCH_CHECK(shape.n > 0, op, ": weights must not be empty");
   STD_TORCH_CHECK(shape.n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ",
                   shape.n);
   Tensor dense = row_major(weights);
   Tensor table = empty_int64(dense.sizes(), dense);
   Tensor capacity = empty_int64({dense.sizes().data(), dense.dim() == 2 ? size_t(1) : size_t(0)}, dense);
   if (weights.numel() == 0) return {table, capacity};
-  Tensor deficit = empty_int64(dense.sizes(), dense), excess = empty_int64(dense.sizes(), dense);
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
     build(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), shape.rows, shape.n,
-          mutable_unsigned_data(deficit), mutable_unsigned_data(excess), mutable_unsigned_data(table),
-          static_cast<int64_t*>(capacity.mutable_data_ptr()));
+          mutable_unsigned_data(table), static_cast<int64_t*>(capacity.mutable_data_ptr()));
   });
   return {table, capacity};
 }

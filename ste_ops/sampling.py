@@ -53,7 +53,7 @@ def _seed(operator: str, device: torch.device, generator: Generator | None) -> T
 
 def _refuse_invalid(operator: str, weights: Tensor, capacity: Tensor, error: type[Exception]) -> None:
     """Raises what the table's build found wrong with the weights; reads `capacity` on the host."""
-    if not bool((capacity <= 0).any()):
+    if int(capacity if capacity.dim() == 0 else capacity.amin() if capacity.numel() else 1) > 0:
         return
     rows = capacity.reshape(-1)
     row = int((rows <= 0).to(torch.int8).argmax())

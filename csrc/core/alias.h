@@ -76,78 +76,74 @@ STE_HD uint64_t lacked_before(int64_t item, uint64_t mass, uint64_t exceeded, Co
 
 STE_HD int alias_bits(int64_t n) { return bit_width(uint64_t(n - 1)); }
 
-// The first of values[begin, end) that is above (or, for or_equal, not below) `bound`; the values ascend.
-STE_HD int64_t first_above(const uint64_t* values, int64_t begin, int64_t end, uint64_t bound, bool or_equal) {
-  while (begin < end) {
-    int64_t middle = begin + (end - begin) / 2;
-    bool found = or_equal ? values[middle] >= bound : values[middle] > bound;
-    end = found ? middle : end;
-    begin = found ? begin : middle + 1;
-  }
-  return begin;
-}
-
-// Answers the same question by bisection, for one item on its own.
-struct Bisection {
-  const uint64_t* values;
-  int64_t n;
-  STE_HD int64_t above(uint64_t bound) { return first_above(values, 0, n, bound, false); }
-  STE_HD int64_t not_below(uint64_t bound) { return first_above(values, 0, n, bound, true); }
-};
-
-// Answers it for bounds that ascend, by walking on from the last answer.
-struct Walk {
-  const uint64_t* values;
-  int64_t n;
-  int64_t at = -1;
-  STE_HD int64_t above(uint64_t bound) {
-    if (at < 0) at = first_above(values, 0, n, bound, false);
-    while (at < n && values[at] <= bound) ++at;
-    return at;
-  }
-  STE_HD int64_t not_below(uint64_t bound) {
-    if (at < 0) at = first_above(values, 0, n, bound, true);
-    while (at < n && values[at] < bound) ++at;
-    return at;
-  }
-};
-
 // The capacity as operators return it: 0 where every weight is zero, -1 - i where weight i is the first invalid one.
 STE_HD int64_t capacity_of(const Row& row, int64_t n) {
   if (row.invalid != 0) return int64_t(row.invalid) - 1 - n;
   return int64_t(columns_of(row.total, n).capacity);
 }
 
-// `deficit[i]` sums what items 0..i lack of the capacity, `excess[i]` what they have beyond it. The sweep pairs the
-// two: the units that light items lack are handed out in index order, and heavy items fill them in index order. A light
-// item's column is filled by the heavy item whose excess covers the deficits before it; a heavy item that runs dry
-// within some light item's deficit is itself filled up by the next heavy one.
-template <class Search>
-struct AliasColumns {
-  const uint64_t* deficit;
-  const uint64_t* excess;
+// The sweep hands out the units that light items (mass <= capacity) lack and heavy items (mass > capacity) exceed by,
+// both in index order: the current heavy item fills up light columns until it is drained to the capacity or below, and
+// is then itself filled up by the next heavy item. Over prefix sums that is a merge of two ascending sequences. Heavy
+// item j is done before light item i where excess[j] <= deficit[i], and a step completes the column of one item; it can
+// begin anywhere (the merge path of Green, McColl and Bader, ICS 2012).
+struct AliasMerge {
+  const uint64_t* deficit;  // lights + 1 of them: what light items 0..i-1 lack in all
+  const uint64_t* excess;   // heavies + 1 of them: what heavy items 0..j exceed by in all, then kEnd; behind `deficit`
+  const int64_t* light;     // the items
+  const int64_t* heavy;     // behind `light`, and one more place that may be read
+  int64_t lights, heavies;
   uint64_t capacity;
   int bits;
-  Search filler, drained, successor;
+  int64_t i = 0, j = 0;
 
-  STE_HD AliasColumns(const uint64_t* deficit, const uint64_t* excess, uint64_t capacity, int64_t n)
-      : deficit(deficit),
-        excess(excess),
+  static constexpr uint64_t kEnd = ~uint64_t(0);
+
+  STE_HD AliasMerge(const uint64_t* bounds, const int64_t* items, int64_t n, int64_t heavies, uint64_t capacity)
+      : deficit(bounds),
+        excess(bounds + (n - heavies) + 1),
+        light(items),
+        heavy(items + (n - heavies)),
+        lights(n - heavies),
+        heavies(heavies),
         capacity(capacity),
-        bits(alias_bits(n)),
-        filler{excess, n},
-        drained{deficit, n},
-        successor{excess, n} {}
+        bits(alias_bits(n)) {}
 
-  STE_HD uint64_t entry(int64_t i) {
-    uint64_t lacked = i == 0 ? 0 : deficit[i - 1];
-    uint64_t lacks = deficit[i] - lacked;
-    if (lacks != 0) return (capacity - lacks) << bits | uint64_t(filler.above(lacked));
-    bool heavy = excess[i] != (i == 0 ? 0 : excess[i - 1]);
-    if (!heavy) return uint64_t(i);
-    uint64_t overdrawn = deficit[drained.not_below(excess[i])] - excess[i];
-    if (overdrawn == 0) return uint64_t(i);
-    return (capacity - overdrawn) << bits | uint64_t(successor.above(excess[i]));
+  // To the state after `steps` steps.
+  STE_HD void seek(int64_t steps) {
+    int64_t low = steps > heavies ? steps - heavies : 0, high = steps < lights ? steps : lights;
+    while (low < high) {
+      int64_t middle = low + (high - low) / 2;
+      bool taken = excess[steps - 1 - middle] > deficit[middle];
+      low = taken ? middle + 1 : low;
+      high = taken ? high : middle;
+    }
+    i = low;
+    j = steps - low;
+  }
+
+  STE_HD void step(uint64_t* table) {
+    uint64_t lacked = deficit[i], exceeded = excess[j];
+    bool drained = exceeded <= lacked;
+    int64_t item = drained ? heavy[j] : light[i];
+    uint64_t lacks = (drained ? lacked : deficit[i + 1]) - (drained ? exceeded : lacked);
+    uint64_t entry = (capacity - lacks) << bits | uint64_t(heavy[j + drained]);
+    table[item] = lacks == 0 ? uint64_t(item) : entry;
+    i += !drained;
+    j += drained;
+  }
+};
+
+// Where an item stands in the arrays of AliasMerge, and what stands there. The sums are those before the item.
+struct AliasPlace {
+  int64_t bound, item;
+  uint64_t value;
+  STE_HD AliasPlace(uint64_t mass, int64_t lights, int64_t index, int64_t heavies_before, uint64_t lacked,
+                    uint64_t exceeded, uint64_t capacity) {
+    bool heavy = mass > capacity;
+    item = heavy ? lights + heavies_before : index - heavies_before;
+    bound = item + heavy;
+    value = heavy ? exceeded + (mass - capacity) : lacked;
   }
 };
 

@@ -2,178 +2,42 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
 
 #include "../library.h"
+#include "alias.h"
 #include "loop.h"
 
 namespace ste_ops {
 namespace {
 
-// Items of one pass over a row, and draws of one pass over the registers.
-constexpr int64_t kTile = 8192;
+// Draws of one pass over the registers.
 constexpr int64_t kDraws = 128;
-
-// Whether every weight is valid; `largest` gets the greatest magnitude.
-template <class T>
-STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64_t& largest) {
-  bits_t<T> greatest = 0, greatest_signed = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    greatest = std::max(greatest, magnitude<T>(weights[i]));
-    greatest_signed = std::max(greatest_signed, weights[i]);
-  }
-  largest = greatest;
-  return greatest < kInfinity<T> && !is_negative<T>(greatest_signed);
-}
-
-template <class T>
-STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int64_t exponent) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += coarse_mass<T>(weights[i], exponent);
-  return sum;
-}
-
-template <class T>
-STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t m = mass<T>(weights[i], exponent);
-    masses[i] = m;
-    sum += m;
-  }
-  return sum;
-}
-
-// Pads the masses in place; returns the tile's excess.
-uint64_t pad_tile(uint64_t* masses, int64_t count, uint64_t prefix, Columns columns) {
-  uint64_t before = padded(prefix, columns.padding), excess = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    prefix += masses[i];
-    uint64_t after = padded(prefix, columns.padding);
-    masses[i] = after - before;
-    excess += exceeds(masses[i], columns.capacity);
-    before = after;
-  }
-  return excess;
-}
-
-// From padded masses to the prefix sums of what each item lacks and exceeds; the masses stand where the deficits go.
-void scan_tile(uint64_t* deficit, uint64_t* excess, int64_t count, uint64_t lacked, uint64_t exceeded,
-               uint64_t capacity) {
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t mass = deficit[i];
-    lacked += lacks(mass, capacity);
-    exceeded += exceeds(mass, capacity);
-    deficit[i] = lacked;
-    excess[i] = exceeded;
-  }
-}
-
-// A row's weights in tiles: f(tile, row, begin, count) for every tile of every row, in parallel.
-template <class F>
-void for_tiles(int64_t rows, int64_t n, const F& f) {
-  int64_t tiles = (n + kTile - 1) / kTile;
-  torch::stable::parallel_for(0, rows * tiles, std::max<int64_t>(1, kGrain / std::min(n, kTile)),
-                              [&](int64_t first, int64_t last) {
-                                for (int64_t tile = first; tile < last; ++tile) {
-                                  int64_t begin = tile % tiles * kTile;
-                                  f(tile, tile / tiles, begin, std::min(kTile, n - begin));
-                                }
-                              });
-}
-
-void exclusive_scan(uint64_t* values, int64_t count, uint64_t& total) {
-  total = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t value = values[i];
-    values[i] = total;
-    total += value;
-  }
-}
-
-template <class T>
-void build_alias(const bits_t<T>* weights, int64_t rows, int64_t n, uint64_t* deficit, uint64_t* excess,
-                 uint64_t* table, int64_t* capacity) {
-  int64_t tiles = (n + kTile - 1) / kTile;
-  std::vector<Row> row(rows), of_tile(rows * tiles);
-  std::vector<uint64_t> mass_before(rows * tiles), exceeded(rows * tiles);
-  std::vector<Columns> columns(rows);
-
-  for_tiles(rows, n, [&](int64_t tile, int64_t r, int64_t begin, int64_t count) {
-    const bits_t<T>* w = weights + r * n + begin;
-    if (inspect_tile<T>(w, count, of_tile[tile].largest)) return;
-    int64_t first = std::find_if_not(w, w + count, is_weight<T>) - w;
-    of_tile[tile].invalid = uint64_t(n - begin - first);
-  });
-  for (int64_t tile = 0; tile < rows * tiles; ++tile) {
-    Row& r = row[tile / tiles];
-    r.largest = std::max(r.largest, of_tile[tile].largest);
-    r.invalid = std::max(r.invalid, of_tile[tile].invalid);
-  }
-  for_tiles(rows, n, [&](int64_t tile, int64_t r, int64_t begin, int64_t count) {
-    if (row[r].invalid == 0) {
-      of_tile[tile].coarse_total =
-          coarse_tile<T>(weights + r * n + begin, count, coarse_exponent<T>(row[r].largest, n));
-    }
-  });
-  for (int64_t tile = 0; tile < rows * tiles; ++tile) row[tile / tiles].coarse_total += of_tile[tile].coarse_total;
-  for_tiles(rows, n, [&](int64_t tile, int64_t r, int64_t begin, int64_t count) {
-    if (row[r].invalid == 0) {
-      mass_before[tile] =
-          mass_tile<T>(weights + r * n + begin, count, mass_exponent<T>(row[r], n), deficit + r * n + begin);
-    }
-  });
-  for (int64_t r = 0; r < rows; ++r) {
-    exclusive_scan(mass_before.data() + r * tiles, tiles, row[r].total);
-    columns[r] = columns_of(row[r].total, n);
-    capacity[r] = capacity_of(row[r], n);
-  }
-  for_tiles(rows, n, [&](int64_t tile, int64_t r, int64_t begin, int64_t count) {
-    if (capacity[r] > 0) exceeded[tile] = pad_tile(deficit + r * n + begin, count, mass_before[tile], columns[r]);
-  });
-  for (int64_t r = 0; r < rows; ++r) {
-    uint64_t total;
-    exclusive_scan(exceeded.data() + r * tiles, tiles, total);
-  }
-  for_tiles(rows, n, [&](int64_t tile, int64_t r, int64_t begin, int64_t count) {
-    if (capacity[r] <= 0) return;
-    uint64_t lacked = lacked_before(begin, mass_before[tile], exceeded[tile], columns[r]);
-    scan_tile(deficit + r * n + begin, excess + r * n + begin, count, lacked, exceeded[tile], columns[r].capacity);
-  });
-  for_tiles(rows, n, [&](int64_t, int64_t r, int64_t begin, int64_t count) {
-    uint64_t* out = table + r * n;
-    if (capacity[r] <= 0) {
-      std::fill(out + begin, out + begin + count, 0);
-      return;
-    }
-    AliasColumns<Walk> column(deficit + r * n, excess + r * n, columns[r].capacity, n);
-    for (int64_t i = begin; i < begin + count; ++i) out[i] = column.entry(i);
-  });
-}
 
 std::tuple<Tensor, Tensor> alias_table_cpu(Tensor weights) {
   return alias_table(weights, [](auto type, const Tensor&, auto... arguments) {
-    build_alias<typename decltype(type)::type>(arguments...);
+    build_tables<typename decltype(type)::type>(arguments...);
   });
 }
 
 // The columns of a batch are known before the first entry is read, so that the reads overlap.
-STE_OPS_CLONES void draw_batch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start,
-                               int64_t* out) {
+STE_OPS_INLINE void draw_batch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start,
+                               int64_t* out, int64_t count) {
   RandomBlock<kDraws> random;
   uint64_t column[kDraws];
   philox_block(seed, row, start, random);
-  for (int i = 0; i < kDraws; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     column[i] = draw.column(random.low[i]);
     __builtin_prefetch(table + column[i]);
   }
-  for (int i = 0; i < kDraws; ++i) out[i] = draw.item(column[i], table[column[i]], random.high[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = draw.item(column[i], table[column[i]], random.high[i]);
 }
 
-void draw_stretch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, int64_t count,
-                  int64_t* out) {
+STE_OPS_CLONES void draw_stretch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start,
+                                 int64_t count, int64_t* out) {
   int64_t i = 0;
-  for (; i + kDraws <= count; i += kDraws) draw_batch(draw, table, seed, row, start + uint64_t(i), out + i);
+  for (; i + kDraws <= count; i += kDraws) draw_batch(draw, table, seed, row, start + uint64_t(i), out + i, kDraws);
+  // A batch of random numbers costs as much as a fifth of it one by one.
+  if (count - i >= kDraws / 5) return draw_batch(draw, table, seed, row, start + uint64_t(i), out + i, count - i);
   for (; i < count; ++i) {
     Random128 random = philox_draw(seed, row, start + uint64_t(i));
     uint64_t column = draw.column(low_bits(random));

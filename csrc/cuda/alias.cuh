@@ -107,19 +107,21 @@ __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Co
   }
 }
 
-__global__ void scan_excess_kernel(Tiles tiles, uint64_t* tile_excess) {
+__global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* tile_heavies, uint64_t* row_heavies) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     scan_row(tile_excess + row * tiles.per_row, tiles.per_row);
+    uint64_t heavies = scan_row(tile_heavies + row * tiles.per_row, tiles.per_row);
+    if (threadIdx.x == 0) row_heavies[row] = heavies;
   }
 }
 
-// Pads the masses in place and sums what they exceed the capacity by.
+// Pads the masses in place and sums what is heavy in a tile.
 __global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_before, const Columns* columns,
-                           uint64_t* tile_excess) {
+                           uint64_t* tile_excess, uint64_t* tile_heavies) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     uint64_t* m = masses + tiles.offset(tile);
     Columns column = columns[tiles.row(tile)];
-    uint64_t before = mass_before[tile], excess = 0;
+    uint64_t before = mass_before[tile], excess = 0, heavies = 0;
     for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kAliasThreads) {
       int64_t i = begin + threadIdx.x;
       uint64_t mass = i < tiles.end(tile) ? m[i] : 0, total;
@@ -127,67 +129,103 @@ __global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_b
       mass = padded(up_to, column.padding) - padded(up_to - mass, column.padding);
       if (i < tiles.end(tile)) m[i] = mass;
       excess += exceeds(mass, column.capacity);
+      heavies += mass > column.capacity;
       before += total;
     }
     excess = block_sum(excess);
-    if (threadIdx.x == 0) tile_excess[tile] = excess;
+    heavies = block_sum(heavies);
+    if (threadIdx.x == 0) {
+      tile_excess[tile] = excess;
+      tile_heavies[tile] = heavies;
+    }
   }
 }
 
-// From padded masses to the prefix sums of what each item lacks and exceeds; the masses stand where the deficits go.
-__global__ void deficit_kernel(Tiles tiles, uint64_t* deficit, uint64_t* excess, const uint64_t* mass_before,
-                               const uint64_t* excess_before, const Columns* columns) {
+// Room of a row for the arrays of AliasMerge.
+STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
+STE_HD int64_t items_of(int64_t n) { return n + 1; }
+
+// Puts the items where the merge finds them.
+__global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t* mass_before,
+                             const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
+                             const Columns* columns, uint64_t* bounds, int64_t* items) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    int64_t offset = tiles.offset(tile);
-    Columns column = columns[tiles.row(tile)];
-    uint64_t exceeded = excess_before[tile];
+    int64_t row = tiles.row(tile), lights = tiles.n - int64_t(row_heavies[row]);
+    Columns column = columns[row];
+    uint64_t* bound = bounds + row * bounds_of(tiles.n);
+    int64_t* item = items + row * items_of(tiles.n);
+    uint64_t exceeded = excess_before[tile], heavies = heavies_before[tile];
     uint64_t lacked = lacked_before(tiles.begin(tile), mass_before[tile], exceeded, column);
     for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kAliasThreads) {
       int64_t i = begin + threadIdx.x;
-      uint64_t mass = i < tiles.end(tile) ? deficit[offset + i] : column.capacity, total;
-      uint64_t lacked_here = lacked + block_inclusive_scan(lacks(mass, column.capacity), total);
+      uint64_t mass = i < tiles.end(tile) ? masses[tiles.offset(tile) + i] : column.capacity, total;
+      uint64_t lacking = lacks(mass, column.capacity), exceeding = exceeds(mass, column.capacity);
+      uint64_t lacked_here = lacked + block_inclusive_scan(lacking, total) - lacking;
       lacked += total;
-      uint64_t exceeded_here = exceeded + block_inclusive_scan(exceeds(mass, column.capacity), total);
+      uint64_t exceeded_here = exceeded + block_inclusive_scan(exceeding, total) - exceeding;
       exceeded += total;
+      uint64_t heavies_here = heavies + block_inclusive_scan(uint64_t(exceeding != 0), total) - (exceeding != 0);
+      heavies += total;
       if (i < tiles.end(tile)) {
-        deficit[offset + i] = lacked_here;
-        excess[offset + i] = exceeded_here;
+        AliasPlace place(mass, lights, i, int64_t(heavies_here), lacked_here, exceeded_here, column.capacity);
+        bound[place.bound] = place.value;
+        item[place.item] = i;
       }
+    }
+    if (threadIdx.x == 0 && tiles.end(tile) == tiles.n) {
+      bound[lights] = lacked;
+      bound[tiles.n + 1] = AliasMerge::kEnd;
+      item[tiles.n] = 0;
     }
   }
 }
 
-__global__ void match_kernel(Tiles tiles, const uint64_t* deficit, const uint64_t* excess, const int64_t* capacity,
-                             uint64_t* table) {
+__global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const int64_t* items, const uint64_t* row_heavies,
+                             const int64_t* capacity, uint64_t* table) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    int64_t row = tiles.row(tile), offset = tiles.offset(tile);
-    AliasColumns<Bisection> column(deficit + offset, excess + offset, uint64_t(capacity[row]), tiles.n);
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kAliasThreads) {
-      table[offset + i] = capacity[row] > 0 ? column.entry(i) : 0;
+    int64_t row = tiles.row(tile), steps = kAliasTile / kAliasThreads;
+    int64_t begin = tiles.begin(tile) + threadIdx.x * steps;
+    int64_t end = begin + steps < tiles.end(tile) ? begin + steps : tiles.end(tile);
+    if (begin >= end) continue;
+    uint64_t* out = table + row * tiles.n;
+    if (capacity[row] <= 0) {
+      for (int64_t i = begin; i < end; ++i) out[i] = 0;
+      continue;
     }
+    AliasMerge merge(bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n,
+                     int64_t(row_heavies[row]), uint64_t(capacity[row]));
+    merge.seek(begin);
+    for (int64_t step = begin; step < end; ++step) merge.step(out);
   }
 }
 
 template <class T>
-void build_alias(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n,
-                 uint64_t* deficit, uint64_t* excess, uint64_t* table, int64_t* capacity) {
+void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n,
+                  uint64_t* table, int64_t* capacity) {
   Tiles tiles{rows, n, blocks_for(n, kAliasTile)};
+  auto allocate = [&](int64_t numel) { return empty_vector(numel, ScalarType::Long, like); };
   Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
-  Tensor column_memory = empty_vector(rows * int64_t(sizeof(Columns) / 8), ScalarType::Long, like);
-  Tensor mass_memory = empty_vector(tiles.count(), ScalarType::Long, like);
-  Tensor excess_memory = empty_vector(tiles.count(), ScalarType::Long, like);
+  Tensor column_memory = allocate(rows * int64_t(sizeof(Columns) / 8));
+  Tensor row_sums = allocate(rows), tile_sums = allocate(3 * tiles.count());
+  Tensor bound_memory = allocate(rows * bounds_of(n)), item_memory = allocate(rows * items_of(n));
   Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
   Columns* columns = static_cast<Columns*>(column_memory.mutable_data_ptr());
-  uint64_t *mass_before = mutable_unsigned_data(mass_memory), *excess_before = mutable_unsigned_data(excess_memory);
+  uint64_t* row_heavies = mutable_unsigned_data(row_sums);
+  uint64_t* mass_before = mutable_unsigned_data(tile_sums);
+  uint64_t *excess_before = mass_before + tiles.count(), *heavies_before = excess_before + tiles.count();
+  uint64_t* bounds = mutable_unsigned_data(bound_memory);
+  int64_t* items = static_cast<int64_t*>(item_memory.mutable_data_ptr());
   int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
+  // The masses stand in the table until its entries replace them.
   launch(inspect_kernel<T>, blocks, kAliasThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kAliasThreads, tiles, weights, row);
-  launch(mass_kernel<T>, blocks, kAliasThreads, tiles, weights, row, deficit, mass_before);
+  launch(mass_kernel<T>, blocks, kAliasThreads, tiles, weights, row, table, mass_before);
   launch(scan_mass_kernel, row_blocks, kAliasThreads, tiles, mass_before, row, columns, capacity);
-  launch(pad_kernel, blocks, kAliasThreads, tiles, deficit, mass_before, columns, excess_before);
-  launch(scan_excess_kernel, row_blocks, kAliasThreads, tiles, excess_before);
-  launch(deficit_kernel, blocks, kAliasThreads, tiles, deficit, excess, mass_before, excess_before, columns);
-  launch(match_kernel, blocks, kAliasThreads, tiles, deficit, excess, capacity, table);
+  launch(pad_kernel, blocks, kAliasThreads, tiles, table, mass_before, columns, excess_before, heavies_before);
+  launch(scan_heavy_kernel, row_blocks, kAliasThreads, tiles, excess_before, heavies_before, row_heavies);
+  launch(place_kernel, blocks, kAliasThreads, tiles, table, mass_before, excess_before, heavies_before, row_heavies,
+         columns, bounds, items);
+  launch(merge_kernel, blocks, kAliasThreads, tiles, bounds, items, row_heavies, capacity, table);
 }
 
 }  // namespace ste_ops

@@ -40,8 +40,9 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 std::tuple<Tensor, Tensor> alias_table_cuda(Tensor weights) {
   Launcher launch(weights);
-  return alias_table(
-      weights, [&](auto type, auto... arguments) { build_alias<typename decltype(type)::type>(launch, arguments...); });
+  return alias_table(weights, [&](auto type, auto... arguments) {
+    build_tables<typename decltype(type)::type>(launch, arguments...);
+  });
 }
 
 Tensor alias_sample_cuda(Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 
 #include "core/alias.h"
@@ -32,26 +33,42 @@ void bind_mass(py::module_& m, const char* name) {
   sub.def("coarse_exponent", &coarse_exponent<T>);
 }
 
-// A whole table from masses, each entry searched for by `Search`.
-template <class Search>
-Array<uint64_t> alias_entries(Array<uint64_t> masses) {
-  int64_t n = masses.size();
-  uint64_t total = 0;
+// A whole table from masses, merged in stretches of `steps`.
+Array<uint64_t> alias_entries(Array<uint64_t> masses, int64_t steps) {
+  int64_t n = masses.size(), heavies = 0;
+  std::vector<uint64_t> padded_masses(n);
+  uint64_t total = 0, prefix = 0;
   for (int64_t i = 0; i < n; ++i) total += masses.data()[i];
   Columns columns = columns_of(total, n);
-  std::vector<uint64_t> deficit(n), excess(n);
-  uint64_t prefix = 0, lacked = 0, exceeded = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint64_t next = prefix + masses.data()[i];
+    padded_masses[i] = padded(next, columns.padding) - padded(prefix, columns.padding);
+    heavies += padded_masses[i] > columns.capacity;
+    prefix = next;
+  }
+  std::vector<uint64_t> bounds(n + 2);
+  std::vector<int64_t> items(n + 1);
+  uint64_t lacked = 0, exceeded = 0;
+  int64_t before = 0;
+  prefix = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (lacked_before(i, prefix, exceeded, columns) != lacked) throw std::logic_error("lacked_before is wrong");
-    uint64_t next = prefix + masses.data()[i];
-    uint64_t mass = padded(next, columns.padding) - padded(prefix, columns.padding);
-    prefix = next;
-    deficit[i] = lacked += lacks(mass, columns.capacity);
-    excess[i] = exceeded += exceeds(mass, columns.capacity);
+    AliasPlace place(padded_masses[i], n - heavies, i, before, lacked, exceeded, columns.capacity);
+    bounds.at(place.bound) = place.value;
+    items.at(place.item) = i;
+    prefix += masses.data()[i];
+    before += padded_masses[i] > columns.capacity;
+    lacked += lacks(padded_masses[i], columns.capacity);
+    exceeded += exceeds(padded_masses[i], columns.capacity);
   }
+  bounds[n - heavies] = lacked;
+  bounds[n + 1] = AliasMerge::kEnd;
   Array<uint64_t> table(n);
-  AliasColumns<Search> column(deficit.data(), excess.data(), columns.capacity, n);
-  for (int64_t i = 0; i < n; ++i) table.mutable_data()[i] = column.entry(i);
+  for (int64_t begin = 0; begin < n; begin += steps) {
+    AliasMerge merge(bounds.data(), items.data(), n, heavies, columns.capacity);
+    merge.seek(begin);
+    for (int64_t step = begin; step < std::min(begin + steps, n); ++step) merge.step(table.mutable_data());
+  }
   return table;
 }
 
@@ -70,8 +87,7 @@ const Bindings sampling("sampling", [](py::module_& m) {
     return py::make_tuple(columns.capacity, columns.padding);
   });
   m.def("padded", &padded);
-  m.def("entries_by_walk", &alias_entries<Walk>);
-  m.def("entries_by_bisection", &alias_entries<Bisection>);
+  m.def("alias_entries", &alias_entries);
 });
 
 }  // namespace
