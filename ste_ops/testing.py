@@ -305,6 +305,8 @@ class _Checker:
         z = x.clone().requires_grad_()
         gradient = self.pull(z, grad, create_graph=True)
         of_grad, of_x = torch.autograd.grad(gradient, (grad, z), cotangent, allow_unused=True)
+        if of_grad is None:
+            self.fail("", "a backward that is differentiable in its incoming gradient", "one without a path to it")
         self.equal(x, of_grad, self.expected(x, cotangent))
         # A corner of s' has two slopes, of which either is right, or their mean.
         slopes = _differences(self.surrogate.derivative, x, h)

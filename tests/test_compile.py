@@ -118,7 +118,7 @@ def test_dynamic_shapes_compile_once(device, surrogate, mark):
         received, expected = compiled(x), loss(x)
         torch.testing.assert_close(received, expected)
         torch.testing.assert_close(torch.autograd.grad(received, x), torch.autograd.grad(expected, x))
-        # Not always 1: where dynamic=True made a parameter symbolic and an operator needs its value, Dynamo starts over.
+        # Not always 1: where dynamic=True makes a parameter symbolic whose value is needed, Dynamo starts over.
         graphs.add(counter.frame_count)
     assert len(graphs) == 1
 
