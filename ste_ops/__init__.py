@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from ste_ops import data, reference, surrogate
+from ste_ops import data, reference, surrogate, testing
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
@@ -26,4 +26,5 @@ __all__ = [
     "reference",
     "sign",
     "surrogate",
+    "testing",
 ]

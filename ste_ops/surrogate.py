@@ -52,7 +52,8 @@ class Surrogate:
 
 def saves(number: int) -> Literal["nothing", "mask"]:
     """What the surrogate of that number keeps for the backward."""
-    return _CLASSES[number].saves
+    # Under torch.compile(dynamic=True) the number is a SymInt, which no dict takes.
+    return _CLASSES[int(number)].saves
 
 
 def _check_positive(surrogate: Surrogate, field: str) -> None:

@@ -112,7 +112,15 @@ def test_steps(binarize, width):
     heaviside, sign = (getattr(binarize, f"{name}_float{width}")(x) for name in ("heaviside", "sign"))
     assert np.array_equal(heaviside, np.where(x > 0, 1, 0))
     assert np.array_equal(sign, np.where(x >= 0, 1, -1))
-    assert heaviside.dtype == sign.dtype == x.dtype
+
+
+def test_levels(binarize):
+    levels = np.array([-1, 0, 1], np.int32)
+    for width in (64, 32, 16):
+        expected = levels.astype(f"float{width}").view(f"uint{width}")
+        np.testing.assert_array_equal(getattr(binarize, f"level_float{width}")(levels), expected)
+    expected = levels.astype(np.float32).view(np.uint32) >> 16
+    np.testing.assert_array_equal(binarize.level_bfloat16(levels), expected)
 
 
 def test_numbers_of_the_surrogates_are_their_positions(binarize):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
@@ -50,7 +51,10 @@ class NativeFunction(torch.autograd.Function):
 
 
 def needs_function(tensor: Tensor) -> bool:
-    """Whether a backward must itself be recorded: under create_graph or a functorch transform."""
+    """Whether a backward must itself be recorded: under create_graph, forward-mode AD or a functorch transform."""
+    # A dual tensor need not require a gradient, and a registered operator without autograd would drop its tangent.
+    if _forward_ad._current_level >= 0:
+        return True
     return (torch.is_grad_enabled() and tensor.requires_grad) or _functorch_active()
 
 

@@ -63,7 +63,8 @@ class Binarize(NativeFunction):
         rows, numel = _rows(x, in_dims[0])
         out, mask = cls.apply(_pad(rows), surrogate, a, b)
         shape = x.movedim(in_dims[0], 0).shape
-        return (out[:, :numel].reshape(shape), mask.view(info.batch_size, -1)), (0, 0)
+        mask = mask.view(info.batch_size, mask.numel() // max(info.batch_size, 1))
+        return (out[:, :numel].reshape(shape), mask), (0, 0)
 
 
 def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:

@@ -7,9 +7,12 @@ here by its name; nothing else lists it.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch.utils import cpp_extension
 
 _FOLDER = Path(__file__).parent
@@ -18,9 +21,11 @@ _ROOT = _FOLDER.parents[1]
 
 @functools.cache
 def load() -> ModuleType:
-    """Builds the module into build/native where a source or a header changed, and imports it."""
-    build = _ROOT / "build" / "native"
+    """Builds the module into build/native/<torch> where a source or a header changed, and imports it."""
+    build = _ROOT / "build" / "native" / torch.__version__
     build.mkdir(parents=True, exist_ok=True)
+    # cpp_extension runs ninja by its name; in a virtual environment that is not activated it lies beside Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     sources = [_FOLDER / "module.cpp", *sorted(_FOLDER.glob("bind_*.cpp"))]
     return cpp_extension.load(
         "ste_ops_native",

@@ -47,6 +47,10 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("heaviside_float64", py::vectorize([](double x) { return Heaviside()(x); }));
   m.def("sign_float32", py::vectorize([](float x) { return Sign()(x); }));
   m.def("sign_float64", py::vectorize([](double x) { return Sign()(x); }));
+  m.def("level_float64", py::vectorize([](int level) { return level_bits<double>(level); }));
+  m.def("level_float32", py::vectorize([](int level) { return level_bits<float>(level); }));
+  m.def("level_float16", py::vectorize([](int level) { return level_bits<Half>(level); }));
+  m.def("level_bfloat16", py::vectorize([](int level) { return level_bits<BFloat16>(level); }));
   m.def("surrogates", [] { return names(std::make_index_sequence<std::tuple_size_v<Surrogates>>()); });
   m.def("passes_float32", &passes<float>);
   m.def("passes_float64", &passes<double>);
