@@ -1,0 +1,54 @@
+"""`python -m ste_ops demo`: trains a binary network on imbalanced digits, natively and with the reference.
+
+The packages it needs beyond torch are the extra `demo`; nothing here imports them before the demo runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train a binary network on imbalanced digits",
+        description="Trains a binary network three times on handwritten digits of which every second class is rare: "
+        "with the native operators, with their reference, and natively without the weighted sampler.",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="MNIST's IDX files (default: scikit-learn's digits)")
+    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png")
+    parser.add_argument("--epochs", type=int, default=10, help="default: 10")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the network and the draws; default: 0")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    _check(options)
+    # Here, not above: these modules belong to the demo alone, and `python -m ste_ops info` should not wait for them.
+    from ste_ops.demo import data, report, train
+
+    dataset = data.mnist(options.data) if options.data else data.digits(options.seed)
+    dataset = data.imbalance(dataset, seed=options.seed)
+    print(data.describe(dataset))
+    result = train.compare(dataset, epochs=options.epochs, seed=options.seed, device=options.device)
+    print(report.table(dataset, result))
+    report.plot(result, options.out)
+    print(f"curves: {options.out}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.epochs < 1:
+        raise SystemExit(f"ste_ops demo: --epochs must be at least 1, got {options.epochs}")
+    needed = ["matplotlib", "tqdm"] if options.data else list(PACKAGES)
+    missing = [PACKAGES[module] for module in needed if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SystemExit(
+            f"ste_ops demo: {', '.join(missing)} not installed; expected the packages of the extra 'demo'. "
+            "To mend it: pip install 'ste_ops[demo]'"
+        )
