@@ -37,13 +37,15 @@ class Blocks {
   std::vector<int64_t> block_;
 };
 
-inline Norm checked_norm(const char* op, double p) {
+inline double checked_norm_type(const char* op, double p) {
   STD_TORCH_CHECK(p >= 0 || p == -INFINITY, op, ": norm_type must be a non-negative number, inf or -inf, got ", p);
-  return norm_of(p);
+  return p;
 }
 
-inline Norm norm_argument(const char* op, StableIValue value) {
-  return checked_norm(op, torch::stable::detail::to<double>(value));
+// Whether the norm's total can leave float64's range on these gradients.
+template <class Terms>
+constexpr bool may_leave_range(bool has_float64) {
+  return Terms::may_leave_range || (Terms::may_leave_range_in_float64 && has_float64);
 }
 
 // A norm as the scaling kernels read it: one float32 or float64 beside the gradients.

@@ -17,14 +17,10 @@ enum class Storage : uint8_t { kFloat, kDouble, kHalf, kBFloat16 };
 template <class F>
 auto visit_storage(Storage storage, F&& f) {
   switch (storage) {
-    case Storage::kFloat:
-      return f(Type<float>{});
-    case Storage::kDouble:
-      return f(Type<double>{});
-    case Storage::kHalf:
-      return f(Type<Half>{});
-    default:
-      return f(Type<BFloat16>{});
+    case Storage::kFloat: return f(Type<float>{});
+    case Storage::kDouble: return f(Type<double>{});
+    case Storage::kHalf: return f(Type<Half>{});
+    default: return f(Type<BFloat16>{});
   }
 }
 
@@ -44,14 +40,10 @@ enum class Access { kRead, kWrite };
 
 inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
   switch (dtype) {
-    case ScalarType::Float:
-      return Storage::kFloat;
-    case ScalarType::Double:
-      return Storage::kDouble;
-    case ScalarType::Half:
-      return Storage::kHalf;
-    case ScalarType::BFloat16:
-      return Storage::kBFloat16;
+    case ScalarType::Float: return Storage::kFloat;
+    case ScalarType::Double: return Storage::kDouble;
+    case ScalarType::Half: return Storage::kHalf;
+    case ScalarType::BFloat16: return Storage::kBFloat16;
     default:
       STD_TORCH_CHECK(false, op, ": gradients must be float64, float32, bfloat16 or float16, got ",
                       torch::headeronly::toString(dtype), " at index ", index);

@@ -209,7 +209,9 @@ def test_no_overflow_in_between(device, dtype, scale, norm_type):
         else:
             want = expected
         norm = ste_ops.get_total_norm([g.to(device) for g in grads], norm_type).double().item()
-        assert math.isclose(norm, want, rel_tol=1e-7 if dtype != torch.float64 else 1e-14, abs_tol=1.5e-45)
+        assert math.isclose(
+            norm, want, rel_tol=2e-7 if dtype != torch.float64 else 1e-14, abs_tol=1.5e-45 if scale == 1e-44 else 0
+        )
 
 
 def test_a_large_first_gradient_does_not_spoil_a_second_look(device):

@@ -3,7 +3,7 @@
 //
 // Sums are float64. For float32 and narrower that settles p = 1 and p = 2: a square of a float32 is exact in float64
 // and lies between 2^-298 and 2^256. A float64 gradient at p = 2, and any gradient at another power, can leave
-// float64's range; then the total is taken again over |x| / max|x| (Powers with a scale), as LAPACK's older dnrm2 does.
+// float64's range; then the total is taken again over |x| / max|x|, as LAPACK's older dnrm2 does.
 #pragma once
 
 #include <cmath>
@@ -16,39 +16,22 @@ namespace ste_ops {
 // Elements whose sum is one partial result. Fixed, because the partition decides the order of addition.
 constexpr int64_t kBlock = 16384;
 
-enum class NormKind : int { kCount, kSum, kSquares, kPowers, kMaximum, kMinimum };
-
-struct Norm {
-  NormKind kind;
-  double p;
-};
-
-// p = 0 counts the elements that are not zero (a NaN is one of them), p = inf and -inf are the largest and the smallest
-// magnitude. The caller has refused NaN and the other negative p.
-STE_HD Norm norm_of(double p) {
-  if (p == 0) return {NormKind::kCount, p};
-  if (p == 1) return {NormKind::kSum, p};
-  if (p == 2) return {NormKind::kSquares, p};
-  if (p == INFINITY) return {NormKind::kMaximum, p};
-  if (p == -INFINITY) return {NormKind::kMinimum, p};
-  return {NormKind::kPowers, p};
-}
-
-STE_HD float magnitude(float x) {
-  return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu);
-}
-STE_HD double magnitude(double x) {
-  return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7fffffffffffffffu);
-}
+STE_HD float magnitude(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
+STE_HD double magnitude(double x) { return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7fffffffffffffffu); }
 
 // A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
 // double.
-struct InRange {
+struct Terms {
+  // Whether the total can leave float64's range: then scaled(largest) are the terms of a second look, and the norm is
+  // largest * scaled(largest).finish(total).
   static constexpr bool may_leave_range = false;
   static constexpr bool may_leave_range_in_float64 = false;
+  STE_HD double finish(double total) const { return total; }
 };
 
-struct Additive : InRange {
+// A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
+// double.
+struct Additive : Terms {
   template <class A>
   using State = double;
   STE_HD static double identity() { return 0; }
@@ -69,12 +52,26 @@ struct Sum : Additive {
   }
 };
 
+struct ScaledSquares : Additive {
+  double scale;
+  STE_HD explicit ScaledSquares(double scale) : scale(scale) {}
+  STE_HD static ScaledSquares scaled(double scale) { return ScaledSquares(scale); }
+  template <class A>
+  STE_HD double term(A x) const {
+    double ratio = double(x) / scale;
+    return ratio * ratio;
+  }
+  STE_HD double finish(double total) const { return sqrt(total); }
+};
+
 struct Squares : Additive {
   static constexpr bool may_leave_range_in_float64 = true;
+  STE_HD static ScaledSquares scaled(double scale) { return ScaledSquares(scale); }
   template <class A>
   STE_HD double term(A x) const {
     return double(x) * double(x);
   }
+  STE_HD double finish(double total) const { return sqrt(total); }
 };
 
 struct Powers : Additive {
@@ -82,15 +79,16 @@ struct Powers : Additive {
   double p;
   double scale;
   STE_HD Powers(double p, double scale) : p(p), scale(scale) {}
+  STE_HD Powers scaled(double scale) const { return Powers(p, scale); }
   template <class A>
   STE_HD double term(A x) const {
-    double ratio = magnitude(double(x)) / scale;
-    return p == 2 ? ratio * ratio : pow(ratio, p);
+    return pow(magnitude(double(x)) / scale, p);
   }
+  STE_HD double finish(double total) const { return pow(total, 1 / p); }
 };
 
 // A NaN wins over every number and stays: b > a is false once a is NaN.
-struct Maximum : InRange {
+struct Maximum : Terms {
   template <class A>
   using State = A;
   STE_HD static double identity() { return 0; }
@@ -104,7 +102,7 @@ struct Maximum : InRange {
   }
 };
 
-struct Minimum : InRange {
+struct Minimum : Terms {
   template <class A>
   using State = A;
   STE_HD static double identity() { return INFINITY; }
@@ -118,60 +116,30 @@ struct Minimum : InRange {
   }
 };
 
-// Calls f with the terms of the first pass.
+// Calls f with the terms of the p-norm. p = 0 counts the elements that are not zero (a NaN is one of them), p = inf and
+// -inf are the largest and the smallest magnitude. The caller has refused NaN and the other negative p.
 template <class F>
-auto visit_norm(Norm norm, F f) {
-  switch (norm.kind) {
-    case NormKind::kCount:
-      return f(Count{});
-    case NormKind::kSum:
-      return f(Sum{});
-    case NormKind::kSquares:
-      return f(Squares{});
-    case NormKind::kMaximum:
-      return f(Maximum{});
-    case NormKind::kMinimum:
-      return f(Minimum{});
-    default:
-      return f(Powers{norm.p, 1.0});
-  }
+auto visit_norm(double p, F f) {
+  if (p == 0) return f(Count{});
+  if (p == 1) return f(Sum{});
+  if (p == 2) return f(Squares{});
+  if (p == INFINITY) return f(Maximum{});
+  if (p == -INFINITY) return f(Minimum{});
+  return f(Powers(p, 1));
 }
 
-// Whether a total can leave float64's range at all: known before anything is read.
-inline bool may_leave_range(Norm norm, bool has_float64) {
-  return visit_norm(
-      norm, [&](auto terms) { return terms.may_leave_range || (terms.may_leave_range_in_float64 && has_float64); });
-}
+// Whether a total did leave the range. Terms lost below 2^-1074 matter only where the total is not far above: 2^40 of
+// them make 2^-1034, which is 2^-134 of the bound here. A NaN is in range: it is the answer. An infinite or an all-zero
+// list is looked at again.
+STE_HD bool left_range(double total) { return total == INFINITY || total < 0x1p-900; }
 
-// Whether it did. Terms lost below 2^-1074 matter only where the total is not far above: 2^40 of them make 2^-1034,
-// which is 2^-134 of the bound here. A NaN is in range: it is the answer. An infinite or an all-zero list is looked at
-// again.
-STE_HD bool left_range(double total) {
-  return total == INFINITY || total < 0x1p-900;
-}
-
-STE_HD double finish(Norm norm, double total) {
-  if (norm.kind == NormKind::kSquares) return sqrt(total);
-  if (norm.kind == NormKind::kPowers) return pow(total, 1 / norm.p);
-  return total;
-}
-
-// The second look: `largest` is max|x|, and where that is a scale, `total` the sum of (|x| / largest)^p.
-STE_HD bool has_scale(double largest) {
-  return largest > 0 && largest < INFINITY;
-}
-STE_HD double finish_scaled(Norm norm, double largest, double total) {
-  return has_scale(largest) ? largest * finish(norm, total) : largest;
-}
+// Whether max|x| is something to divide by; where not it is the norm.
+STE_HD bool has_scale(double largest) { return largest > 0 && largest < INFINITY; }
 
 // torch's coefficient, max_norm / (norm + 1e-6), in float64. Below 1 the gradients are multiplied by it; at 1 and above
 // they are left alone; a NaN (from a NaN norm, or inf / inf) is multiplied in, as torch does.
-STE_HD double clip_coefficient(double norm, double max_norm) {
-  return max_norm / (norm + 1e-6);
-}
-STE_HD bool leaves_alone(double coefficient) {
-  return coefficient >= 1;
-}
+STE_HD double clip_coefficient(double norm, double max_norm) { return max_norm / (norm + 1e-6); }
+STE_HD bool leaves_alone(double coefficient) { return coefficient >= 1; }
 
 // Clamps to [-bound, bound]; NaN stays.
 template <class A>

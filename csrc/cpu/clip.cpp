@@ -48,7 +48,7 @@ STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> boun
 }
 
 // Elements that are worth a second thread: a core reads more in the time that it takes to wake another one.
-constexpr int64_t kReduceGrain = 4 * kGrain;
+constexpr int64_t kReduceGrain = 8 * kGrain;
 
 // Elements gathered from a strided gradient at a time.
 constexpr int64_t kTile = 2048;
@@ -130,13 +130,20 @@ double total_of(const Blocks& blocks, Terms terms) {
   return total;
 }
 
-double norm_of_blocks(const Blocks& blocks, Norm norm, bool has_float64) {
+double norm_of_blocks(const Blocks& blocks, double p, bool has_float64) {
   if (blocks.numel() == 0) return 0;
-  double total = visit_norm(norm, [&](auto terms) { return total_of(blocks, terms); });
-  if (!may_leave_range(norm, has_float64) || !left_range(total)) return finish(norm, total);
-  double largest = total_of(blocks, Maximum{});
-  if (!has_scale(largest)) return largest;
-  return finish_scaled(norm, largest, total_of(blocks, Powers(norm.p, largest)));
+  return visit_norm(p, [&](auto terms) {
+    const double total = total_of(blocks, terms);
+    if constexpr (may_leave_range<decltype(terms)>(true)) {
+      if (may_leave_range<decltype(terms)>(has_float64) && left_range(total)) {
+        const double largest = total_of(blocks, Maximum{});
+        if (!has_scale(largest)) return largest;
+        const auto scaled = terms.scaled(largest);
+        return largest * scaled.finish(total_of(blocks, scaled));
+      }
+    }
+    return terms.finish(total);
+  });
 }
 
 void scale(const Blocks& blocks, double coefficient) {
@@ -190,9 +197,9 @@ double value_of(const Tensor& norm) {
 
 void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("total_norm", stack[0], Access::kRead);
-  Norm norm = norm_argument("total_norm", stack[1]);
+  const double p = checked_norm_type("total_norm", torch::stable::detail::to<double>(stack[1]));
   stack[0] = torch::stable::detail::from(
-      new_norm(gradients, norm_of_blocks(Blocks(gradients.items), norm, gradients.has_float64)));
+      new_norm(gradients, norm_of_blocks(Blocks(gradients.items), p, gradients.has_float64)));
 }
 
 void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
@@ -206,9 +213,9 @@ void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite);
   double max_norm = torch::stable::detail::to<double>(stack[1]);
-  Norm norm = norm_argument("clip_grad_norm_", stack[2]);
+  const double p = checked_norm_type("clip_grad_norm_", torch::stable::detail::to<double>(stack[2]));
   Blocks blocks(gradients.items);
-  Tensor total = new_norm(gradients, norm_of_blocks(blocks, norm, gradients.has_float64));
+  Tensor total = new_norm(gradients, norm_of_blocks(blocks, p, gradients.has_float64));
   // From the rounded norm, so that this is total_norm followed by clip_grads_with_norm_ to the last bit.
   scale(blocks, clip_coefficient(value_of(total), max_norm));
   stack[0] = torch::stable::detail::from(total);
@@ -230,19 +237,22 @@ Tensor clip_gradient_value_backward_cpu(const Tensor& grad, double clip_value) {
 }
 
 template <class T>
-double norm_of_row(const T* x, int64_t length, Norm norm) {
-  constexpr bool float64 = sizeof(T) == 8;
+double norm_of_row(const T* x, int64_t length, double p) {
+  // One block needs no list of blocks.
   if (length <= kBlock) {
-    double total = visit_norm(norm, [&](auto terms) { return partial_loop(terms, x, length); });
-    if (!may_leave_range(norm, float64) || !left_range(total)) return finish(norm, total);
+    const double norm = visit_norm(p, [&](auto terms) {
+      const double total = partial_loop(terms, x, length);
+      return may_leave_range<decltype(terms)>(sizeof(T) == 8) && left_range(total) ? -1 : terms.finish(total);
+    });
+    if (!(norm < 0)) return norm;
   }
   Gradient row{const_cast<T*>(x), length, nullptr, storage_of_type<T>()};
-  return norm_of_blocks(Blocks(&row, 1), norm, float64);
+  return norm_of_blocks(Blocks(&row, 1), p, sizeof(T) == 8);
 }
 
 template <class T>
-void clip_row(const T* x, T* out, int64_t length, double max_norm, Norm norm) {
-  const double coefficient = clip_coefficient(norm_of_row(x, length, norm), max_norm);
+void clip_row(const T* x, T* out, int64_t length, double max_norm, double p) {
+  const double coefficient = clip_coefficient(norm_of_row(x, length, p), max_norm);
   const bool keep = leaves_alone(coefficient);
   torch::stable::parallel_for(0, length, kGrain, [&](int64_t begin, int64_t end) {
     if (keep) {
@@ -254,14 +264,15 @@ void clip_row(const T* x, T* out, int64_t length, double max_norm, Norm norm) {
 }
 
 Tensor clip_gradient_norm_backward_cpu(const Tensor& grad, int64_t row_dims, double max_norm, double norm_type) {
-  Norm norm = checked_norm("clip_gradient_norm_backward", norm_type);
+  checked_norm_type("clip_gradient_norm_backward", norm_type);
   return clip_gradient_norm_backward(
       grad, row_dims, [&](auto type, const void* x, void* out, int64_t rows, int64_t length) {
         using T = typename decltype(type)::type;
         // A long row is divided among the threads itself, short ones are dealt out whole; nested loops stay serial.
         torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / length), [&](int64_t begin, int64_t end) {
           for (int64_t r = begin; r < end; ++r) {
-            clip_row(static_cast<const T*>(x) + r * length, static_cast<T*>(out) + r * length, length, max_norm, norm);
+            clip_row(static_cast<const T*>(x) + r * length, static_cast<T*>(out) + r * length, length, max_norm,
+                     norm_type);
           }
         });
       });

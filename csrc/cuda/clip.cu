@@ -99,10 +99,10 @@ Scale scale_by(const Tensor& norm, double max_norm) {
 
 void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("total_norm", stack[0], Access::kRead);
-  Norm norm = norm_argument("total_norm", stack[1]);
+  const double p = checked_norm_type("total_norm", torch::stable::detail::to<double>(stack[1]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
-  enqueue_norm(Launches(launch, gradients.items), norm, gradients.has_float64, out);
+  enqueue_norm(Launches(launch, gradients.items), p, gradients.has_float64, out);
   stack[0] = torch::stable::detail::from(out);
 }
 
@@ -118,11 +118,11 @@ void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite);
   double max_norm = torch::stable::detail::to<double>(stack[1]);
-  Norm norm = norm_argument("clip_grad_norm_", stack[2]);
+  const double p = checked_norm_type("clip_grad_norm_", torch::stable::detail::to<double>(stack[2]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
   Launches over(launch, gradients.items);
-  enqueue_norm(over, norm, gradients.has_float64, out);
+  enqueue_norm(over, p, gradients.has_float64, out);
   enqueue_rewrite(over, scale_by(out, max_norm));
   stack[0] = torch::stable::detail::from(out);
 }
@@ -164,18 +164,21 @@ int64_t rewrite_blocks(int64_t count) {
 // A block for each row, which it reads twice, the second time from the cache.
 template <class Terms, class T>
 __global__ void __launch_bounds__(kThreads)
-    clip_rows_kernel(Terms terms, const T* x, T* out, int64_t rows, int64_t length, Norm norm, double max_norm) {
+    clip_rows_kernel(Terms terms, const T* x, T* out, int64_t rows, int64_t length, double max_norm) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* source = x + row * length;
     const double total = dense_total(terms, source, length);
-    double result = finish(norm, total);
-    if constexpr (Terms::may_leave_range || (Terms::may_leave_range_in_float64 && sizeof(T) == 8)) {
+    double norm = terms.finish(total);
+    if constexpr (may_leave_range<Terms>(sizeof(T) == 8)) {
       if (left_range(total)) {
-        const double largest = dense_total(Maximum{}, source, length);
-        result = finish_scaled(norm, largest, dense_total(Powers(norm.p, largest), source, length));
+        norm = dense_total(Maximum{}, source, length);
+        if (has_scale(norm)) {
+          const auto scaled = terms.scaled(norm);
+          norm *= scaled.finish(dense_total(scaled, source, length));
+        }
       }
     }
-    const double coefficient = clip_coefficient(result, max_norm);
+    const double coefficient = clip_coefficient(norm, max_norm);
     const arithmetic_t<T> factor = leaves_alone(coefficient) ? 1 : arithmetic_t<T>(coefficient);
     rewrite_to(source, out + row * length, length, threadIdx.x, blockDim.x,
                [factor](T value) { return store<T>(load(value) * factor); });
@@ -187,7 +190,7 @@ constexpr int64_t kLongRow = 16 * kBlock;
 constexpr int64_t kFewRows = 16;
 
 Tensor clip_gradient_norm_backward_cuda(const Tensor& grad, int64_t row_dims, double max_norm, double norm_type) {
-  const Norm norm = checked_norm("clip_gradient_norm_backward", norm_type);
+  checked_norm_type("clip_gradient_norm_backward", norm_type);
   Launcher launch(grad);
   return clip_gradient_norm_backward(
       grad, row_dims, [&](auto type, const void* x, void* out, int64_t rows, int64_t length) {
@@ -195,9 +198,9 @@ Tensor clip_gradient_norm_backward_cuda(const Tensor& grad, int64_t row_dims, do
         if (length < kLongRow || rows > kFewRows) {
           const int64_t vectors = blocks_for(length, Vector<T>::size);
           const int threads = int(std::min<int64_t>(kThreads, blocks_for(vectors, kWarpSize) * kWarpSize));
-          visit_norm(norm, [&](auto terms) {
+          visit_norm(norm_type, [&](auto terms) {
             launch(clip_rows_kernel<decltype(terms), T>, std::min<int64_t>(rows, INT32_MAX), threads, terms,
-                   static_cast<const T*>(x), static_cast<T*>(out), rows, length, norm, max_norm);
+                   static_cast<const T*>(x), static_cast<T*>(out), rows, length, max_norm);
           });
           return;
         }
@@ -205,7 +208,7 @@ Tensor clip_gradient_norm_backward_cuda(const Tensor& grad, int64_t row_dims, do
           const T* source = static_cast<const T*>(x) + r * length;
           Tensor row_norm = empty_strided({}, {}, ScalarType::Double, grad);
           Launches over(launch, {{const_cast<T*>(source), length, nullptr, storage_of_type<T>()}});
-          enqueue_norm(over, norm, sizeof(T) == 8, row_norm);
+          enqueue_norm(over, norm_type, sizeof(T) == 8, row_norm);
           launch(rewrite_to_kernel<T, Scale>, rewrite_blocks<T>(length), kThreads, source,
                  static_cast<T*>(out) + r * length, length, scale_by(row_norm, max_norm));
         }

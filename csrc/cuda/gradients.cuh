@@ -42,21 +42,15 @@ __device__ int find_gradient(const Table<N>& table) {
   return low;
 }
 
-__device__ int64_t at_most(int64_t count, int64_t limit) {
-  return count < limit ? count : limit;
-}
+__device__ int64_t at_most(int64_t count, int64_t limit) { return count < limit ? count : limit; }
 
 template <class F>
 __device__ void with_storage(Storage storage, F f) {
   switch (storage) {
-    case Storage::kFloat:
-      return f(Type<float>{});
-    case Storage::kDouble:
-      return f(Type<double>{});
-    case Storage::kHalf:
-      return f(Type<Half>{});
-    default:
-      return f(Type<BFloat16>{});
+    case Storage::kFloat: return f(Type<float>{});
+    case Storage::kDouble: return f(Type<double>{});
+    case Storage::kHalf: return f(Type<Half>{});
+    default: return f(Type<BFloat16>{});
   }
 }
 

@@ -39,16 +39,15 @@ __device__ double dense_total(Terms terms, const T* x, int64_t count) {
 
 // Totals that the kernels of one norm hand on: state[0] is the first pass's, state[1] the largest magnitude.
 // A kernel of the second look gets them and leaves where the first total is in range.
-__device__ bool nothing_to_do(const double* state) {
-  return state != nullptr && !left_range(state[0]);
-}
+__device__ bool nothing_to_do(const double* state) { return state != nullptr && !left_range(state[0]); }
 
 template <class Terms>
 __device__ Terms rescaled(Terms terms, const double*) {
   return terms;
 }
+__device__ ScaledSquares rescaled(ScaledSquares terms, const double* state) { return terms.scaled(state[1]); }
 __device__ Powers rescaled(Powers terms, const double* state) {
-  return state == nullptr ? terms : Powers(terms.p, state[1]);
+  return state == nullptr ? terms : terms.scaled(state[1]);
 }
 
 template <class Terms, int N>
@@ -90,7 +89,7 @@ enum class Pass { kFirst, kLargest, kScaled };
 // One block: the total of all partial results, and the norm.
 template <class Terms>
 __global__ void __launch_bounds__(kFinishThreads)
-    norm_finish_kernel(const double* partials, int64_t count, Norm norm, Pass pass, double* state, void* out,
+    norm_finish_kernel(const double* partials, int64_t count, Terms terms, Pass pass, double* state, void* out,
                        bool float64) {
   if (pass != Pass::kFirst && nothing_to_do(state)) return;
   double total = Terms::identity();
@@ -102,7 +101,8 @@ __global__ void __launch_bounds__(kFinishThreads)
     return;
   }
   if (pass == Pass::kFirst) state[0] = total;
-  double result = pass == Pass::kFirst ? finish(norm, total) : finish_scaled(norm, state[1], total);
+  double result = terms.finish(total);
+  if (pass == Pass::kScaled) result = has_scale(state[1]) ? state[1] * result : state[1];
   if (float64) {
     *static_cast<double*>(out) = result;
   } else {
@@ -111,8 +111,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 template <class Terms>
-void launch_pass(const Launches& over, Terms terms, Norm norm, Pass pass, double* partials, double* state,
-                 const Tensor& out) {
+void launch_pass(const Launches& over, Terms terms, Pass pass, double* partials, double* state, const Tensor& out) {
   const double* earlier = pass == Pass::kFirst ? nullptr : state;
   over.run(
       [&](const auto& table, int64_t blocks, int64_t first) {
@@ -124,13 +123,13 @@ void launch_pass(const Launches& over, Terms terms, Norm norm, Pass pass, double
                       g.storage, *g.layout, terms, partials + first, earlier);
       });
   over.launch()(norm_finish_kernel<Terms>, 1, kFinishThreads, static_cast<const double*>(partials),
-                over.blocks().block_count(), norm, pass, state, out.mutable_data_ptr(),
+                over.blocks().block_count(), terms, pass, state, out.mutable_data_ptr(),
                 out.scalar_type() == ScalarType::Double);
 }
 
 // Leaves the norm in `out`. Whether it takes the second look is decided on the device: three launches more, which
 // return at once, where the dtypes and p cannot rule it out.
-void enqueue_norm(const Launches& over, Norm norm, bool has_float64, const Tensor& out) {
+inline void enqueue_norm(const Launches& over, double p, bool has_float64, const Tensor& out) {
   const int64_t blocks = over.blocks().block_count();
   if (blocks == 0) {
     torch::stable::fill_(out, 0.0);
@@ -139,10 +138,14 @@ void enqueue_norm(const Launches& over, Norm norm, bool has_float64, const Tenso
   Tensor workspace = empty_vector(blocks + 2, ScalarType::Double, out);
   double* state = static_cast<double*>(workspace.mutable_data_ptr());
   double* partials = state + 2;
-  visit_norm(norm, [&](auto terms) { launch_pass(over, terms, norm, Pass::kFirst, partials, state, out); });
-  if (!may_leave_range(norm, has_float64)) return;
-  launch_pass(over, Maximum{}, norm, Pass::kLargest, partials, state, out);
-  launch_pass(over, Powers(norm.p, 1), norm, Pass::kScaled, partials, state, out);
+  visit_norm(p, [&](auto terms) {
+    launch_pass(over, terms, Pass::kFirst, partials, state, out);
+    if constexpr (may_leave_range<decltype(terms)>(true)) {
+      if (!may_leave_range<decltype(terms)>(has_float64)) return;
+      launch_pass(over, Maximum{}, Pass::kLargest, partials, state, out);
+      launch_pass(over, terms.scaled(1), Pass::kScaled, partials, state, out);
+    }
+  });
 }
 
 }  // namespace ste_ops

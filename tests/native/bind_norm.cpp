@@ -8,19 +8,27 @@
 namespace ste_ops {
 namespace {
 
+template <class A, class Terms>
+double total_of(Array<A> x, Terms terms) {
+  double total = Terms::identity();
+  for (py::ssize_t i = 0; i < x.size(); ++i) total = Terms::combine(total, double(terms.term(x.data()[i])));
+  return total;
+}
+
 // The norm as a backend takes it, one element after the other.
 template <class A>
-double total_norm(Array<A> x, double p, bool float64) {
-  auto total = [&](auto terms) {
-    auto state = decltype(terms)::identity();
-    for (py::ssize_t i = 0; i < x.size(); ++i) state = terms.combine(state, double(terms.term(x.data()[i])));
-    return state;
-  };
-  const Norm norm = norm_of(p);
-  double first = visit_norm(norm, total);
-  if (!may_leave_range(norm, float64) || !left_range(first)) return finish(norm, first);
-  double largest = total(Maximum{});
-  return finish_scaled(norm, largest, has_scale(largest) ? total(Powers(norm.p, largest)) : 0);
+double total_norm(Array<A> x, double p) {
+  return visit_norm(p, [&](auto terms) {
+    const double total = total_of(x, terms);
+    if constexpr (terms.may_leave_range || (terms.may_leave_range_in_float64 && sizeof(A) == 8)) {
+      if (left_range(total)) {
+        const double largest = total_of(x, Maximum{});
+        const auto scaled = terms.scaled(largest);
+        return has_scale(largest) ? largest * scaled.finish(total_of(x, scaled)) : largest;
+      }
+    }
+    return terms.finish(total);
+  });
 }
 
 // (offset of each element in turn, whether it is dense, whether no element shares memory)
@@ -37,8 +45,8 @@ py::tuple walk(std::vector<int64_t> sizes, std::vector<int64_t> strides) {
 }
 
 const Bindings norm("norm", [](py::module_& m) {
-  m.def("total_norm", [](Array<float> x, double p) { return total_norm(x, p, false); });
-  m.def("total_norm", [](Array<double> x, double p) { return total_norm(x, p, true); });
+  m.def("total_norm", &total_norm<float>);
+  m.def("total_norm", &total_norm<double>);
   m.def("clip_coefficient", &clip_coefficient);
   m.def("leaves_alone", &leaves_alone);
   m.def("clamp_float32", py::vectorize([](float x, float bound) { return clamp_magnitude(x, bound); }));
