@@ -48,12 +48,22 @@ def test_native_and_reference_train_alike(runs):
     assert native.accuracy[-1] > 0.8
 
 
-def test_training_moves_the_latent_weights_and_keeps_them_clamped(runs):
-    weight = runs[0].net.linear[0].weight
+def test_training_flips_signs(runs):
     torch.manual_seed(0)  # the seed of the run
     fresh = train.BinaryNet(64, train.NATIVE).linear[0].weight
-    assert (weight.sign() != fresh.sign()).float().mean() > 0.05
-    assert weight.abs().max() <= 1
+    assert (runs[0].net.linear[0].weight.sign() != fresh.sign()).float().mean() > 0.05
+
+
+def test_a_step_clamps_the_latent_weights_and_clips_the_gradients(dataset, monkeypatch):
+    monkeypatch.setattr(train, "MAX_NORM", 1e-3)
+    run = train.prepare(dataset, train.NATIVE, weighted=True, epochs=1, seed=0, device="cpu")
+    with torch.no_grad():
+        run.net.linear[1].weight.fill_(3)
+    images, labels = next(iter(run.batches))
+    run.step(images, labels)
+    assert run.net.linear[1].weight.max() == 1
+    grads = [parameter.grad for parameter in run.net.parameters()]
+    assert float(torch.nn.utils.get_total_norm(grads)) == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_weighted_sampler_draws_and_learns_the_rare_classes(runs):
