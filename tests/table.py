@@ -106,3 +106,9 @@ def assert_gradient(surrogate: Surrogate, received: Tensor, expected: Tensor, me
     else:
         places = 8 * torch.finfo(expected.dtype).eps
         torch.testing.assert_close(received, expected, rtol=places, atol=places, equal_nan=True, msg=message)
+
+
+def forward_and_gradient(fn: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    out = fn(x)
+    return out.detach(), torch.autograd.grad(out, x, grad)[0]

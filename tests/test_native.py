@@ -136,3 +136,29 @@ def test_clip_passes_its_bounds(binarize, width, threshold):
     x = np.concatenate([x, [bound, -bound, np.nextafter(bound, x.dtype.type(np.inf))]]).astype(x.dtype)
     passes = getattr(binarize, f"passes_float{width}")(ste_ops.surrogate.Clip.number, threshold, 0.0, x)
     assert np.array_equal(passes, ~(np.abs(x) > bound))
+
+
+HALVES = np.arange(0x10000, dtype=np.uint32).astype(np.uint16)
+AS_FLOAT32 = {
+    "float16": HALVES.view(np.float16).astype(np.float32),
+    "bfloat16": (HALVES.astype(np.uint32) << 16).view(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", AS_FLOAT32)
+def test_16_bit_values_step_as_integers(binarize, name):
+    x = AS_FLOAT32[name]
+    assert np.array_equal(getattr(binarize, f"heaviside_{name}")(HALVES), np.where(x > 0, 1, 0))
+    assert np.array_equal(getattr(binarize, f"sign_{name}")(HALVES), np.where(x >= 0, 1, -1))
+
+
+@pytest.mark.parametrize("name", AS_FLOAT32)
+def test_16_bit_values_compare_as_integers(binarize, name):
+    """With bounds that the type holds, that lie between two of its values, and that lie beyond them all."""
+    x = AS_FLOAT32[name]
+    finite = np.abs(x[np.isfinite(x) & (x != 0)]).astype(np.float64)
+    drawn = np.random.default_rng(0).choice(finite, 60)
+    for threshold in [*drawn, *drawn * 1.0001, *drawn * 0.9999, 1e-45, 1e-40, 65504.0, 65505.0, 65519.9, 65520.0, 3e38]:
+        bound = np.float32(threshold)
+        passes = getattr(binarize, f"passes_{name}")(ste_ops.surrogate.Clip.number, threshold, 0.0, HALVES)
+        assert np.array_equal(passes, ~(np.abs(x) > bound)), threshold

@@ -7,6 +7,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import ste_ops
 from ste_ops import reference
+from ste_ops._functions.binarize import BinarizeBackward
 from ste_ops.surrogate import Clip
 
 # Odd sizes: no row of a batch is a whole number of mask bytes.
@@ -177,6 +178,20 @@ def test_a_batch_of_none(device, surrogate):
     received = vmap(grad(lambda row: ste_ops.sign(row, surrogate).sum()))(x)
     assert received.shape == (0, 3)
     assert vmap(lambda row: ste_ops.sign(row, surrogate))(torch.zeros(4, 0, device=device)).shape == (4, 0)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, 1), (-1, 1), (None, 1), (1, None)])
+def test_vmap_of_the_backward_alone(device, in_dims):
+    """Its own rule for a mask and a gradient whose batches lie anywhere; a transform gives them the batch first."""
+    grads = torch.randn(3, 11, device=device)
+    masks = torch.randint(0, 256, (3, 2), dtype=torch.uint8, device=device)
+    rows = [[0, 0, 0] if dim is None else [0, 1, 2] for dim in in_dims]
+    expected = [BinarizeBackward.apply(grads[i], masks[j]) for i, j in zip(*rows, strict=True)]
+    arguments = [
+        batch[0] if dim is None else batch.movedim(0, dim) for batch, dim in zip((grads, masks), in_dims, strict=True)
+    ]
+    received = vmap(BinarizeBackward.apply, in_dims=in_dims)(*arguments)
+    assert torch.equal(received, torch.stack(expected))
 
 
 @pytest.mark.parametrize("layout", [(4, 3, 6), (6, 4, 3), (3, 4, 6)])

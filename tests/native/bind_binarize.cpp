@@ -3,6 +3,7 @@
 
 #include "core/binarize.h"
 #include "core/bitmask.h"
+#include "core/ordered.h"
 #include "core/surrogate.h"
 #include "native.h"
 
@@ -31,6 +32,20 @@ py::array_t<bool> passes(int64_t number, double a, double b, Array<A> x) {
   return result;
 }
 
+// The same for the bits of a 16-bit type, which the CPU loops compare as integers.
+template <class T>
+py::array_t<bool> passes16(int64_t number, double a, double b, Array<uint16_t> x) {
+  py::array_t<bool> result(x.size());
+  visit_surrogate(number, a, b, [&](auto surrogate) {
+    for (py::ssize_t i = 0; i < x.size(); ++i) {
+      if constexpr (surrogate.saves == Saves::mask) {
+        result.mutable_data()[i] = surrogate.passes(compare(T{x.data()[i]}));
+      }
+    }
+  });
+  return result;
+}
+
 uint8_t pack(Array<uint8_t> bools) {
   if (bools.size() != 8) throw std::invalid_argument("pack8 takes eight bytes");
   return pack8(bools.data());
@@ -54,6 +69,12 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("surrogates", [] { return names(std::make_index_sequence<std::tuple_size_v<Surrogates>>()); });
   m.def("passes_float32", &passes<float>);
   m.def("passes_float64", &passes<double>);
+  m.def("passes_float16", &passes16<Half>);
+  m.def("passes_bfloat16", &passes16<BFloat16>);
+  m.def("heaviside_float16", py::vectorize([](uint16_t bits) { return Heaviside()(compare(Half{bits})); }));
+  m.def("heaviside_bfloat16", py::vectorize([](uint16_t bits) { return Heaviside()(compare(BFloat16{bits})); }));
+  m.def("sign_float16", py::vectorize([](uint16_t bits) { return Sign()(compare(Half{bits})); }));
+  m.def("sign_bfloat16", py::vectorize([](uint16_t bits) { return Sign()(compare(BFloat16{bits})); }));
   m.def("pack8", &pack);
   m.def("unpack8", &unpack);
   m.def("mask_bytes", &mask_bytes);
