@@ -61,6 +61,10 @@ STE_OPS_LIBRARY(m) {
   // NaN or infinite. Draws start, start + 1, ... of every row; -1 where the row's capacity is not positive.
   m.def("alias_table(Tensor weights) -> (Tensor table, Tensor capacity)");
   m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples) -> Tensor");
+  // Of each weight the key whose order is that of draws without replacement (csrc/core/exponential.h), float64, +inf
+  // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
+  // one.
+  m.def("exponential_keys(Tensor weights, Tensor seed) -> (Tensor keys, Tensor positive)");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
 

@@ -5,6 +5,7 @@
 
 #include "core/alias.h"
 #include "core/bernoulli.h"
+#include "core/exponential.h"
 #include "dispatch.h"
 
 namespace ste_ops {
@@ -32,20 +33,29 @@ inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, 
   STD_TORCH_CHECK(seed.is_contiguous(), op, ": seed must be contiguous");
 }
 
+inline void check_weights(const char* op, const Tensor& weights) {
+  STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(),
+                  "-D");
+  int64_t n = Distributions(weights).n;
+  STD_TORCH_CHECK(n > 0, op, ": weights must not be empty");
+  STD_TORCH_CHECK(n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ", n);
+}
+
+// One int64 for each row.
+inline Tensor empty_row_state(const Tensor& weights) {
+  return empty_int64({weights.sizes().data(), weights.dim() == 2 ? size_t(1) : size_t(0)}, weights);
+}
+
 // `build(Type<T>, like, weights, rows, n, deficit, excess, table, capacity)` fills the last two; weights are bits_t<T>,
 // deficit and excess scratch.
 template <class Build>
 std::tuple<Tensor, Tensor> alias_table(const Tensor& weights, Build&& build) {
   constexpr const char* op = "alias_table";
-  STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(),
-                  "-D");
+  check_weights(op, weights);
   Distributions shape(weights);
-  STD_TORCH_CHECK(shape.n > 0, op, ": weights must not be empty");
-  STD_TORCH_CHECK(shape.n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ",
-                  shape.n);
   Tensor dense = row_major(weights);
   Tensor table = empty_int64(dense.sizes(), dense);
-  Tensor capacity = empty_int64({dense.sizes().data(), dense.dim() == 2 ? size_t(1) : size_t(0)}, dense);
+  Tensor capacity = empty_row_state(dense);
   if (weights.numel() == 0) return {table, capacity};
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -53,6 +63,28 @@ std::tuple<Tensor, Tensor> alias_table(const Tensor& weights, Build&& build) {
           mutable_unsigned_data(table), static_cast<int64_t*>(capacity.mutable_data_ptr()));
   });
   return {table, capacity};
+}
+
+// `fill(Type<T>, like, weights, seed, rows, n, keys, positive)` fills the last two; weights are bits_t<T>.
+template <class Fill>
+std::tuple<Tensor, Tensor> exponential_keys(const Tensor& weights, const Tensor& seed, Fill&& fill) {
+  constexpr const char* op = "exponential_keys";
+  check_weights(op, weights);
+  check_seed(op, seed, weights, "weights");
+  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  Distributions shape(weights);
+  Tensor dense = row_major(weights);
+  const int64_t strides[2] = {shape.n, 1};
+  Tensor keys =
+      empty_strided(dense.sizes(), {strides + 2 - dense.dim(), size_t(dense.dim())}, ScalarType::Double, dense);
+  Tensor positive = empty_row_state(dense);
+  if (weights.numel() == 0) return {keys, positive};
+  dispatch_floating(op, "weights", dense, [&](auto type) {
+    using T = typename decltype(type)::type;
+    fill(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows, shape.n,
+         static_cast<double*>(keys.mutable_data_ptr()), static_cast<int64_t*>(positive.mutable_data_ptr()));
+  });
+  return {keys, positive};
 }
 
 // `draw(like, table, capacity, seed, rows, n, start, num_samples, out)` fills out with draws start, start + 1, ... of

@@ -51,11 +51,14 @@ def _seed(operator: str, device: torch.device, generator: Generator | None) -> T
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
 
 
-def _refuse_invalid(operator: str, weights: Tensor, capacity: Tensor, error: type[Exception]) -> None:
-    """Raises what the table's build found wrong with the weights; reads `capacity` on the host."""
-    if int(capacity if capacity.dim() == 0 else capacity.amin() if capacity.numel() else 1) > 0:
+def _refuse_invalid(operator: str, weights: Tensor, states: Tensor, error: type[Exception]) -> None:
+    """Raises what a native pass found wrong with the weights; reads `states`, one number a row, on the host.
+
+    A number above 0 says that all is well, 0 that every weight is zero, -1 - i that weight i is the first invalid one.
+    """
+    if int(states if states.dim() == 0 else states.amin() if states.numel() else 1) > 0:
         return
-    rows = capacity.reshape(-1)
+    rows = states.reshape(-1)
     row = int((rows <= 0).to(torch.int8).argmax())
     state = int(rows[row])
     if state == 0:
@@ -73,15 +76,17 @@ def multinomial(
 ) -> Tensor:
     """Draws category indices in proportion to weights, as `torch.multinomial`, without its limit of 2^24 categories.
 
-    The weights become integers before a table is built from them: a zero weight is never drawn, no positive weight is
-    lost however small it is beside the others, and the same seed gives the same draws on every device and at any number
-    of threads. To draw more than once from the same weights, keep an `AliasTable`.
+    A zero weight is never drawn, no positive weight is lost however small it is beside the others, and the same seed
+    gives the same draws on every device and at any number of threads. With replacement an alias table is built and
+    drawn from; to draw more than once from the same weights, keep an `AliasTable`. Without, every category gets an
+    exponential key and the least num_samples of them are drawn, in the order in which one draw after the other would
+    take them.
 
     Args:
         weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool (integers are
             read as float64). They need not sum to one. At most 2^36 categories.
-        num_samples: draws from each row, > 0.
-        replacement: must be True; draws without replacement are not implemented yet.
+        num_samples: draws from each row, > 0; without replacement at most the number of positive weights.
+        replacement: whether a category may be drawn again.
         generator: where the seed comes from, on the device of weights; default: torch's default generator.
 
     Returns:
@@ -89,14 +94,13 @@ def multinomial(
 
     Raises:
         RuntimeError: weights are negative, NaN, infinite or all zero in a row, empty, or not 1-D or 2-D; num_samples
-            < 1; the generator is on another device. The values of weights are checked where the host can see them: on
-            CUDA and inside a compiled graph, where that would wait for the device, every draw of an invalid row is -1
-            instead. `AliasTable` checks everywhere.
-        NotImplementedError: replacement=False.
+            is < 1 or too large; the generator is on another device. The values of weights are checked where the host
+            can see them: on CUDA and inside a compiled graph, where that would wait for the device, every draw of an
+            invalid row, and every draw that no category is left for, is -1 instead. `AliasTable` checks everywhere.
         TypeError: an argument is of the wrong type.
 
-    Source: Walker's alias method (1977), built by the sweep of Hübschle-Schneider and Sanders (ESA 2019); Philox
-    (Salmon et al., SC'11).
+    Source: Walker's alias method (1977), built by the sweep of Hübschle-Schneider and Sanders (ESA 2019); exponential
+    keys of Efraimidis and Spirakis (2006); Philox (Salmon et al., SC'11).
 
     Example:
         >>> import torch, ste_ops
@@ -108,14 +112,34 @@ def multinomial(
     operator = "multinomial"
     values = _as_weights(operator, weights, RuntimeError)
     _check_count(operator, "num_samples", num_samples, 1, RuntimeError)
+    seed = _seed(operator, values.device, generator)
+    check = values.device.type == "cpu" and not torch.compiler.is_compiling()
     if not replacement:
-        raise NotImplementedError(
-            "multinomial: replacement=False is not implemented yet, pass replacement=True or use torch.multinomial"
-        )
+        return _without_replacement(operator, values, seed, num_samples, check)
     table, capacity = ops.alias_table(values)
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+    if check:
         _refuse_invalid(operator, values, capacity, RuntimeError)
-    return ops.alias_sample(table, capacity, _seed(operator, values.device, generator), 0, num_samples)
+    return ops.alias_sample(table, capacity, seed, 0, num_samples)
+
+
+def _without_replacement(operator: str, weights: Tensor, seed: Tensor, num_samples: int, check: bool) -> Tensor:
+    if num_samples > weights.shape[-1]:
+        raise RuntimeError(
+            f"{operator}: num_samples must be at most {weights.shape[-1]}, the number of weights, without replacement, "
+            f"got {num_samples}"
+        )
+    keys, positive = ops.exponential_keys(weights, seed)
+    if check:
+        _refuse_invalid(operator, weights, positive, RuntimeError)
+        fewest = int(positive.amin()) if positive.numel() else num_samples
+        if num_samples > fewest:
+            raise RuntimeError(
+                f"{operator}: num_samples must be at most {fewest}, the number of positive weights"
+                f"{'' if weights.dim() == 1 else ' in a row'}, without replacement, got {num_samples}"
+            )
+    least, drawn = torch.topk(keys, num_samples, largest=False)
+    usable = (least < float("inf")) & (positive > 0).unsqueeze(-1)
+    return torch.where(usable, drawn, -1)
 
 
 class AliasTable:

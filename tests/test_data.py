@@ -113,9 +113,17 @@ def test_bad_weights_are_refused_when_made(device: str, weights: list[float]) ->
         WeightedRandomSampler(weights, 1)
 
 
-def test_without_replacement_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match="replacement=False"):
-        WeightedRandomSampler([1.0], 1, False)
+def test_without_replacement() -> None:
+    weights = torch.rand(40_000)
+    weights[::4] = 0
+    sampler = WeightedRandomSampler(weights, 30_000, replacement=False, generator=seeded(1))
+    drawn = list(sampler)
+    assert sorted(drawn) == weights.nonzero().flatten().tolist()
+    again = WeightedRandomSampler(weights, 30_000, replacement=False, generator=seeded(1))
+    assert list(again) == drawn
+    assert list(again) != drawn
+    with pytest.raises(ValueError, match="num_samples must be at most 30000, the number of positive weights"):
+        WeightedRandomSampler(weights, 30_001, replacement=False)
 
 
 def test_class_weights() -> None:

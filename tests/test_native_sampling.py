@@ -104,6 +104,20 @@ def test_integers() -> None:
     assert core.multiply_high(a, b).tolist() == expected
 
 
+def test_logarithms() -> None:
+    rng = np.random.default_rng(4)
+    x = np.exp(rng.uniform(-700, 700, 100_000))
+    np.testing.assert_allclose(core.portable_log(x, np.int64(0)), np.log(x), rtol=4e-16, atol=2e-16)
+    np.testing.assert_allclose(core.portable_log(np.float64(3), np.int64(-1074)), math.log(3) - 1074 * math.log(2))
+    # The smallest random numbers, which win the draw, and the largest.
+    random = rng.integers(0, 2**64, 100_000, dtype=np.uint64) >> rng.integers(0, 60, 100_000, dtype=np.uint64)
+    random[:3] = [0, 2**62, 2**64 - 1]
+    v = (random.astype(np.float64) + 0.5) * 2.0**-64
+    left = ((~random).astype(np.float64) + 0.5) * 2.0**-64
+    expected = np.where(v < 0.5, -np.log1p(-np.minimum(v, 0.5)), -np.log(left))
+    np.testing.assert_allclose(core.exponential(random), expected, rtol=2e-15)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 1000, 2**24 + 3, 2**36])
 def test_totals_stay_within_64_bits(n: int) -> None:
     # One weight alone, all alike, and the mass of one beside as many as there may be that it all but swallows.

@@ -82,6 +82,10 @@ STE_HD int64_t capacity_of(const Row& row, int64_t n) {
   return int64_t(columns_of(row.total, n).capacity);
 }
 
+// a where the condition holds, b elsewhere: arithmetic rather than a choice, which compilers make a branch, and here
+// one that is mispredicted every other time.
+STE_HD uint64_t choose(bool condition, uint64_t a, uint64_t b) { return b ^ ((a ^ b) & -uint64_t(condition)); }
+
 // The sweep hands out the units that light items (mass <= capacity) lack and heavy items (mass > capacity) exceed by,
 // both in index order: the current heavy item fills up light columns until it is drained to the capacity or below, and
 // is then itself filled up by the next heavy item. Over prefix sums that is a merge of two ascending sequences. Heavy
@@ -124,13 +128,13 @@ struct AliasMerge {
 
   STE_HD void step(uint64_t* table) {
     uint64_t lacked = deficit[i], exceeded = excess[j];
-    bool drained = exceeded <= lacked;
-    int64_t item = drained ? heavy[j] : light[i];
-    uint64_t lacks = (drained ? lacked : deficit[i + 1]) - (drained ? exceeded : lacked);
-    uint64_t entry = (capacity - lacks) << bits | uint64_t(heavy[j + drained]);
-    table[item] = lacks == 0 ? uint64_t(item) : entry;
-    i += !drained;
-    j += drained;
+    uint64_t drained = exceeded <= lacked;
+    uint64_t item = choose(drained, uint64_t(heavy[j]), uint64_t(light[i]));
+    uint64_t lacks = choose(drained, lacked, deficit[i + 1]) - choose(drained, exceeded, lacked);
+    uint64_t entry = (capacity - lacks) << bits | uint64_t(heavy[j + int64_t(drained)]);
+    table[item] = choose(lacks == 0, item, entry);
+    i += int64_t(1 - drained);
+    j += int64_t(drained);
   }
 };
 
@@ -141,9 +145,9 @@ struct AliasPlace {
   STE_HD AliasPlace(uint64_t mass, int64_t lights, int64_t index, int64_t heavies_before, uint64_t lacked,
                     uint64_t exceeded, uint64_t capacity) {
     bool heavy = mass > capacity;
-    item = heavy ? lights + heavies_before : index - heavies_before;
+    item = int64_t(choose(heavy, uint64_t(lights + heavies_before), uint64_t(index - heavies_before)));
     bound = item + heavy;
-    value = heavy ? exceeded + (mass - capacity) : lacked;
+    value = choose(heavy, exceeded + (mass - capacity), lacked);
   }
 };
 
@@ -155,8 +159,8 @@ struct AliasDraw {
   STE_HD AliasDraw(int64_t n, int64_t capacity) : n(uint64_t(n)), capacity(uint64_t(capacity)), bits(alias_bits(n)) {}
   STE_HD uint64_t column(uint64_t random) const { return multiply_high(random, n); }
   STE_HD int64_t item(uint64_t column, uint64_t entry, uint64_t random) const {
-    bool own = multiply_high(random, capacity) < entry >> bits;
-    return int64_t(own ? column : entry & ((uint64_t(1) << bits) - 1));
+    uint64_t alias = entry & ((uint64_t(1) << bits) - 1);
+    return int64_t(choose(multiply_high(random, capacity) < entry >> bits, column, alias));
   }
 };
 

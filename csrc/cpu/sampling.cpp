@@ -65,6 +65,53 @@ Tensor alias_sample_cpu(Tensor table, Tensor capacity, Tensor seed, int64_t star
                       });
 }
 
+// The least of what the threads see.
+void lower(std::atomic<int64_t>& least, int64_t value) {
+  int64_t seen = least.load();
+  while (value < seen && !least.compare_exchange_weak(seen, value)) {
+  }
+}
+
+// Returns how many weights are positive; `invalid` gets whether one is no weight.
+template <class T>
+STE_OPS_CLONES int64_t key_stretch(const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t begin, int64_t end,
+                                   double* keys, bool& invalid) {
+  int64_t positive = 0;
+  invalid = false;
+  for (int64_t start = begin; start < end; start += kDraws) {
+    RandomBlock<kDraws> random;
+    philox_block(seed, row, uint64_t(start), random);
+    int64_t count = std::min(kDraws, end - start);
+    for (int64_t i = 0; i < count; ++i) {
+      bits_t<T> w = weights[start + i];
+      keys[start + i] = exponential_key<T>(w, random.low[i]);
+      positive += magnitude<T>(w) != 0;
+      invalid |= !is_weight<T>(w);
+    }
+  }
+  return positive;
+}
+
+std::tuple<Tensor, Tensor> exponential_keys_cpu(Tensor weights, Tensor seed) {
+  return exponential_keys(weights, seed,
+                          [](auto type, const Tensor&, const auto* weights, const uint64_t* seed, int64_t rows,
+                             int64_t n, double* keys, int64_t* positive) {
+                            using T = typename decltype(type)::type;
+                            for (int64_t row = 0; row < rows; ++row) {
+                              const auto* w = weights + row * n;
+                              std::atomic<int64_t> count(0), invalid(n);
+                              parallel_aligned(n, kDraws, [&](int64_t begin, int64_t end) {
+                                bool some_invalid;
+                                count +=
+                                    key_stretch<T>(w, *seed, uint64_t(row), begin, end, keys + row * n, some_invalid);
+                                if (some_invalid)
+                                  lower(invalid, std::find_if_not(w + begin, w + end, is_weight<T>) - w);
+                              });
+                              positive[row] = invalid < n ? -1 - invalid : count.load();
+                            }
+                          });
+}
+
 template <class T>
 STE_OPS_INLINE bool bernoulli_batch(const bits_t<T>* p, uint64_t seed, uint64_t start, bits_t<T>* out, int64_t count) {
   RandomBlock<kDraws> random;
@@ -87,13 +134,6 @@ STE_OPS_CLONES bool bernoulli_stretch(const bits_t<T>* p, uint64_t seed, uint64_
     valid &= bernoulli_batch<T>(p + i, seed, start + uint64_t(i), out + i, kDraws);
   if (i < count) valid &= bernoulli_batch<T>(p + i, seed, start + uint64_t(i), out + i, count - i);
   return valid;
-}
-
-// The least of what the threads see.
-void lower(std::atomic<int64_t>& least, int64_t value) {
-  int64_t seen = least.load();
-  while (value < seen && !least.compare_exchange_weak(seen, value)) {
-  }
 }
 
 Tensor bernoulli_cpu(Tensor p, Tensor seed) {
@@ -121,6 +161,7 @@ Tensor bernoulli_cpu(Tensor p, Tensor seed) {
 STE_OPS_CPU_IMPL(m) {
   m.impl("alias_table", TORCH_BOX(&alias_table_cpu));
   m.impl("alias_sample", TORCH_BOX(&alias_sample_cpu));
+  m.impl("exponential_keys", TORCH_BOX(&exponential_keys_cpu));
   m.impl("bernoulli", TORCH_BOX(&bernoulli_cpu));
 }
 

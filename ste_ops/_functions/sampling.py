@@ -22,6 +22,12 @@ def _(table: Tensor, capacity: Tensor, seed: Tensor, start: int, num_samples: in
     return table.new_empty((*table.shape[:-1], num_samples))
 
 
+@fake("exponential_keys")
+def _(weights: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    keys = weights.new_empty(weights.shape, dtype=torch.float64)
+    return keys, weights.new_empty(weights.shape[:-1], dtype=torch.int64)
+
+
 @fake("bernoulli")
 def _(p: Tensor, seed: Tensor) -> Tensor:
     return torch.empty_like(p)

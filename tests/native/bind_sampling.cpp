@@ -3,6 +3,7 @@
 
 #include "core/alias.h"
 #include "core/bernoulli.h"
+#include "core/exponential.h"
 #include "core/philox.h"
 #include "native.h"
 
@@ -87,6 +88,8 @@ const Bindings sampling("sampling", [](py::module_& m) {
     return py::make_tuple(columns.capacity, columns.padding);
   });
   m.def("padded", &padded);
+  m.def("portable_log", py::vectorize(&portable_log));
+  m.def("exponential", py::vectorize(&exponential));
   m.def("alias_entries", &alias_entries);
 });
 
