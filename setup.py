@@ -115,6 +115,12 @@ class Build(BuildExtension):
         if asked_for is None and Path(self.build_temp).is_absolute():
             self.build_temp = f"build/temp.{get_platform()}-{sys.implementation.cache_tag}"
 
+    def run(self) -> None:
+        super().run()
+        # Python started in a clone imports the package there, also after `pip install .`: it needs the libraries too.
+        if not self.inplace and not Path(self.build_lib).is_absolute():
+            self.copy_extensions_to_source()
+
 
 def main() -> None:
     with_cuda, why = decide_cuda()

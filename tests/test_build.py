@@ -60,6 +60,9 @@ def test_wheel_of_the_sdist_is_abi3(sdist: Path, tmp_path: Path) -> None:
     assert "ste_ops/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "csrc"))]
 
+    # Python started in the checkout imports the package there: it finds the library too.
+    assert (source / "ste_ops" / "_C.abi3.so").exists()
+
     # It runs from where it was unpacked, away from the checkout.
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
