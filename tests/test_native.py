@@ -160,5 +160,8 @@ def test_16_bit_values_compare_as_integers(binarize, name):
     drawn = np.random.default_rng(0).choice(finite, 60)
     for threshold in [*drawn, *drawn * 1.0001, *drawn * 0.9999, 1e-45, 1e-40, 65504.0, 65505.0, 65519.9, 65520.0, 3e38]:
         bound = np.float32(threshold)
+        expected = [f(x, t) for t in (bound, -bound) for f in (np.greater, np.greater_equal, np.less, np.less_equal)]
+        received = getattr(binarize, f"comparisons_{name}")(HALVES, bound)
+        assert np.array_equal(received, np.stack(expected).T @ (1 << np.arange(8))), threshold
         passes = getattr(binarize, f"passes_{name}")(ste_ops.surrogate.Clip.number, threshold, 0.0, HALVES)
         assert np.array_equal(passes, ~(np.abs(x) > bound)), threshold

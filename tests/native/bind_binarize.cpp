@@ -46,6 +46,14 @@ py::array_t<bool> passes16(int64_t number, double a, double b, Array<uint16_t> x
   return result;
 }
 
+// Bit k says whether x compares true with the constant t: >, >=, <, <=, and the same four with -t.
+template <class T>
+int comparisons(uint16_t bits, float t) {
+  Ordered<T> x(T{bits}), bound(t), negative = -bound;
+  return (x > bound) | (x >= bound) << 1 | (x < bound) << 2 | (x <= bound) << 3 | (x > negative) << 4 |
+         (x >= negative) << 5 | (x < negative) << 6 | (x <= negative) << 7;
+}
+
 uint8_t pack(Array<uint8_t> bools) {
   if (bools.size() != 8) throw std::invalid_argument("pack8 takes eight bytes");
   return pack8(bools.data());
@@ -75,6 +83,8 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("heaviside_bfloat16", py::vectorize([](uint16_t bits) { return Heaviside()(compare(BFloat16{bits})); }));
   m.def("sign_float16", py::vectorize([](uint16_t bits) { return Sign()(compare(Half{bits})); }));
   m.def("sign_bfloat16", py::vectorize([](uint16_t bits) { return Sign()(compare(BFloat16{bits})); }));
+  m.def("comparisons_float16", py::vectorize(&comparisons<Half>));
+  m.def("comparisons_bfloat16", py::vectorize(&comparisons<BFloat16>));
   m.def("pack8", &pack);
   m.def("unpack8", &unpack);
   m.def("mask_bytes", &mask_bytes);
