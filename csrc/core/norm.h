@@ -3,7 +3,7 @@
 //
 // Sums are float64. For float32 and narrower that settles p = 1 and p = 2: a square of a float32 is exact in float64
 // and lies between 2^-298 and 2^256. A float64 gradient at p = 2, and any gradient at another power, can leave
-// float64's range; then the total is taken again over |x| / max|x|, as LAPACK's older dnrm2 does.
+// float64's range; then the total is taken again, scaled by max|x|, as LAPACK's older dnrm2 does.
 #pragma once
 
 #include <cmath>
@@ -22,8 +22,7 @@ STE_HD double magnitude(double x) { return bit_cast<double>(bit_cast<uint64_t>(x
 // A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
 // double.
 struct Terms {
-  // Whether the total can leave float64's range: then scaled(largest) are the terms of a second look, and the norm is
-  // largest * scaled(largest).finish(total).
+  // Whether the total can leave float64's range. The terms of the second look are then scaled(largest magnitude).
   static constexpr bool may_leave_range = false;
   static constexpr bool may_leave_range_in_float64 = false;
   STE_HD double finish(double total) const { return total; }
@@ -52,21 +51,26 @@ struct Sum : Additive {
   }
 };
 
+// x times a power of two: exact, and no division. The factor brings max|x| to between 2^-74 and 2^23.
 struct ScaledSquares : Additive {
-  double scale;
-  STE_HD explicit ScaledSquares(double scale) : scale(scale) {}
-  STE_HD static ScaledSquares scaled(double scale) { return ScaledSquares(scale); }
+  double factor;
+  STE_HD explicit ScaledSquares(double factor) : factor(factor) {}
+  STE_HD static ScaledSquares scaled(double largest) {
+    uint64_t exponent = 2046 - (bit_cast<uint64_t>(largest) >> 52);
+    exponent = exponent < 23 ? 23 : (exponent > 2023 ? 2023 : exponent);
+    return ScaledSquares(bit_cast<double>(exponent << 52));
+  }
   template <class A>
   STE_HD double term(A x) const {
-    double ratio = double(x) / scale;
-    return ratio * ratio;
+    double y = double(x) * factor;
+    return y * y;
   }
-  STE_HD double finish(double total) const { return sqrt(total); }
+  STE_HD double finish(double total) const { return sqrt(total) / factor; }
 };
 
 struct Squares : Additive {
   static constexpr bool may_leave_range_in_float64 = true;
-  STE_HD static ScaledSquares scaled(double scale) { return ScaledSquares(scale); }
+  STE_HD static ScaledSquares scaled(double largest) { return ScaledSquares::scaled(largest); }
   template <class A>
   STE_HD double term(A x) const {
     return double(x) * double(x);
@@ -79,12 +83,12 @@ struct Powers : Additive {
   double p;
   double scale;
   STE_HD Powers(double p, double scale) : p(p), scale(scale) {}
-  STE_HD Powers scaled(double scale) const { return Powers(p, scale); }
+  STE_HD Powers scaled(double largest) const { return Powers(p, largest); }
   template <class A>
   STE_HD double term(A x) const {
     return pow(magnitude(double(x)) / scale, p);
   }
-  STE_HD double finish(double total) const { return pow(total, 1 / p); }
+  STE_HD double finish(double total) const { return scale * pow(total, 1 / p); }
 };
 
 // A NaN wins over every number and stays: b > a is false once a is NaN.
@@ -133,7 +137,7 @@ auto visit_norm(double p, F f) {
 // list is looked at again.
 STE_HD bool left_range(double total) { return total == INFINITY || total < 0x1p-900; }
 
-// Whether max|x| is something to divide by; where not it is the norm.
+// Whether max|x| is something to scale by; where not, it is the norm.
 STE_HD bool has_scale(double largest) { return largest > 0 && largest < INFINITY; }
 
 // torch's coefficient, max_norm / (norm + 1e-6), in float64. Below 1 the gradients are multiplied by it; at 1 and above

@@ -139,7 +139,7 @@ double norm_of_blocks(const Blocks& blocks, double p, bool has_float64) {
         const double largest = total_of(blocks, Maximum{});
         if (!has_scale(largest)) return largest;
         const auto scaled = terms.scaled(largest);
-        return largest * scaled.finish(total_of(blocks, scaled));
+        return scaled.finish(total_of(blocks, scaled));
       }
     }
     return terms.finish(total);

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads)
         norm = dense_total(Maximum{}, source, length);
         if (has_scale(norm)) {
           const auto scaled = terms.scaled(norm);
-          norm *= scaled.finish(dense_total(scaled, source, length));
+          norm = scaled.finish(dense_total(scaled, source, length));
         }
       }
     }

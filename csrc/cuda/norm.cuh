@@ -45,7 +45,7 @@ template <class Terms>
 __device__ Terms rescaled(Terms terms, const double*) {
   return terms;
 }
-__device__ ScaledSquares rescaled(ScaledSquares terms, const double* state) { return terms.scaled(state[1]); }
+__device__ ScaledSquares rescaled(ScaledSquares, const double* state) { return ScaledSquares::scaled(state[1]); }
 __device__ Powers rescaled(Powers terms, const double* state) {
   return state == nullptr ? terms : terms.scaled(state[1]);
 }
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kFinishThreads)
     return;
   }
   if (pass == Pass::kFirst) state[0] = total;
-  double result = terms.finish(total);
-  if (pass == Pass::kScaled) result = has_scale(state[1]) ? state[1] * result : state[1];
+  if (pass == Pass::kScaled) terms = rescaled(terms, state);
+  const double result = pass == Pass::kFirst || has_scale(state[1]) ? terms.finish(total) : state[1];
   if (float64) {
     *static_cast<double*>(out) = result;
   } else {

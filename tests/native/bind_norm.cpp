@@ -24,7 +24,7 @@ double total_norm(Array<A> x, double p) {
       if (left_range(total)) {
         const double largest = total_of(x, Maximum{});
         const auto scaled = terms.scaled(largest);
-        return has_scale(largest) ? largest * scaled.finish(total_of(x, scaled)) : largest;
+        return has_scale(largest) ? scaled.finish(total_of(x, scaled)) : largest;
       }
     }
     return terms.finish(total);
