@@ -250,4 +250,4 @@ def test_more_than_2_to_the_31_elements():
     del x
     gradient = ops.binarize_backward(out, mask)
     assert gradient[-9:].tolist() == [0, 0, -1, 1, 1, 0, 0, 1, 1]
-    assert gradient[: 2**31].sum(dtype=torch.float64).item() == 2**31
+    assert bool((gradient[: 2**31] == 1).all())
