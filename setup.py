@@ -93,7 +93,6 @@ def cuda_library(home: str) -> CppExtension:
             "nvcc": [
                 "-O3",
                 "--fmad=false",
-                "-lineinfo",
                 "--expt-relaxed-constexpr",
                 "-Xcompiler=-fvisibility=hidden",
                 f"-Xcompiler=-ffile-prefix-map={Path(__file__).parent.resolve()}/=",
