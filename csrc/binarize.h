@@ -21,18 +21,19 @@ void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F
 template <class Loop>
 std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t surrogate, double a, double b,
                                     Loop&& loop) {
-  Tensor out = new_like(x);
-  Tensor dense = in_layout_of(out, x);
-  std::optional<Tensor> mask;
+  std::optional<Tensor> mask, out;
   dispatch_surrogate(op, surrogate, a, b, [&](auto s) {
+    // The small one first: a heap that serves them in this order finds the same place for `out` at every step.
     mask = empty_vector(s.saves == Saves::mask ? mask_bytes(x.numel()) : 0, ScalarType::Byte, x);
+    out = new_like(x);
     if (x.numel() == 0) return;
+    Tensor dense = in_layout_of(*out, x);
     dispatch_floating(op, "x", x, [&](auto type) {
-      loop(s, type, dense.const_data_ptr(), out.mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
+      loop(s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
            x.numel());
     });
   });
-  return {out, *mask};
+  return {*out, *mask};
 }
 
 // `loop(Type<T>, grad, mask, out, numel)` passes grad where the mask says so. Both are in row-major order here: the

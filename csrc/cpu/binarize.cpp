@@ -7,6 +7,15 @@
 namespace ste_ops {
 namespace {
 
+// Stores retire in order, so a store that waits for its cache line holds up those of the lanes and the mask behind it.
+// Asking for the lines some tiles ahead keeps the queue moving. (Past the end of the memory it does nothing.)
+template <class T>
+STE_OPS_INLINE void prefetch_for_write(T* tile, int64_t count) {
+  constexpr int64_t kAheadBytes = 4096, kLine = 64;
+  char* ahead = reinterpret_cast<char*>(tile) + kAheadBytes;
+  for (int64_t byte = 0; byte < count * int64_t(sizeof(T)); byte += kLine) __builtin_prefetch(ahead + byte, 1, 3);
+}
+
 // Every loop over the tile has a constant trip count and one job, which is what lets each of them vectorize.
 template <class Step, class S, class T>
 STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_t* mask) {
@@ -24,7 +33,10 @@ STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_
 template <class Step, class S, class T>
 STE_OPS_CLONES void binarize_loop(S surrogate, const T* x, T* out, uint8_t* mask, int64_t begin, int64_t end) {
   int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8);
+  for (; i + kTile <= end; i += kTile) {
+    if constexpr (S::saves == Saves::mask) prefetch_for_write(out + i, kTile);
+    binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8);
+  }
   if (i == end) return;
   T last_x[kTile] = {}, last_out[kTile];
   uint8_t last_mask[kTile / 8];
