@@ -38,6 +38,10 @@ struct Gradient {
 
 enum class Access { kRead, kWrite };
 
+// Whether the kernel was chosen by some tensor of the list rather than by all of them. A list that reaches a CPU kernel
+// lies on the CPU: one tensor elsewhere would have led elsewhere.
+enum class Placed { kOnCpu, kAnywhere };
+
 inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return Storage::kFloat;
@@ -58,13 +62,13 @@ inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
 // each tensor, which for a thousand small gradients is a third of the whole call.
 class Gradients {
  public:
-  Gradients(const char* op, StableIValue list, Access access) : handles_(list) {
+  Gradients(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
     const std::vector<AtenTensorHandle>& tensors = handles_.owned;
     STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
     items.reserve(tensors.size());
     place_of_.assign(table_size(tensors.size()), -1);
     device_of(tensors[0], device_type, device_index);
-    for (size_t i = 0; i < tensors.size(); ++i) add(op, tensors[i], i, access);
+    for (size_t i = 0; i < tensors.size(); ++i) add(op, tensors[i], i, access, placed);
   }
 
   std::vector<Gradient> items;
@@ -125,17 +129,22 @@ class Gradients {
     return data;
   }
 
+  void check_device(const char* op, AtenTensorHandle tensor, size_t index) const {
+    int32_t type, device;
+    device_of(tensor, type, device);
+    STD_TORCH_CHECK(type == device_type && device == device_index, op,
+                    ": gradients of one call must be on one device, got another one at index ", index);
+  }
+
   static size_t table_size(size_t count) {
     size_t size = 16;
     while (size < 2 * count) size *= 2;
     return size;
   }
 
-  void add(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
-    int32_t type, device, dtype;
-    device_of(tensor, type, device);
-    STD_TORCH_CHECK(type == device_type && device == device_index, op,
-                    ": gradients of one call must be on one device, got another one at index ", index);
+  void add(const char* op, AtenTensorHandle tensor, size_t index, Access access, Placed placed) {
+    if (placed == Placed::kAnywhere) check_device(op, tensor, index);
+    int32_t dtype;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
     Gradient item{nullptr, 0, nullptr, storage_of(op, index, ScalarType(dtype))};
     has_float64 |= item.storage == Storage::kDouble;

@@ -44,11 +44,15 @@ def checked_norm_type(operator: str, value: float) -> float:
 def _gradients(operator: str, parameters: _Tensors) -> list[Tensor]:
     if isinstance(parameters, Tensor):
         parameters = [parameters]
+    grads = []
     try:
-        grads = [parameter.grad for parameter in parameters]
+        for parameter in parameters:  # each gradient is asked for once: the attribute is what this loop costs
+            grad = parameter.grad
+            if grad is not None:
+                grads.append(grad)
     except AttributeError as error:
         raise TypeError(f"{operator}: parameters must be a tensor or an iterable of tensors, got {error}") from None
-    return [grad for grad in grads if grad is not None]
+    return grads
 
 
 def _check_gradient(operator: str, index: int, grad: Tensor) -> None:

@@ -196,7 +196,7 @@ double value_of(const Tensor& norm) {
 }
 
 void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norm", stack[0], Access::kRead);
+  Gradients gradients("total_norm", stack[0], Access::kRead, Placed::kOnCpu);
   const double p = checked_norm_type("total_norm", torch::stable::detail::to<double>(stack[1]));
   stack[0] = torch::stable::detail::from(
       new_norm(gradients, norm_of_blocks(Blocks(gradients.items), p, gradients.has_float64)));
@@ -204,14 +204,14 @@ void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 
 void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   Tensor norm = torch::stable::detail::to<Tensor>(stack[1]);
-  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
   check_total_norm(gradients, norm);
   double max_norm = torch::stable::detail::to<double>(stack[2]);
   scale(Blocks(gradients.items), clip_coefficient(value_of(norm), max_norm));
 }
 
 void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
   double max_norm = torch::stable::detail::to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norm_", torch::stable::detail::to<double>(stack[2]));
   Blocks blocks(gradients.items);
@@ -222,7 +222,7 @@ void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_value_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kOnCpu);
   clamp(Blocks(gradients.items), torch::stable::detail::to<double>(stack[1]));
 }
 

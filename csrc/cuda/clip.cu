@@ -98,7 +98,7 @@ Scale scale_by(const Tensor& norm, double max_norm) {
 }
 
 void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norm", stack[0], Access::kRead);
+  Gradients gradients("total_norm", stack[0], Access::kRead, Placed::kAnywhere);
   const double p = checked_norm_type("total_norm", torch::stable::detail::to<double>(stack[1]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
@@ -108,7 +108,7 @@ void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 
 void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Tensor norm = torch::stable::detail::to<Tensor>(stack[1]);
-  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
   check_total_norm(gradients, norm);
   double max_norm = torch::stable::detail::to<double>(stack[2]);
   Launcher launch(norm);
@@ -116,7 +116,7 @@ void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
   double max_norm = torch::stable::detail::to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norm_", torch::stable::detail::to<double>(stack[2]));
   Tensor out = gradients.empty_norm();
@@ -128,7 +128,7 @@ void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite);
+  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kAnywhere);
   Launcher launch(gradients.any());
   enqueue_rewrite(Launches(launch, gradients.items), Clamp{torch::stable::detail::to<double>(stack[1])});
 }
