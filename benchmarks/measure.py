@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,16 @@ class Result:
     ratio: float
     target: str
     reached: bool
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what is freed: it returns blocks of these sizes to the kernel, and both sides of a ratio would be
+    timed on page faults, five times what the kernels take."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_max, 0)
 
 
 def _seconds(timer: Timer, calls: int) -> float:

@@ -64,6 +64,9 @@ STE_HD float load(Half x) {
   return bit_cast<float>(bits | uint32_t(x.bits & 0x8000u) << 16);
 }
 
+STE_HD float magnitude(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
+STE_HD double magnitude(double x) { return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7fffffffffffffffu); }
+
 template <class T>
 STE_HD T store(arithmetic_t<T> x) {
   return x;

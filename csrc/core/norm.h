@@ -16,9 +16,6 @@ namespace ste_ops {
 // Elements whose sum is one partial result. Fixed, because the partition decides the order of addition.
 constexpr int64_t kBlock = 16384;
 
-STE_HD float magnitude(float x) { return bit_cast<float>(bit_cast<uint32_t>(x) & 0x7fffffffu); }
-STE_HD double magnitude(double x) { return bit_cast<double>(bit_cast<uint64_t>(x) & 0x7fffffffffffffffu); }
-
 // A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
 // double.
 struct Terms {

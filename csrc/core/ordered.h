@@ -1,8 +1,8 @@
 // float16 and bfloat16 compared as integers, 32 to a 512-bit register, where converting them would take four times as
 // long.
 //
-// A functor written for floats (x > t, x < -t, x >= A(0)) gives the same answers for Ordered<T>: the integer is
-// monotone in the number, both zeros are 0, and a comparison with NaN is false. Only x may be NaN.
+// A functor written for floats (magnitude(x) > t, x < -t, x >= A(0)) gives the same answers for Ordered<T>: the integer
+// is monotone in the number, both zeros are 0, and a comparison with NaN is false. Only x may be NaN.
 #pragma once
 
 #include "dtype.h"
@@ -44,6 +44,10 @@ struct Ordered {
   STE_HD explicit Ordered(int constant) : Ordered(float(constant)) {}
 
   STE_HD Ordered operator-() const { return {int16_t(-ceil), int16_t(-floor)}; }
+
+  STE_HD friend Ordered magnitude(Ordered x) {
+    return {int16_t(x.floor < 0 ? -x.floor : x.floor), int16_t(x.ceil < 0 ? -x.ceil : x.ceil)};
+  }
 
   STE_HD friend bool operator>(Ordered x, Ordered t) { return (x.floor > t.floor) & (x.floor <= infinity); }
   STE_HD friend bool operator>=(Ordered x, Ordered t) { return (x.floor >= t.ceil) & (x.floor <= infinity); }

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#include "dtype.h"
 #include "macros.h"
 
 namespace ste_ops {
@@ -32,8 +33,7 @@ struct Clip {
 
   template <class A>
   STE_HD bool passes(A x) const {
-    A t = A(threshold);
-    return !((x > t) | (x < -t));  // no short circuit: a branch would keep the loop from vectorizing
+    return !(magnitude(x) > A(threshold));
   }
 };
 

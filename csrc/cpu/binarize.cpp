@@ -16,18 +16,19 @@ STE_OPS_INLINE void prefetch_for_write(T* tile, int64_t count) {
   for (int64_t byte = 0; byte < count * int64_t(sizeof(T)); byte += kLine) __builtin_prefetch(ahead + byte, 1, 3);
 }
 
-// Every loop over the tile has a constant trip count and one job, which is what lets each of them vectorize.
+// The loop has a constant trip count and writes to memory of its own, which is what lets it vectorize.
 template <class Step, class S, class T>
 STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_t* mask) {
   using U = bits_t<T>;
   const Step step;
-  U bits[kTile];
-  for (int64_t i = 0; i < kTile; ++i) bits[i] = level_bits<T>(step(compare(x[i])));
-  memcpy(out, bits, sizeof(bits));
-  if constexpr (S::saves == Saves::mask) {
-    for (int64_t i = 0; i < kTile; ++i) bits[i] = surrogate.passes(compare(x[i])) ? ~U(0) : U(0);
-    pack_tile(bits, mask);
+  U bits[kTile], lanes[kTile];
+  for (int64_t i = 0; i < kTile; ++i) {
+    auto value = compare(x[i]);
+    bits[i] = level_bits<T>(step(value));
+    if constexpr (S::saves == Saves::mask) lanes[i] = surrogate.passes(value) ? ~U(0) : U(0);
   }
+  memcpy(out, bits, sizeof(bits));
+  if constexpr (S::saves == Saves::mask) pack_tile(lanes, mask);
 }
 
 template <class Step, class S, class T>
