@@ -21,8 +21,8 @@ template <class Step, class S, class T>
 STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_t* mask) {
   using U = bits_t<T>;
   const Step step;
-  U bits[kTile], lanes[kTile];
-  for (int64_t i = 0; i < kTile; ++i) {
+  U bits[kTile<T>], lanes[kTile<T>];
+  for (int64_t i = 0; i < kTile<T>; ++i) {
     auto value = compare(x[i]);
     bits[i] = level_bits<T>(step(value));
     if constexpr (S::saves == Saves::mask) lanes[i] = surrogate.passes(value) ? ~U(0) : U(0);
@@ -34,13 +34,13 @@ STE_OPS_INLINE void binarize_tile(const S& surrogate, const T* x, T* out, uint8_
 template <class Step, class S, class T>
 STE_OPS_CLONES void binarize_loop(S surrogate, const T* x, T* out, uint8_t* mask, int64_t begin, int64_t end) {
   int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) {
-    if constexpr (S::saves == Saves::mask) prefetch_for_write(out + i, kTile);
+  for (; i + kTile<T> <= end; i += kTile<T>) {
+    if constexpr (S::saves == Saves::mask) prefetch_for_write(out + i, kTile<T>);
     binarize_tile<Step>(surrogate, x + i, out + i, mask + i / 8);
   }
   if (i == end) return;
-  T last_x[kTile] = {}, last_out[kTile];
-  uint8_t last_mask[kTile / 8];
+  T last_x[kTile<T>] = {}, last_out[kTile<T>];
+  uint8_t last_mask[kTile<T> / 8];
   memcpy(last_x, x + i, (end - i) * sizeof(T));
   binarize_tile<Step>(surrogate, last_x, last_out, last_mask);
   memcpy(out + i, last_out, (end - i) * sizeof(T));
@@ -53,10 +53,10 @@ STE_OPS_CLONES void binarize_loop(S surrogate, const T* x, T* out, uint8_t* mask
 template <class U>
 STE_OPS_CLONES void mask_loop(const U* grad, const uint8_t* mask, U* out, int64_t begin, int64_t end) {
   int64_t i = begin;
-  for (; i + kTile <= end; i += kTile) {
-    uint8_t passes[kTile];
-    for (int64_t j = 0; j < kTile / 8; ++j) unpack8(mask[i / 8 + j], passes + 8 * j);
-    for (int64_t k = 0; k < kTile; ++k) out[i + k] = grad[i + k] & U(-U(passes[k]));
+  for (; i + kTile<U> <= end; i += kTile<U>) {
+    uint8_t passes[kTile<U>];
+    for (int64_t j = 0; j < kTile<U> / 8; ++j) unpack8(mask[i / 8 + j], passes + 8 * j);
+    for (int64_t k = 0; k < kTile<U>; ++k) out[i + k] = grad[i + k] & U(-U(passes[k]));
   }
   for (; i < end; ++i) out[i] = mask_bit(mask, i) ? grad[i] : U(0);
 }
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> binarize_cpu(const char* op, const Tensor& x, int64_t
   return binarize(op, x, surrogate, a, b,
                   [](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
                     using T = typename decltype(type)::type;
-                    parallel_aligned(numel, kTile, [&](int64_t begin, int64_t end) {
+                    parallel_aligned(numel, kTile<T>, [&](int64_t begin, int64_t end) {
                       binarize_loop<Step>(s, static_cast<const T*>(x), static_cast<T*>(out), mask, begin, end);
                     });
                   });
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> sign_cpu(Tensor x, int64_t surrogate, double a, doubl
 Tensor binarize_backward_cpu(Tensor grad, Tensor mask) {
   return binarize_backward(grad, mask, [](auto type, const void* grad, const uint8_t* mask, void* out, int64_t numel) {
     using U = bits_t<typename decltype(type)::type>;
-    parallel_aligned(numel, kTile, [&](int64_t begin, int64_t end) {
+    parallel_aligned(numel, kTile<U>, [&](int64_t begin, int64_t end) {
       mask_loop(static_cast<const U*>(grad), mask, static_cast<U*>(out), begin, end);
     });
   });
