@@ -26,7 +26,7 @@ class Row:
     bound: float
     at_most: bool
     weight: float = 1.0
-    rounds: int = 61
+    rounds: int = 151
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def measure(row: Row | Count) -> Result:
     if isinstance(row, Count):
         return Result(row.work, row.against, None, None, row.value, f"<= {row.bound:g}", row.value <= row.bound)
     timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (row.ours, row.other)]
-    # About 4 ms a sample: long against the clock, short against what else the machine does.
-    calls = [max(1, int(0.004 / max(_seconds(timer, 1), 1e-7))) for timer in timers]
+    # About 1 ms a sample: long against the clock, short against what else the machine does, and neither side finds all
+    # its memory still in the cache.
+    calls = [max(1, int(0.001 / max(_seconds(timer, 1), 1e-7))) for timer in timers]
     samples: list[list[float]] = [[], []]
     for _ in range(row.rounds):
         for timer, n, times in zip(timers, calls, samples, strict=True):
