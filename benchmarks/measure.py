@@ -52,7 +52,7 @@ class Result:
 
 def keep_memory() -> None:
     """Lets glibc keep what is freed: it returns blocks of these sizes to the kernel, and both sides of a ratio would be
-    timed on page faults, five times what the kernels take."""
+    timed on page faults, several times what the kernels take."""
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
