@@ -16,7 +16,7 @@ BENCH ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
 .PHONY: demo test bench lint format wheel build clean

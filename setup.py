@@ -69,7 +69,7 @@ def host_flags() -> list[str]:
 def cpu_library() -> CppExtension:
     return CppExtension(
         "ste_ops._C",
-        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
         extra_compile_args={"cxx": host_flags()},
         py_limited_api=True,
     )
@@ -83,7 +83,7 @@ def cuda_library(home: str) -> CppExtension:
     defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', '/').replace(' ', '/')}", "-DUSE_CUDA"]
     return CppExtension(
         "ste_ops._cuda",
-        sorted(glob("csrc/cuda/*.cu")),
+        sorted(glob("csrc/cuda/**/*.cu", recursive=True)),
         include_dirs=[str(Path(home, "include"))],
         library_dirs=[str(Path(home, "lib64"))],
         # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream.

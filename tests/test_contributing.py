@@ -70,7 +70,7 @@ def copy(tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     # The kernels of the other families take time to compile, and nothing here calls them.
-    for source in (folder / "csrc" / "cpu").glob("*.cpp"):
+    for source in (folder / "csrc" / "cpu").rglob("*.cpp"):
         if source.name != "binarize.cpp":
             source.unlink()
     return folder

@@ -17,7 +17,7 @@ import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 CACHE = ROOT / "build" / "cuda_checks"
 SASS_ARCH = "sm_90"
 
@@ -88,8 +88,8 @@ def _nvcc_flags() -> list[str]:
 
 
 @pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.stem)
-def cubin(request) -> tuple[Path, str]:
-    """The cubin of one source for one arch, and what ptxas says about it."""
+def cubin(request) -> tuple[Path, Path, str]:
+    """One source, its cubin for one arch, and what ptxas says about it."""
     source = request.param
     path = CACHE / _digest() / f"{source.stem}.cubin"
     log = path.with_suffix(".log")
@@ -97,7 +97,7 @@ def cubin(request) -> tuple[Path, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         nvcc = Path(setup_script.cuda_home(), "bin", "nvcc")
         log.write_text(_run(nvcc, *_nvcc_flags(), "-Xptxas=-v", "-cubin", f"-arch={SASS_ARCH}", source, "-o", path))
-    return path, log.read_text()
+    return source, path, log.read_text()
 
 
 @pytest.mark.slow
@@ -124,18 +124,18 @@ def test_depends_on_libtorch_and_its_c_shim_alone(library):
 
 
 def test_no_kernel_spills(cubin):
-    path, log = cubin
+    source, _, log = cubin
     spills = re.findall(r"Function properties for (\S+)\n.*?, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    has_kernels = "__global__" in (ROOT / "csrc" / "cuda" / f"{path.stem}.cu").read_text()
+    has_kernels = "__global__" in source.read_text()
     assert bool(spills) == has_kernels
     assert [name for name, stores, loads in spills if int(stores) or int(loads)] == []
 
 
 def test_elementwise_kernels_move_128_bits(cubin):
-    path, _ = cubin
-    kernels = ELEMENTWISE.findall((ROOT / "csrc" / "cuda" / f"{path.stem}.cu").read_text())
+    source, path, _ = cubin
+    kernels = ELEMENTWISE.findall(source.read_text())
     if not kernels:
-        pytest.skip(f"{path.stem}.cu has no element-wise kernel")
+        pytest.skip(f"{source.name} has no element-wise kernel")
     sass = _run(_disassembler("nvdisasm"), "-c", path)
     # A section for each instance: ".text.<mangled name>:"
     instances = re.split(r"^\.text\.", sass, flags=re.MULTILINE)[1:]

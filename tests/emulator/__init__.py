@@ -75,7 +75,7 @@ def build() -> Path:
     includes = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-isystem {path}" for path in includes)]
     link = [*LINK, f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))]
     return compile_sources(ROOT / "build" / "emulator" / torch.__version__, f"{NAMESPACE}.so", sources, flags, link)
 
 
