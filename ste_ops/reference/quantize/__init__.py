@@ -1,0 +1,31 @@
+"""Reference of the quantizers."""
+
+from ste_ops.reference.quantize.rounding import ceil, clamp, floor, round, stochastic_round, trunc
+from ste_ops.reference.quantize.scaled import (
+    bitnet_activation,
+    bitnet_weight,
+    dorefa_weight,
+    magnitude_aware_sign,
+    xnor_weight,
+)
+from ste_ops.reference.quantize.sparse import sr_ste
+from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
+
+__all__ = [
+    "bitnet_activation",
+    "bitnet_weight",
+    "ceil",
+    "clamp",
+    "dorefa_activation",
+    "dorefa_weight",
+    "fake_quantize",
+    "floor",
+    "lsq",
+    "magnitude_aware_sign",
+    "pact",
+    "round",
+    "sr_ste",
+    "stochastic_round",
+    "trunc",
+    "xnor_weight",
+]

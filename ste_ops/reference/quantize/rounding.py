@@ -1,0 +1,51 @@
+"""Rounding and clamping, with the identity as gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from ste_ops.reference.quantize._common import through, widen
+from ste_ops.reference.sampling import _MASK64, _round_scaled, _seed, random_bits
+
+
+def round(x: Tensor) -> Tensor:
+    """Half to even."""
+    return through(torch.round(widen(x)), x)
+
+
+def floor(x: Tensor) -> Tensor:
+    return through(torch.floor(widen(x)), x)
+
+
+def ceil(x: Tensor) -> Tensor:
+    return through(torch.ceil(widen(x)), x)
+
+
+def trunc(x: Tensor) -> Tensor:
+    return through(torch.trunc(widen(x)), x)
+
+
+def clamp(x: Tensor, min: float, max: float) -> Tensor:
+    """A NaN stays."""
+    return through(widen(x).clamp(min, max), x)
+
+
+def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor:
+    """floor(x) plus 1 with the probability x - floor(x), which is exact and read to 64 binary places.
+
+    The draw belongs to the element's place in memory; NaN and infinities stay.
+    """
+    seed = int(_seed(x.device, generator)) & _MASK64
+    out = torch.empty_like(x)
+    memory, values = out.detach().as_strided((out.numel(),), (1,)), torch.empty_like(out).copy_(x.detach())
+    for i, value in enumerate(values.as_strided((out.numel(),), (1,)).tolist()):
+        if math.isfinite(value):
+            low = math.floor(value)
+            up = random_bits(seed, 0, i)[0] < _round_scaled(value - low, 64)
+            memory[i] = math.copysign(low + up, value) if low + up == 0 else low + up
+        else:
+            memory[i] = value
+    return through(out, x)
