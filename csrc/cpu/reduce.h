@@ -1,0 +1,119 @@
+// Reductions over groups of elements (core/axis.h) in one pass over the memory, in an order that the shape decides: the
+// same bits at any number of threads. How results join is a struct of core/norm.h: Additive sums in float64, Maximum
+// takes the largest value, and a NaN wins.
+//
+//   struct Magnitude { const T* x; double operator()(int64_t i, int64_t lane) const { ... } };
+//   reduce_groups<Additive, A>(groups, sums, [&](const ReduceTask&) { return Magnitude{x}; });
+//
+// A term may write as it reads, so that a gradient and the sum beside it are one pass.
+#pragma once
+
+#include <memory>
+
+#include "../core/axis.h"
+#include "../core/norm.h"
+#include "loop.h"
+
+namespace ste_ops {
+
+// Accumulators of one row: they stay in the first-level cache, and adding lane by lane needs no reordering to become
+// vector code.
+constexpr int64_t kReduceSpan = 1024;
+
+template <class Reduction, class State, class Term>
+STE_OPS_CLONES void reduce_row(Term term, int64_t begin, int64_t count, State* totals) {
+#pragma GCC ivdep
+  for (int64_t lane = 0; lane < count; ++lane) {
+    totals[lane] = Reduction::combine(totals[lane], State(term(begin + lane, lane)));
+  }
+}
+
+// The total of a group's neighbouring lanes, by eight chains of additions.
+template <class Reduction, class State>
+STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
+  constexpr int kChains = 8;
+  State chains[kChains];
+  for (State& chain : chains) chain = State(Reduction::identity());
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains) {
+    for (int k = 0; k < kChains; ++k) chains[k] = Reduction::combine(chains[k], totals[i + k]);
+  }
+  for (int k = 0; i + k < count; ++k) chains[k] = Reduction::combine(chains[k], totals[i + k]);
+  for (int step = kChains / 2; step > 0; step /= 2) {
+    for (int k = 0; k < step; ++k) chains[k] = Reduction::combine(chains[k], chains[k + step]);
+  }
+  return chains[0];
+}
+
+template <class Reduction, class State>
+STE_OPS_CLONES void fold_task(const Partition& partition, const ReduceTask& task, const State* totals,
+                              double* results) {
+  const Groups& groups = partition.groups;
+  const int64_t filled = task.length < task.width ? task.length : task.width;
+  double* of_part = results + (task.batch * partition.parts() + task.part) * groups.size;
+  if (groups.inner >= filled) {
+    of_part[task.first] = double(fold_lanes<Reduction>(totals, filled));
+    return;
+  }
+  const int64_t columns = filled / groups.inner, slab = columns < groups.size ? columns : groups.size;
+  for (int64_t c = 0; c < slab; ++c) {
+    of_part[task.first + c] = double(fold_lanes<Reduction>(totals + c * groups.inner, groups.inner));
+  }
+  for (int64_t from = slab; from < columns; from += slab) {
+    for (int64_t c = 0; c < slab; ++c) {
+      State one = groups.inner == 1 ? totals[from + c]
+                                    : fold_lanes<Reduction>(totals + (from + c) * groups.inner, groups.inner);
+      of_part[c] = Reduction::combine(of_part[c], double(one));
+    }
+  }
+}
+
+// The total of each group, in float64. `make_term(task)` gives what one task adds: term(i, lane) for element i in lane
+// `lane` of its row. A is the arithmetic of the elements.
+template <class Reduction, class A, class MakeTerm>
+void reduce_groups(const Groups& groups, double* totals, const MakeTerm& make_term) {
+  using State = typename Reduction::template State<A>;
+  const Partition partition(groups, kReduceSpan, kGrain);
+  const int64_t parts = partition.parts();
+  std::unique_ptr<double[]> kept(parts > 1 ? new double[partition.results()] : nullptr);
+  double* results = parts > 1 ? kept.get() : totals;
+  const int64_t tasks = partition.tasks(), each = groups.numel() / (tasks > 0 ? tasks : 1);
+  torch::stable::parallel_for(
+      0, tasks,
+      kGrain / (each < 1        ? 1
+                : each > kGrain ? kGrain
+                                : each),
+      [&](int64_t begin, int64_t end) {
+        State of_lane[kReduceSpan];
+        for (int64_t number = begin; number < end; ++number) {
+          const ReduceTask task = partition.task(number);
+          const int64_t filled = task.length < task.width ? task.length : task.width;
+          for (int64_t lane = 0; lane < filled; ++lane) of_lane[lane] = State(Reduction::identity());
+          auto term = make_term(task);
+          for (int64_t outer = 0; outer < task.outers; ++outer) {
+            for (int64_t at = 0; at < task.length; at += task.width) {
+              const int64_t count = task.length - at < task.width ? task.length - at : task.width;
+              reduce_row<Reduction>(term, task.begin + outer * task.stride + at, count, of_lane);
+            }
+          }
+          fold_task<Reduction>(partition, task, of_lane, results);
+        }
+      });
+  if (parts == 1) return;
+  for (int64_t group = 0; group < groups.count(); ++group) {
+    if (parts == 0) totals[group] = Reduction::identity();
+  }
+  if (parts == 0) return;
+  for (int64_t batch = 0; batch < groups.batch; ++batch) {
+    const double* of_batch = results + batch * parts * groups.size;
+    double* out = totals + batch * groups.size;
+    for (int64_t c = 0; c < groups.size; ++c) out[c] = of_batch[c];
+    for (int64_t part = 1; part < parts; ++part) {
+      for (int64_t c = 0; c < groups.size; ++c) {
+        out[c] = Reduction::combine(out[c], of_batch[part * groups.size + c]);
+      }
+    }
+  }
+}
+
+}  // namespace ste_ops

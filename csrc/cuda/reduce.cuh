@@ -1,0 +1,146 @@
+// Reductions over groups of elements (core/axis.h): a block for each task, then one for each group that joins its
+// parts. The order of addition follows from the shape and the dtype alone. How results join is a struct of core/norm.h:
+// Additive sums in float64, Maximum takes the largest value, and a NaN wins.
+//
+//   struct Magnitudes {
+//     const T* x;
+//     __device__ Magnitudes for_lanes(const int64_t*) const { return *this; }
+//     __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
+//       Vector<T> v = read_vector(x, begin, end, aligned16(x + begin));
+//       for (int k = 0; k < Vector<T>::size; ++k) terms[k] = magnitude(double(load(v.value[k])));
+//     }
+//   };
+//   reduce_groups<Additive, T>(launch, groups, x_tensor, Magnitudes{x}, finish);
+//
+// A thread asks once for the terms of its lanes: for_lanes(group) gets the groups of the elements of its vectors, which
+// stay the same. The terms may write as they read; what lies at or past `end` is not added.
+#pragma once
+
+#include "../core/axis.h"
+#include "../core/norm.h"
+#include "../dispatch.h"
+#include "vector.cuh"
+
+#ifdef STE_OPS_EMULATED
+#define __grid_constant__
+#endif
+
+namespace ste_ops {
+
+constexpr int kReduceThreads = 256;
+template <class T>
+constexpr int64_t kReduceSpan = int64_t(kReduceThreads) * Vector<T>::size;
+constexpr int64_t kReduceRows = 8;
+
+template <class Reduction>
+struct CombineParts {
+  template <class State>
+  __device__ State operator()(State a, State b) const {
+    return Reduction::combine(a, b);
+  }
+};
+
+// The results of a task whose row holds several groups, from the totals of its lanes.
+template <class Reduction, class State>
+__device__ void fold_task(const Groups& groups, const State* of_lane, int64_t filled, double* of_part) {
+  const int columns = int(filled / groups.inner), inner = int(groups.inner);
+  const int count = columns < groups.size ? columns : int(groups.size);
+  const int members = columns / count * inner;
+  auto total = [&](int c, int from, int step) {
+    State sum = State(Reduction::identity());
+    for (int m = from; m < members; m += step) {
+      sum = Reduction::combine(sum, of_lane[(m / inner * count + c) * inner + m % inner]);
+    }
+    return sum;
+  };
+  if (members < kWarpSize) {
+    for (int c = threadIdx.x; c < count; c += blockDim.x) of_part[c] = double(total(c, 0, 1));
+    return;
+  }
+  for (int c = warp_index(); c < count; c += warp_count()) {
+    State sum = warp_reduce(total(c, lane_index(), kWarpSize), CombineParts<Reduction>());
+    if (lane_index() == 0) of_part[c] = double(sum);
+  }
+}
+
+template <class Reduction, class T, class Terms>
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_kernel(const __grid_constant__ Partition partition, Terms terms, double* results) {
+  using State = typename Reduction::template State<arithmetic_t<T>>;
+  constexpr int N = Vector<T>::size;
+  __shared__ State of_lane[kReduceSpan<T>];
+  const Groups& groups = partition.groups;
+  const ReduceTask task = partition.task(blockIdx.x);
+  const int64_t filled = task.length < task.width ? task.length : task.width;
+  double* of_part = results + (task.batch * partition.parts() + task.part) * groups.size + task.first;
+  const bool one_group = groups.inner >= filled;
+  const int lane = int(threadIdx.x) * N;
+
+  int64_t group[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    group[k] = task.batch * groups.size + task.first;
+    if (!one_group) group[k] += int(lane + k) / int(groups.inner) % groups.size;
+  }
+  const auto of_lanes = terms.for_lanes(group);
+  State totals[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) totals[k] = State(Reduction::identity());
+  for (int64_t outer = 0; outer < task.outers; ++outer) {
+    for (int64_t at = 0; at < task.length; at += task.width) {
+      const int64_t row = task.begin + outer * task.stride + at;
+      const int64_t end = row + (task.length - at < task.width ? task.length - at : task.width);
+      if (row + lane >= end) continue;
+      State each[N];
+      of_lanes(row + lane, end, each);
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        if (row + lane + k < end) totals[k] = Reduction::combine(totals[k], each[k]);
+      }
+    }
+  }
+  if (one_group) {
+    State total = totals[0];
+#pragma unroll
+    for (int k = 1; k < N; ++k) total = Reduction::combine(total, totals[k]);
+    total = block_reduce(total, CombineParts<Reduction>(), State(Reduction::identity()));
+    if (threadIdx.x == 0) *of_part = double(total);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) of_lane[lane + k] = totals[k];
+  __syncthreads();
+  fold_task<Reduction>(groups, of_lane, filled, of_part);
+}
+
+// One block: the total of a group from its parts, handed to finish(group, total) in one thread.
+template <class Reduction, class Finish>
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_finish_kernel(const double* results, int64_t parts, int64_t size, Finish finish) {
+  const int64_t group = blockIdx.x, batch = group / size;
+  const double* mine = results + batch * parts * size + group % size;
+  double total = Reduction::identity();
+  for (int64_t part = threadIdx.x; part < parts; part += blockDim.x) {
+    total = Reduction::combine(total, mine[part * size]);
+  }
+  total = block_reduce(total, CombineParts<Reduction>(), Reduction::identity());
+  if (threadIdx.x == 0) finish(group, total);
+}
+
+// Writes each group's total where it says, in float64.
+struct KeepTotal {
+  double* totals;
+  __device__ void operator()(int64_t group, double total) const { totals[group] = total; }
+};
+
+template <class Reduction, class T, class Terms, class Finish>
+void reduce_groups(const Launcher& launch, const Groups& groups, const Tensor& like, Terms terms, Finish finish) {
+  const Partition partition(groups, kReduceSpan<T>, kReduceSpan<T> * kReduceRows);
+  Tensor kept = empty_vector(partition.results(), ScalarType::Double, like);
+  double* results = static_cast<double*>(kept.mutable_data_ptr());
+  launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
+  launch(reduce_finish_kernel<Reduction, Finish>, groups.count(), partition.parts() > 32 ? kReduceThreads : kWarpSize,
+         static_cast<const double*>(results), partition.parts(), groups.size, finish);
+}
+
+}  // namespace ste_ops

@@ -1,0 +1,1 @@
+"""Functions and fake kernels of the quantizers."""
