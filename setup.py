@@ -58,6 +58,9 @@ def host_flags() -> list[str]:
         "-Wno-unknown-pragmas",
         # The same bits on every backend: no multiply-add that the source does not spell out.
         "-ffp-contract=off",
+        # Nobody reads the flags of floating-point exceptions or errno; heeding them keeps loops from vectorizing.
+        "-fno-trapping-math",
+        "-fno-math-errno",
         # The psABI note about vector arguments does not concern functions that are always inlined.
         "-Wno-psabi",
         # Checks quote their place in the source: relative, wherever it was built.

@@ -14,10 +14,15 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, clip, sampling
+from benchmarks import binarize, clip, sampling, straight_through
 from benchmarks.measure import Result, keep_memory, measure
 
-GROUPS = {"binarize": binarize.rows, "clip": clip.rows, "sampling": sampling.rows}
+GROUPS = {
+    "binarize": binarize.rows,
+    "straight_through": straight_through.rows,
+    "clip": clip.rows,
+    "sampling": sampling.rows,
+}
 FOLDER = Path(__file__).parent
 
 

@@ -55,6 +55,20 @@ struct Ordered {
   STE_HD friend bool operator<=(Ordered x, Ordered t) { return (x.floor <= t.floor) & (x.floor >= int16_t(-infinity)); }
 };
 
+// A parameter that elements are compared with: A(constant) is what an A compares with, converted once and not in every
+// step of a loop.
+struct Constant {
+  double value;
+  Ordered<Half> half;
+  Ordered<BFloat16> bfloat16;
+
+  STE_HD Constant(double value) : value(value), half(value), bfloat16(value) {}
+  STE_HD explicit operator double() const { return value; }
+  STE_HD explicit operator float() const { return float(value); }
+  STE_HD explicit operator Ordered<Half>() const { return half; }
+  STE_HD explicit operator Ordered<BFloat16>() const { return bfloat16; }
+};
+
 // What a functor of comparisons reads from a T.
 STE_HD float compare(float x) { return x; }
 STE_HD double compare(double x) { return x; }

@@ -13,6 +13,7 @@
 
 #include "dtype.h"
 #include "macros.h"
+#include "ordered.h"
 
 namespace ste_ops {
 
@@ -28,7 +29,7 @@ struct Identity {
 struct Clip {
   static constexpr const char* name = "Clip";
   static constexpr Saves saves = Saves::mask;
-  double threshold;
+  Constant threshold;
   STE_HD Clip(double threshold, double) : threshold(threshold) {}
 
   template <class A>

@@ -14,7 +14,26 @@
 
 #define STE_OPS_INLINE inline __attribute__((always_inline))
 
+// For loops that are written once for AVX-512 and once for the rest. Left alone the compiler takes half registers.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#define STE_OPS_AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
+#define STE_OPS_AVX512_INLINE STE_OPS_AVX512 STE_OPS_INLINE
+#define STE_OPS_BELOW_AVX512 __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define STE_OPS_BELOW_AVX512
+#endif
+
 namespace ste_ops {
+
+#ifdef STE_OPS_AVX512
+inline bool has_avx512() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
+  return has;
+}
+#endif
 
 // Elements a thread takes at least, as in ATen (at::internal::GRAIN_SIZE).
 constexpr int64_t kGrain = 32768;
@@ -27,6 +46,30 @@ void parallel_aligned(int64_t numel, int64_t align, const F& f) {
   torch::stable::parallel_for(0, units, kGrain / align, [&](int64_t begin, int64_t end) {
     f(begin * align, end * align < numel ? end * align : numel);
   });
+}
+
+// Calls f(i) for i in [begin, end). The functor reads and writes through pointers of its own, none into another's
+// output.
+template <class F>
+STE_OPS_BELOW_AVX512 void each_below_avx512(F f, int64_t begin, int64_t end) {
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) f(i);
+}
+
+#ifdef STE_OPS_AVX512
+template <class F>
+STE_OPS_AVX512 void each_avx512(F f, int64_t begin, int64_t end) {
+#pragma GCC ivdep
+  for (int64_t i = begin; i < end; ++i) f(i);
+}
+#endif
+
+template <class F>
+void each(F f, int64_t begin, int64_t end) {
+#ifdef STE_OPS_AVX512
+  if (has_avx512()) return each_avx512(f, begin, end);
+#endif
+  each_below_avx512(f, begin, end);
 }
 
 }  // namespace ste_ops
