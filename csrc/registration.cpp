@@ -44,6 +44,11 @@ STE_OPS_LIBRARY(m) {
   // grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
   m.def("binarize_backward(Tensor grad, Tensor mask) -> Tensor");
 
+  // N:M sparsity along dim 1, dim 0 of a vector: the n largest of every m neighbours, 0 elsewhere.
+  m.def("sr_ste(Tensor w, int n, int m) -> Tensor");
+  // grad, plus decay * w where w was set to 0; in w's layout.
+  m.def("sr_ste_backward(Tensor grad, Tensor w, int n, int m, float decay) -> Tensor");
+
   // Clipping. A list of gradients is of one device and of any floating dtypes; a tensor that is in it twice counts
   // once. The norm is 0-d, float32 unless a gradient is float64.
   m.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");

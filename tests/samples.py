@@ -61,6 +61,16 @@ def tables(device: str) -> list[Arguments]:
     return [(*ops.alias_table(w), torch.tensor([4], device=device), 2, 5) for w in weights]
 
 
+def pruned(device: str) -> list[torch.Tensor]:
+    return [
+        torch.randn(5, 8, device=device),
+        torch.randn(8, 6, device=device, dtype=torch.bfloat16).t(),
+        torch.randn(2, 4, 3, 3, device=device, dtype=torch.float64),
+        torch.randn(12, device=device, dtype=torch.float16)[::3],
+        torch.randn(0, 4, device=device),
+    ]
+
+
 def seed(device: str) -> torch.Tensor:
     return torch.tensor([7], device=device)
 
@@ -70,6 +80,8 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": steps,
     "sign": steps,
     "binarize_backward": masked,
+    "sr_ste": lambda device: [(w, 2, 4) for w in pruned(device)],
+    "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "total_norm": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, float("inf"), 0.0, 3.0)],
     "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0) for grads in lists(device)],
     "clip_grads_with_norm_": lambda device: [(g, torch.ones((), device=device), 0.5) for g in lists(device)],

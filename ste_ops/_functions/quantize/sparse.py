@@ -1,0 +1,101 @@
+"""Function and fake kernels of N:M sparsity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ste_ops._functions._base import NativeFunction, fake, needs_function
+from ste_ops._functions.quantize._common import batch_first, new_tangent
+from ste_ops._library import ops
+from ste_ops.reference.quantize.sparse import kept
+
+
+@fake("sr_ste")
+def _(w: Tensor, n: int, m: int) -> Tensor:
+    return torch.empty_like(w)
+
+
+@fake("sr_ste_backward")
+def _(grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Tensor:
+    return torch.empty_like(w)
+
+
+class SRSTE(NativeFunction):
+    """The n largest of every m neighbours. Saves w, from which the backward ranks again: a parameter costs nothing."""
+
+    @staticmethod
+    def forward(w: Tensor, n: int, m: int, decay: float) -> Tensor:
+        return ops.sr_ste(w, n, m)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.how = inputs[1:]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if grad is None:
+            return None, None, None, None
+        (w,) = ctx.saved_tensors
+        # The decay is a function of w, so that w alone may need the backward recorded.
+        call = SRSTEBackward.apply if needs_function(grad) or needs_function(w) else ops.sr_ste_backward
+        return call(grad, w, *ctx.how), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Any:
+        return new_tangent(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, n: int, m: int, decay: float) -> tuple[Tensor, int]:
+        w = batch_first(w, in_dims[0], info.batch_size)
+        return SRSTE.apply(_fold(w), n, m, decay).reshape(w.shape), 0
+
+
+class SRSTEBackward(NativeFunction):
+    """grad, plus decay * w where w was set to 0."""
+
+    @staticmethod
+    def forward(grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Tensor:
+        return ops.sr_ste_backward(grad, w, n, m, decay)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int, float], output: Tensor) -> None:
+        _, w, *ctx.how = inputs
+        ctx.save_for_backward(w)
+        ctx.save_for_forward(w)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upper: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if upper is None:
+            return None, None, None, None, None
+        return upper, _decay(ctx, upper), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, of_grad: Tensor | None, of_w: Tensor | None, *_: None) -> Any:
+        if of_w is None:
+            return new_tangent(of_grad)
+        decayed = _decay(ctx, of_w)
+        return decayed if of_grad is None else of_grad + decayed
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Any:
+        grad, w = (batch_first(x, dim, info.batch_size) for x, dim in ((grad, in_dims[0]), (w, in_dims[1])))
+        return SRSTEBackward.apply(_fold(grad), _fold(w), n, m, decay).reshape(w.shape), 0
+
+
+def _decay(ctx: Any, x: Tensor) -> Tensor:
+    """decay * x where w was set to 0. Second order alone comes here."""
+    n, m, decay = ctx.how
+    return torch.where(kept(ctx.saved_tensors[0], n, m), 0.0, decay * x)
+
+
+def _fold(batch: Tensor) -> Tensor:
+    """A batch of weights, the batch first, as one weight whose dimension 1 is theirs, or the only one of a vector."""
+    if batch.dim() == 1:
+        return batch.unsqueeze(1)
+    return batch if batch.dim() == 2 else batch.flatten(0, 1)
