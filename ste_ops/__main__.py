@@ -1,4 +1,4 @@
-"""`python -m ste_ops info | demo`."""
+"""`python -m ste_ops info | gradcheck | demo`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import ste_ops
 from ste_ops import demo
+from ste_ops.testing import _suite
 
 
 def _info(_: argparse.Namespace) -> None:
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     info = commands.add_parser("info", help="what the compiled libraries were built with")
     info.set_defaults(run=_info)
+    _suite.add_parser(commands)
     demo.add_parser(commands)
     options = parser.parse_args(arguments)
     options.run(options)

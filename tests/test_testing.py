@@ -28,9 +28,11 @@ def test_check_ste_passes_every_step(device, step, surrogate):
         name=step,
     )
     assert tuple(report.checked) == CHECKS
-    counts = {check: count for check, count in report.checked.items() if check != "nonfinite"}
+    counts = {check: count for check, count in report.checked.items() if check not in ("nonfinite", "gradgradcheck")}
     assert min(counts.values()) >= sum(x.numel() for x in inputs)
     assert (report.checked["nonfinite"] > 0) == (surrogate != Identity())
+    assert report.checked["gradgradcheck"] > 0
+    assert report.reasons == ({} if report.checked["nonfinite"] else {"nonfinite": "the derivative is 0 nowhere"})
 
 
 # An STE of a user, with a surrogate of a user.
@@ -79,6 +81,7 @@ def test_a_curve_and_a_function_of_a_user():
     assert report.left_out == ("compile",)
     assert "backward (" in str(report)
     assert "left out: compile" in str(report)
+    assert report.reasons == {"compile": "not asked for"}
 
 
 def clipped(ctx, grad):
@@ -174,9 +177,10 @@ def test_a_surrogate_that_contradicts_its_primitive_is_caught():
         check_ste(TentStep.apply, Contradiction(), INPUT)
 
 
-def test_the_reference_passes_but_for_forward_mode_and_vmap():
-    """It is a Function of the old form, which torch.func does not take."""
-    check_ste(reference.sign, Clip(1.0), INPUT, skip=("forward_mode", "vmap"))
+def test_the_reference_passes_but_for_forward_mode_and_transforms():
+    why = "a Function of the old form, which torch.func does not take"
+    report = check_ste(reference.sign, Clip(1.0), INPUT, skip=dict.fromkeys(("forward_mode", "vmap", "func"), why))
+    assert report.reasons == {"forward_mode": why, "vmap": why, "func": why, "compile": "not asked for"}
 
 
 @pytest.mark.parametrize(
