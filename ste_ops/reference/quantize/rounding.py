@@ -45,7 +45,7 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
         if math.isfinite(value):
             low = math.floor(value)
             up = random_bits(seed, 0, i)[0] < _round_scaled(value - low, 64)
-            memory[i] = math.copysign(low + up, value) if low + up == 0 else low + up
+            memory[i] = math.copysign(float(low + up), value) if low + up == 0 else float(low + up)
         else:
             memory[i] = value
     return through(out, x)

@@ -49,7 +49,7 @@ class _LSQ(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_x = torch.where(ctx.passes, grad, 0.0)
         each = grad.double() * ctx.slope.double()
-        others = [d for d in range(grad.dim()) if d != ctx.axis]
+        others = [d for d in range(grad.dim()) if ctx.axis is None or d != ctx.axis % grad.dim()]
         total = each.sum() if ctx.axis is None else each.sum(others) if others else each
         return of_x, (total * ctx.grad_scale).to(ctx.scale.dtype).reshape(ctx.scale.shape), None, None, None, None
 
