@@ -4,7 +4,11 @@ import functools
 import itertools
 import math
 import os
+import re
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,3 +255,16 @@ def test_more_than_2_to_the_31_elements():
     gradient = ops.binarize_backward(out, mask)
     assert gradient[-9:].tolist() == [0, 0, -1, 1, 1, 0, 0, 1, 1]
     assert bool((gradient[: 2**31] == 1).all())
+
+
+def test_the_loops_below_avx512():
+    """A machine with AVX-512 would never run them, so a process is told to."""
+    tests = (
+        f"{__file__}::test_the_mask_has_one_bit_an_element",
+        f"{__file__}::test_equals_the_tutorial_class_bit_for_bit",
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *tests]
+    environment = {**os.environ, "STE_OPS_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert re.search(r"^11 passed", done.stdout, re.MULTILINE), done.stdout[-400:]

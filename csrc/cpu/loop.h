@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 // One function body, compiled for AVX-512, AVX2 and the baseline; the loader picks the best that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -27,10 +29,12 @@
 namespace ste_ops {
 
 #ifdef STE_OPS_AVX512
+// STE_OPS_CPU_CAPABILITY=avx2 in the environment keeps these loops below AVX-512, for tests and comparisons.
 inline bool has_avx512() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl");
+  static const char* const capability = std::getenv("STE_OPS_CPU_CAPABILITY");
+  static const bool has = !(capability && strcmp(capability, "avx2") == 0) && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return has;
 }
 #endif
