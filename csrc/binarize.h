@@ -29,15 +29,23 @@ std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t sur
     if (x.numel() == 0) return;
     Tensor dense = in_layout_of(*out, x);
     dispatch_floating(op, "x", x, [&](auto type) {
-      loop(s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
-           x.numel());
+      auto fill = [&](auto s) {
+        loop(s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
+             x.numel());
+      };
+      // Where no mask is made the forward does not depend on the surrogate: one loop serves them all.
+      if constexpr (decltype(s)::saves == Saves::mask) {
+        fill(s);
+      } else {
+        fill(Identity(0, 0));
+      }
     });
   });
   return {*out, *mask};
 }
 
-// `loop(Type<T>, grad, mask, out, numel)` passes grad where the mask says so. Both are in row-major order here: the
-// Function permutes the gradient of a tensor that was not.
+// `loop(Type<T>, grad, mask, out, numel)` gives grad times the factor where the mask says so, else 0. Both are in
+// row-major order here: the Function permutes the gradient of a tensor that was not.
 template <class Loop>
 Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   constexpr const char* op = "binarize_backward";
@@ -52,6 +60,52 @@ Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   dispatch_floating(op, "grad", grad, [&](auto type) {
     loop(type, dense.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
          grad.numel());
+  });
+  return out;
+}
+
+inline void check_like_x(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
+                  torch::headeronly::toString(x.scalar_type()), ", got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+  bool same = tensor.dim() == x.dim();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = tensor.size(d) == x.size(d);
+  STD_TORCH_CHECK(same, op, ": ", argument, " must have x's shape");
+  STD_TORCH_CHECK(tensor.device() == x.device(), op, ": ", argument, " and x must be on one device");
+}
+
+// `loop(curve, Type<T>, parameters, factors, x, out, numel)` gives the product of the factors, which are the incoming
+// gradients, and of the curve's derivative at x, in x's layout. `parameters` stand in for a and b where they are not
+// null.
+template <class Loop>
+Tensor curve(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
+             int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters, Loop&& loop) {
+  for (auto [argument, factor] : factors) check_like_x(op, argument, *factor, x);
+  if (parameters) {
+    STD_TORCH_CHECK(parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 &&
+                        parameters->is_contiguous() && parameters->device() == x.device(),
+                    op, ": parameters must be two contiguous float64 numbers on x's device");
+  }
+  Tensor out = new_like(x);
+  dispatch_surrogate(op, surrogate, a, b, [&](auto s) {
+    if constexpr (decltype(s)::saves == Saves::input) {
+      if (x.numel() == 0) return;
+      Tensor dense = in_layout_of(out, x);
+      Tensor kept[2] = {dense, dense};
+      const void* pointers[2] = {};
+      int count = 0;
+      for (auto [_, factor] : factors) {
+        kept[count] = in_layout_of(out, *factor);
+        pointers[count] = kept[count].const_data_ptr();
+        ++count;
+      }
+      const double* numbers = parameters ? static_cast<const double*>(parameters->const_data_ptr()) : nullptr;
+      dispatch_floating(op, "x", x, [&](auto type) {
+        loop(s, type, numbers, pointers, dense.const_data_ptr(), out.mutable_data_ptr(), x.numel());
+      });
+    } else {
+      STD_TORCH_CHECK(false, op, ": surrogate must be a curve, got ", s.name);
+    }
   });
   return out;
 }

@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from ste_ops import data, reference, surrogate, testing
 from ste_ops._library import build_info
-from ste_ops.binarize import heaviside, sign
+from ste_ops.binarize import heaviside, sign, ternary
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.quantize import sr_ste
@@ -28,5 +28,6 @@ __all__ = [
     "sign",
     "sr_ste",
     "surrogate",
+    "ternary",
     "testing",
 ]

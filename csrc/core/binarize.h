@@ -1,14 +1,17 @@
-// The steps of the binarize family: which level, -1, 0 or 1, the forward gives an element. Their gradients are the
-// surrogates.
+// The steps of the binarize family: which level, -1, 0 or 1, the forward gives an element, and whether a NaN stays one.
+// Their gradients are the surrogates.
 #pragma once
 
 #include "dtype.h"
 #include "macros.h"
+#include "ordered.h"
 
 namespace ste_ops {
 
 // 1 where x > 0, so 0 at both zeros and at NaN.
 struct Heaviside {
+  static constexpr bool keeps_nan = false;
+
   template <class A>
   STE_HD int operator()(A x) const {
     return x > A(0) ? 1 : 0;
@@ -17,9 +20,24 @@ struct Heaviside {
 
 // +1 where x >= 0, so at both zeros too, and -1 elsewhere, NaN included. Never 0.
 struct Sign {
+  static constexpr bool keeps_nan = false;
+
   template <class A>
   STE_HD int operator()(A x) const {
     return x >= A(0) ? 1 : -1;
+  }
+};
+
+// +1 where x > threshold, -1 where x < -threshold, 0 between, bounds included; NaN at NaN.
+struct Ternary {
+  static constexpr bool keeps_nan = true;
+  Constant threshold;
+
+  template <class A>
+  STE_HD int operator()(A x) const {
+    A bound(threshold);
+    int positive = x > bound, negative = x < -bound;
+    return positive - negative;
   }
 };
 
@@ -47,6 +65,14 @@ template <class T>
 STE_HD bits_t<T> level_bits(int level) {
   bits_t<T> one = level > 0 ? Level<T>::one : bits_t<T>(0);
   return level < 0 ? Level<T>::minus_one : one;
+}
+
+// The bits of what a step makes of x; `value` is x as the step compares it.
+template <class T, class Step, class A>
+STE_HD bits_t<T> step_bits(const Step& step, T x, A value) {
+  bits_t<T> bits = level_bits<T>(step(value));
+  if constexpr (Step::keeps_nan) bits = is_nan(x) ? bit_cast<bits_t<T>>(x) : bits;
+  return bits;
 }
 
 }  // namespace ste_ops

@@ -69,6 +69,11 @@ struct Constant {
   STE_HD explicit operator Ordered<BFloat16>() const { return bfloat16; }
 };
 
+STE_HD bool is_nan(float x) { return x != x; }
+STE_HD bool is_nan(double x) { return x != x; }
+STE_HD bool is_nan(BFloat16 x) { return int16_t(x.bits & 0x7fffu) > Infinity<BFloat16>::bits; }
+STE_HD bool is_nan(Half x) { return int16_t(x.bits & 0x7fffu) > Infinity<Half>::bits; }
+
 // What a functor of comparisons reads from a T.
 STE_HD float compare(float x) { return x; }
 STE_HD double compare(double x) { return x; }

@@ -3,21 +3,20 @@
 // A surrogate is one struct here and one line in Surrogates below. It is made of the operator's two parameters and says
 // what its backward needs of the forward:
 //   Saves::nothing  the gradient passes unchanged;
-//   Saves::mask     one bit an element: passes(x) says where the gradient passes, unchanged.
+//   Saves::mask     one bit an element: passes(x) says where the gradient passes, unchanged but for one factor;
+//   Saves::input    x itself: derivative(x) is s'(x), second(x) its own derivative (the curves, curve.h).
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <tuple>
 #include <utility>
 
+#include "curve.h"
 #include "dtype.h"
 #include "macros.h"
 #include "ordered.h"
 
 namespace ste_ops {
-
-enum class Saves { nothing, mask };
 
 struct Identity {
   static constexpr const char* name = "Identity";
@@ -38,8 +37,22 @@ struct Clip {
   }
 };
 
+// alpha, the factor of the mask, where |x| < 1 / (2 alpha): the bounds do not pass, nor does NaN.
+struct Rect {
+  static constexpr const char* name = "Rect";
+  static constexpr Saves saves = Saves::mask;
+  Constant bound;
+  STE_HD Rect(double alpha, double) : bound(0.5 / alpha) {}
+
+  template <class A>
+  STE_HD bool passes(A x) const {
+    return magnitude(x) < A(bound);
+  }
+};
+
 // The position in this list is the surrogate's number in every schema; Python reads the names from it when it loads.
-using Surrogates = std::tuple<Identity, Clip>;
+using Surrogates = std::tuple<Identity, Clip, Rect, ApproxSign, Swish, Tanh, ReSTE, Sigmoid, ATan, FastSigmoid,
+                              SoftSign, PiecewiseQuadratic, PiecewiseExp, Erf>;
 
 // Calls f with the surrogate of that number; false where there is none.
 template <class F, size_t... I>

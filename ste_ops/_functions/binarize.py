@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ste_ops import surrogate as _surrogate
-from ste_ops._functions._base import NativeFunction, fake, inverse, memory_order, needs_function
+from ste_ops._functions._base import FAKES, NativeFunction, fake, inverse, memory_order, needs_function
+from ste_ops._functions._curve import batched, curve_gradient, refuse_batched_parameters
 from ste_ops._library import ops
 
 
@@ -23,51 +24,77 @@ def _(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(_mask_bytes(numel), dtype=torch.uint8)
 
 
+@fake("ternary")
+def _(x: Tensor, threshold: float, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
+    return FAKES["sign"](x, surrogate, a, b)
+
+
 @fake("binarize_backward")
-def _(grad: Tensor, mask: Tensor) -> Tensor:
+def _(grad: Tensor, mask: Tensor, factor: float) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
 class Binarize(NativeFunction):
-    """A step forward, its surrogate backward. `forward(x, surrogate, a, b) -> (out, mask)`."""
+    """A step forward, its surrogate backward.
+
+    `forward(x, surrogate, a, b, factor, parameters, ...) -> (out, mask)`: a mask's gradients are multiplied by factor,
+    a curve's `parameters` stand in for a and b where they are a tensor.
+    """
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, surrogate, a, b, factor, parameters = inputs[:6]
         out, mask = output
         ctx.mark_non_differentiable(mask)
         ctx.set_materialize_grads(False)
-        ctx.identity = _surrogate.saves(inputs[1]) == "nothing"
-        if not ctx.identity:
+        ctx.others = (None,) * (len(inputs) - 1)
+        ctx.saves = _surrogate.saves(surrogate)
+        if ctx.saves == "mask":
             ctx.save_for_backward(mask)
             ctx.save_for_forward(mask)
-            ctx.order = memory_order(out)
+            ctx.order, ctx.factor = memory_order(out), factor
+        elif ctx.saves == "input":
+            ctx.save_for_backward(x, parameters)
+            ctx.save_for_forward(x, parameters)
+            ctx.curve = surrogate, a, b
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, None, None, None]:
-        if grad is None or ctx.identity:
-            return grad, None, None, None
-        (mask,) = ctx.saved_tensors
-        return mask_gradient(grad, mask, ctx.order), None, None, None
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        return _surrogate_gradient(ctx, grad), *ctx.others
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
-        if tangent is None or ctx.identity:
+        gradient = _surrogate_gradient(ctx, tangent)
+        if gradient is not None and gradient is tangent:
             # A new tensor object: forward-mode AD does not take its input back as the tangent of another output.
-            return (None if tangent is None else tangent.view_as(tangent)), None
-        (mask,) = ctx.saved_tensors
-        return mask_gradient(tangent, mask, ctx.order), None
+            gradient = gradient.view_as(gradient)
+        return gradient, None
 
     @classmethod
-    def _vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor, surrogate: int, a: float, b: float) -> Any:
+    def _vmap(cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, surrogate: int, *others: Any) -> Any:
+        refuse_batched_parameters(in_dims[5])
+        dim = in_dims[0]
+        if _surrogate.saves(surrogate) != "mask":
+            return cls.apply(x, surrogate, *others), (dim, None)
         # A row of the batch keeps a mask of its own, so every row is padded to whole mask bytes.
-        rows, numel = _rows(x, in_dims[0])
-        out, mask = cls.apply(_pad(rows), surrogate, a, b)
-        shape = x.movedim(in_dims[0], 0).shape
+        rows, numel = _rows(x, dim)
+        out, mask = cls.apply(_pad(rows), surrogate, *others)
+        shape = x.movedim(dim, 0).shape
         mask = mask.view(info.batch_size, mask.numel() // max(info.batch_size, 1))
         return (out[:, :numel].reshape(shape), mask), (0, 0)
 
 
-def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:
+def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
+    """grad times the surrogate's derivative, which is the backward and, of a tangent, the forward mode."""
+    if grad is None or ctx.saves == "nothing":
+        return grad
+    if ctx.saves == "mask":
+        return mask_gradient(grad, ctx.saved_tensors[0], ctx.order, ctx.factor)
+    x, parameters = ctx.saved_tensors
+    return curve_gradient(grad, x, *ctx.curve, parameters)
+
+
+def _rows(x: Tensor, dim: int | None) -> tuple[Tensor, int]:
     """A batched tensor as (batch, elements of one sample), and that number of elements."""
     x = x.movedim(dim, 0)
     numel = x[0].numel() if x.shape[0] else x.shape[1:].numel()
@@ -80,61 +107,71 @@ def _pad(rows: Tensor) -> Tensor:
 
 class Heaviside(Binarize):
     @staticmethod
-    def forward(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
         return ops.heaviside(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         return Heaviside._vmap(info, in_dims, *args)
 
 
 class Sign(Binarize):
     @staticmethod
-    def forward(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
         return ops.sign(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         return Sign._vmap(info, in_dims, *args)
 
 
+class Ternary(Binarize):
+    @staticmethod
+    def forward(
+        x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None, threshold: float
+    ) -> Any:
+        return ops.ternary(x, threshold, surrogate, a, b)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return Ternary._vmap(info, in_dims, *args)
+
+
 class BinarizeBackward(NativeFunction):
-    """`grad` where the mask has a one. Linear in grad, so its own backward and tangent are itself."""
+    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself."""
 
     @staticmethod
-    def forward(grad: Tensor, mask: Tensor) -> Tensor:
-        return ops.binarize_backward(grad, mask)
+    def forward(grad: Tensor, mask: Tensor, factor: float) -> Tensor:
+        return ops.binarize_backward(grad, mask, factor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
         ctx.save_for_forward(inputs[1])
         ctx.set_materialize_grads(False)
+        ctx.factor = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
-        return (None if grad is None else mask_gradient(grad, ctx.saved_tensors[0], None)), None
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return (None if grad is None else mask_gradient(grad, ctx.saved_tensors[0], None, ctx.factor)), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, _: None) -> Tensor | None:
-        return None if tangent is None else mask_gradient(tangent, ctx.saved_tensors[0], None)
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        return None if tangent is None else mask_gradient(tangent, ctx.saved_tensors[0], None, ctx.factor)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], grad: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-        size = info.batch_size
-        if in_dims[0] is None:
-            grad = grad.expand(size, *grad.shape)
-        else:
-            grad = grad.movedim(in_dims[0], 0)
-        mask = mask.expand(size, *mask.shape) if in_dims[1] is None else mask.movedim(in_dims[1], 0)
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], grad: Tensor, mask: Tensor, factor: float
+    ) -> tuple[Tensor, int]:
+        grad, mask = batched(info, in_dims, grad, mask)
         rows, numel = _rows(grad, 0)
-        out = BinarizeBackward.apply(_pad(rows), mask.reshape(-1).contiguous())
+        out = BinarizeBackward.apply(_pad(rows), mask.reshape(-1).contiguous(), factor)
         return out[:, :numel].reshape(grad.shape), 0
 
 
-def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None) -> Tensor:
-    """`grad` where the mask has a one, in the memory order that the mask was made in."""
+def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float) -> Tensor:
+    """factor * grad where the mask has a one, in the memory order that the mask was made in."""
     call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
     if order is None:
-        return call(grad, mask)
-    return call(grad.permute(order), mask).permute(inverse(order))
+        return call(grad, mask, factor)
+    return call(grad.permute(order), mask, factor).permute(inverse(order))

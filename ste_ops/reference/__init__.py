@@ -3,7 +3,7 @@
 The same names and signatures as `ste_ops`, in plain torch operations.
 """
 
-from ste_ops.reference.binarize import heaviside, sign
+from ste_ops.reference.binarize import heaviside, sign, ternary
 from ste_ops.reference.clip import (
     clip_grad_norm_,
     clip_grad_value_,
@@ -58,6 +58,7 @@ __all__ = [
     "sign",
     "sr_ste",
     "stochastic_round",
+    "ternary",
     "trunc",
     "xnor_weight",
 ]

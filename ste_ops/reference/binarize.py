@@ -12,38 +12,35 @@ from ste_ops.surrogate import Clip, Surrogate
 _DEFAULT = Clip(1.0)
 
 
-class _Heaviside(torch.autograd.Function):
+class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: Surrogate) -> Tensor:
+    def forward(ctx: Any, x: Tensor, out: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(x)
         ctx.surrogate = surrogate
-        return (x > 0).to(x.dtype)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _surrogate_gradient(grad, x, ctx.surrogate), None
-
-
-class _Sign(_Heaviside):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-
-
-def _surrogate_gradient(grad: Tensor, x: Tensor, surrogate: Surrogate) -> Tensor:
-    # Where the derivative is 0 the gradient is exactly 0, also for an incoming NaN or infinity.
-    derivative = surrogate.derivative(x)
-    return torch.where(derivative == 0, torch.zeros_like(grad), grad * derivative)
+        wide = x if x.dtype.itemsize >= 4 else x.float()
+        derivative = ctx.surrogate.derivative(wide)
+        # Where the derivative is 0 the gradient is exactly 0, also for an incoming NaN or infinity.
+        gradient = torch.where(derivative == 0, torch.zeros_like(derivative), grad * derivative)
+        return gradient.to(x.dtype), None, None
 
 
 def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """1 where x > 0 and 0 elsewhere, at both zeros and at NaN too; backward as `surrogate` says."""
-    return _Heaviside.apply(x, surrogate)
+    return _Step.apply(x, (x > 0).to(x.dtype), surrogate)
 
 
 def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """+1 where x >= 0, at both zeros too, and -1 elsewhere, at NaN too; backward as `surrogate` says."""
-    return _Sign.apply(x, surrogate)
+    return _Step.apply(x, torch.where(x >= 0, 1.0, -1.0).to(x.dtype), surrogate)
+
+
+def ternary(x: Tensor, threshold: float = 0.05, surrogate: Surrogate = _DEFAULT) -> Tensor:
+    """+1 where x > threshold, -1 where x < -threshold, 0 between and NaN at NaN; backward as `surrogate` says."""
+    wide = x.detach() if x.dtype.itemsize >= 4 else x.detach().float()
+    level = (wide > threshold).to(x.dtype) - (wide < -threshold).to(x.dtype)
+    return _Step.apply(x, torch.where(wide.isnan(), x.detach(), level), surrogate)

@@ -1,0 +1,83 @@
+// The loops of the curves. They exist in float32 and float64 alone; tiles of 16-bit elements pass through float32
+// buffers in the first-level cache, so that what takes long to compile is compiled once.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "../core/dtype.h"
+#include "../core/surrogate.h"
+#include "loop.h"
+
+namespace ste_ops {
+
+constexpr int64_t kCurveTile = 1024;
+
+template <int order, class S, class A>
+struct Slope {
+  S curve;
+  const A *grad, *x;
+  A* out;
+
+  STE_OPS_INLINE void operator()(int64_t i) const {
+    A slope;
+    if constexpr (order == 1) {
+      slope = curve.derivative(x[i]);
+    } else {
+      slope = curve.second(x[i]);
+    }
+    A product = grad[i] * slope;
+    out[i] = slope == A(0) ? A(0) : product;
+  }
+};
+
+template <class T>
+struct Load {
+  const T* x;
+  arithmetic_t<T>* out;
+
+  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = load(x[i]); }
+};
+
+template <class T>
+struct Multiply {
+  const T* x;
+  arithmetic_t<T>* out;
+
+  STE_OPS_INLINE void operator()(int64_t i) const { out[i] *= load(x[i]); }
+};
+
+template <class T>
+struct Store {
+  const arithmetic_t<T>* x;
+  T* out;
+
+  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = store<T>(x[i]); }
+};
+
+// grad s'(x), or with a second factor their product times s''(x).
+template <int order, class S, class T>
+void curve_range(const S& curve, const T* const (&factors)[2], const T* x, T* out, int64_t begin, int64_t end) {
+  using A = arithmetic_t<T>;
+  constexpr bool converts = !std::is_same_v<A, T>;
+  if constexpr (order == 1 && !converts) {
+    each(Slope<1, S, A>{curve, factors[0], x, out}, begin, end);
+  } else {
+    A grad[kCurveTile], values[converts ? kCurveTile : 1], results[converts ? kCurveTile : 1];
+    for (int64_t i = begin; i < end; i += kCurveTile) {
+      const int64_t count = std::min(kCurveTile, end - i);
+      each(Load<T>{factors[0] + i, grad}, 0, count);
+      if constexpr (order == 2) each(Multiply<T>{factors[1] + i, grad}, 0, count);
+      if constexpr (converts) {
+        each(Load<T>{x + i, values}, 0, count);
+        each(Slope<order, S, A>{curve, grad, values, results}, 0, count);
+        each(Store<T>{results, out + i}, 0, count);
+      } else {
+        each(Slope<order, S, A>{curve, grad, x + i, out + i}, 0, count);
+      }
+    }
+  }
+}
+
+}  // namespace ste_ops
