@@ -41,9 +41,9 @@ STE_OPS_LIBRARY(m) {
   // none.
   m.def("heaviside(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
   m.def("sign(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
-  m.def("ternary(Tensor x, float threshold, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  m.def("ternary(Tensor x, int surrogate, float a, float b, float threshold) -> (Tensor out, Tensor mask)");
   // factor * grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
-  m.def("binarize_backward(Tensor grad, Tensor mask, float factor) -> Tensor");
+  m.def("binarize_backward(Tensor grad, Tensor mask, float factor=1.0) -> Tensor");
   // grad s'(x) and upper grad s''(x) of a surrogate that saves x, exactly 0 where that derivative is 0; in x's dtype
   // and layout. `parameters`, two float64 numbers on x's device, stand in for a and b where they are given.
   m.def("curve_backward(Tensor grad, Tensor x, int surrogate, float a, float b, Tensor? parameters) -> Tensor");

@@ -29,7 +29,7 @@ def _apply(
 ) -> Tensor:
     _check(operator, x, surrogate)
     if isinstance(surrogate, Custom):
-        return _custom_step(operator, threshold[0] if threshold else 0.0, x, surrogate.slope)
+        return _custom_step(operator, threshold, x, surrogate.slope)
     a, b = surrogate.parameters
     parameters = None
     if surrogate.saves == "input" and (isinstance(a, Tensor) or isinstance(b, Tensor) or torch.compiler.is_compiling()):

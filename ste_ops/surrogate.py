@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
@@ -56,7 +56,7 @@ class Surrogate:
         return 1.0
 
     def _fields(self) -> list[Any]:
-        return [getattr(self, name) for name in type(self).__match_args__]  # type: ignore[attr-defined]
+        return [getattr(self, field.name) for field in fields(self)]
 
     def derivative(self, x: Tensor) -> Tensor:
         """s'(x), elementwise, in x's dtype; computed in float32 for float16 and bfloat16."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from table import first_instances
+from table import curves, representatives
 
 from ste_ops._library import ops
 
@@ -21,7 +21,28 @@ def steps(device: str) -> list[Arguments]:
         torch.randn((), device=device, dtype=torch.float16),
         torch.randn(3, 0, device=device),
     ]
-    return [(x, s.number, *s.parameters) for s in first_instances() for x in xs]
+    return [(x, s.number, *s.parameters) for s in representatives() for x in xs]
+
+
+def ternaries(device: str) -> list[Arguments]:
+    return [(*arguments, 0.3) for arguments in steps(device)]
+
+
+def curved(device: str, factors: int) -> list[Arguments]:
+    """Factors in x's layout and in others, the parameters as numbers and as a tensor."""
+    curve = curves()[0]
+    xs = [
+        torch.randn(5, 7, device=device),
+        torch.randn(6, 10, device=device, dtype=torch.bfloat16).t()[::2],
+        torch.randn(2, 3, 4, 5, device=device, dtype=torch.float64).contiguous(memory_format=torch.channels_last),
+        torch.randn(3, 0, device=device, dtype=torch.float16),
+    ]
+    tensor = torch.tensor([2.0, 0.5], dtype=torch.float64, device=device)
+    return [
+        (*(torch.randn(x.shape, device=device).to(x.dtype) for _ in range(factors)), x, curve.number, 2.0, 0.5, p)
+        for x in xs
+        for p in (None, tensor)
+    ]
 
 
 def masked(device: str) -> list[Arguments]:
@@ -33,6 +54,7 @@ def masked(device: str) -> list[Arguments]:
         (torch.randn(6, 10, device=device, dtype=torch.float16).t(), mask(60)),
         (torch.randn(7, 1, device=device, dtype=torch.float64).expand(7, 3), mask(21)),
         (torch.randn(0, device=device), mask(0)),
+        (torch.randn(9, device=device, dtype=torch.bfloat16), mask(9), 2.5),
     ]
 
 
@@ -79,9 +101,12 @@ def seed(device: str) -> torch.Tensor:
 SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": steps,
     "sign": steps,
+    "ternary": ternaries,
     "binarize_backward": masked,
     "sr_ste": lambda device: [(w, 2, 4) for w in pruned(device)],
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
+    "curve_backward": lambda device: curved(device, 1),
+    "curve_second": lambda device: curved(device, 2),
     "total_norm": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, float("inf"), 0.0, 3.0)],
     "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0) for grads in lists(device)],
     "clip_grads_with_norm_": lambda device: [(g, torch.ones((), device=device), 0.5) for g in lists(device)],

@@ -1,7 +1,6 @@
 """heaviside and sign against the reference, on every device, for values, layouts and the mask between them."""
 
 import functools
-import itertools
 import math
 import os
 import re
@@ -16,16 +15,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from table import (
+    ALL_STEPS,
     DTYPES,
-    STEPS,
     SURROGATES,
     all_instances,
     assert_gradient,
     assert_same_bits,
+    curves,
     filler,
     first_instances,
     forward_and_gradient,
     layouts,
+    pairs,
     specials,
 )
 
@@ -108,17 +109,16 @@ def test_equals_the_tutorial_class_bit_for_bit(device, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("surrogate", first_instances(), ids=repr)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "surrogate"), pairs(), ids=repr)
 def test_equals_the_reference_in_every_layout(device, step, surrogate, dtype):
     for name, x in layouts(dtype, surrogate, device):
         grad = filler(dtype, surrogate, device, seed=1)(*x.shape)
-        out, gradient = forward_and_gradient(lambda x: getattr(ste_ops, step)(x, surrogate), x, grad)
-        expected = forward_and_gradient(lambda x: getattr(reference, step)(x, surrogate), x, grad)
+        out, gradient = forward_and_gradient(lambda x: getattr(ste_ops, step)(x, surrogate=surrogate), x, grad)
+        expected = forward_and_gradient(lambda x: getattr(reference, step)(x, surrogate=surrogate), x, grad)
         assert_same_bits(out, expected[0], name)
         assert out.stride() == torch.empty_like(x).stride(), name
         assert out.device == x.device, name
-        assert_gradient(surrogate, gradient, expected[1], name)
+        assert_gradient(surrogate, gradient, expected[1], grad, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,22 +127,22 @@ def test_special_values(device, surrogate, dtype):
     x = specials(dtype, surrogate).to(device)
     # Every special meets every lane of a vector and every bit of a byte.
     x = torch.stack([x.roll(k) for k in range(32)]).flatten()
-    for step in STEPS:
-        expected = forward_and_gradient(lambda x, step=step: getattr(reference, step)(x, surrogate), x, x)
-        out, gradient = forward_and_gradient(lambda x, step=step: getattr(ste_ops, step)(x, surrogate), x, x)
+    for step in ALL_STEPS:
+        expected = forward_and_gradient(lambda x, step=step: getattr(reference, step)(x, surrogate=surrogate), x, x)
+        out, gradient = forward_and_gradient(lambda x, step=step: getattr(ste_ops, step)(x, surrogate=surrogate), x, x)
         assert_same_bits(out, expected[0], step)
-        assert_gradient(surrogate, gradient, expected[1], step)
+        assert_gradient(surrogate, gradient, expected[1], x, step)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_all_65536_values(device, dtype):
     x = torch.arange(-0x8000, 0x8000, dtype=torch.int32).to(torch.int16).view(dtype).to(device)
     grad = torch.ones_like(x)
-    for surrogate, step in itertools.product(all_instances(), STEPS):
+    for step, surrogate in pairs():
         fn, slow = (functools.partial(getattr(module, step), surrogate=surrogate) for module in (ste_ops, reference))
         received, expected = forward_and_gradient(fn, x, grad), forward_and_gradient(slow, x, grad)
         assert_same_bits(received[0], expected[0], f"{step} {surrogate}")
-        assert_gradient(surrogate, received[1], expected[1], f"{step} {surrogate}")
+        assert_gradient(surrogate, received[1], expected[1], grad, f"{step} {surrogate}")
 
 
 def test_every_surrogate_has_a_row():
@@ -174,11 +174,11 @@ def test_any_shape_and_strides(device, data):
     grad = tensor(1)
     if grad.shape != x.shape:
         grad = filler(dtype, surrogate, device, 1)(*x.shape)
-    step = data.draw(st.sampled_from(STEPS), "step")
-    out, gradient = forward_and_gradient(lambda x: getattr(ste_ops, step)(x, surrogate), x, grad)
-    expected = forward_and_gradient(lambda x: getattr(reference, step)(x, surrogate), x, grad)
+    step = data.draw(st.sampled_from(ALL_STEPS), "step")
+    out, gradient = forward_and_gradient(lambda x: getattr(ste_ops, step)(x, surrogate=surrogate), x, grad)
+    expected = forward_and_gradient(lambda x: getattr(reference, step)(x, surrogate=surrogate), x, grad)
     assert_same_bits(out, expected[0])
-    assert_gradient(surrogate, gradient, expected[1])
+    assert_gradient(surrogate, gradient, expected[1], grad)
     assert out.stride() == torch.empty_like(x).stride()
 
 
@@ -198,18 +198,26 @@ def test_the_mask_has_one_bit_an_element(device, dtype, offset):
         assert_same_bits(ops.binarize_backward(grad, mask), torch.where(passes, grad, 0), str(length))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", ALL_STEPS)
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1000])
 def test_bytes_saved_for_backward(device, step, n):
     def saved_bytes(surrogate):
         saved = []
         x = torch.randn(n, device=device, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-            getattr(ste_ops, step)(x, surrogate)
+            getattr(ste_ops, step)(x, surrogate=surrogate)
         return sum(saved)
 
     assert saved_bytes(Clip(1.0)) == (n + 7) // 8
     assert saved_bytes(Identity()) == 0
+    # Their input itself, in its own dtype and memory.
+    for surrogate in curves():
+        assert saved_bytes(surrogate) == 4 * n
+    x = torch.randn(8, n, device=device).to(torch.bfloat16)[::2].requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        getattr(ste_ops, step)(x, surrogate=curves()[0])
+    assert saved == [x.data_ptr()]
 
 
 @pytest.mark.parametrize("surrogate", first_instances(), ids=repr)

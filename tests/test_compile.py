@@ -3,7 +3,7 @@
 import pytest
 import torch
 from samples import SAMPLES, WITHOUT_TENSORS
-from table import LAYOUTS, STEPS, assert_same_bits, filler, first_instances
+from table import LAYOUTS, STEPS, assert_same_bits, filler, representatives
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -47,7 +47,7 @@ def train(device, module, surrogate, transform=lambda net: net):
     return torch.stack(losses), list(net.parameters())
 
 
-@pytest.mark.parametrize("surrogate", first_instances(), ids=repr)
+@pytest.mark.parametrize("surrogate", representatives(), ids=repr)
 def test_training_compiles_without_a_graph_break(device, surrogate):
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_capture_keeps_layouts(layout):
 
 
 @pytest.mark.parametrize("mark", ["dynamic=True", "mark_dynamic"])
-@pytest.mark.parametrize("surrogate", first_instances(), ids=repr)
+@pytest.mark.parametrize("surrogate", representatives(), ids=repr)
 def test_dynamic_shapes_compile_once(device, surrogate, mark):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(CAPTURE)

@@ -88,13 +88,13 @@ struct Tanh {
   template <class A>
   STE_HD A derivative(A x) const {
     Logistic<A> l(A(2 * t) * magnitude(x));
-    return A(4 * k * t) * l.slope;
+    return A(k) * (A(4 * t) * l.slope);
   }
 
   template <class A>
   STE_HD A second(A x) const {
     Logistic<A> l(A(2 * t) * magnitude(x));
-    return odd(x, A(-2 * t) * (A(4 * k * t) * (l.slope * l.tanh)));
+    return odd(x, A(-2 * t) * (A(k) * (A(4 * t) * (l.slope * l.tanh))));
   }
 };
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ste_ops._functions._base import NativeFunction, fake, needs_function
 from ste_ops._library import ops
+
+# A surrogate's number and its parameters a and b.
+Curve: TypeAlias = tuple[int, float, float]
 
 
 @fake("curve_backward")
@@ -21,18 +24,16 @@ def _(upper: Tensor, grad: Tensor, x: Tensor, surrogate: int, a: float, b: float
     return torch.empty_like(x)
 
 
-def curve_gradient(grad: Tensor, x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None) -> Tensor:
+def curve_gradient(grad: Tensor, x: Tensor, parameters: Tensor | None, curve: Curve) -> Tensor:
     """grad s'(x), and exactly 0 where s'(x) is 0."""
     call = CurveBackward.apply if needs_function(grad) or needs_function(x) else ops.curve_backward
-    return call(grad, x, surrogate, a, b, parameters)
+    return call(grad, x, *curve, parameters)
 
 
-def curve_second(
-    upper: Tensor, grad: Tensor, x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None
-) -> Tensor:
+def curve_second(upper: Tensor, grad: Tensor, x: Tensor, parameters: Tensor | None, curve: Curve) -> Tensor:
     """upper grad s''(x), and exactly 0 where s''(x) is 0."""
     recorded = needs_function(upper) or needs_function(grad) or needs_function(x)
-    return (CurveSecond.apply if recorded else ops.curve_second)(upper, grad, x, surrogate, a, b, parameters)
+    return (CurveSecond.apply if recorded else ops.curve_second)(upper, grad, x, *curve, parameters)
 
 
 def batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
@@ -87,9 +88,9 @@ class CurveBackward(_Curve):
         if upper is not None:
             grad, x, parameters = ctx.saved_tensors
             if ctx.needs_input_grad[0]:
-                of_grad = curve_gradient(upper, x, *ctx.curve, parameters)
+                of_grad = curve_gradient(upper, x, parameters, ctx.curve)
             if ctx.needs_input_grad[1]:
-                of_x = curve_second(upper, grad, x, *ctx.curve, parameters)
+                of_x = curve_second(upper, grad, x, parameters, ctx.curve)
         return of_grad, of_x, None, None, None, None
 
     @staticmethod
@@ -97,9 +98,9 @@ class CurveBackward(_Curve):
         grad, x, parameters = ctx.saved_tensors
         terms = []
         if of_grad is not None:
-            terms.append(curve_gradient(of_grad, x, *ctx.curve, parameters))
+            terms.append(curve_gradient(of_grad, x, parameters, ctx.curve))
         if of_x is not None:
-            terms.append(curve_second(of_x, grad, x, *ctx.curve, parameters))
+            terms.append(curve_second(of_x, grad, x, parameters, ctx.curve))
         return sum(terms[1:], terms[0]) if terms else None
 
     @staticmethod
@@ -137,9 +138,9 @@ class CurveSecond(_Curve):
                 _refuse_third()
             upper, grad, x, parameters = ctx.saved_tensors
             if ctx.needs_input_grad[0]:
-                of_upper = curve_second(top, grad, x, *ctx.curve, parameters)
+                of_upper = curve_second(top, grad, x, parameters, ctx.curve)
             if ctx.needs_input_grad[1]:
-                of_grad = curve_second(upper, top, x, *ctx.curve, parameters)
+                of_grad = curve_second(upper, top, x, parameters, ctx.curve)
         return of_upper, of_grad, None, None, None, None, None
 
     @staticmethod
@@ -149,9 +150,9 @@ class CurveSecond(_Curve):
         upper, grad, x, parameters = ctx.saved_tensors
         terms = []
         if of_upper is not None:
-            terms.append(curve_second(of_upper, grad, x, *ctx.curve, parameters))
+            terms.append(curve_second(of_upper, grad, x, parameters, ctx.curve))
         if of_grad is not None:
-            terms.append(curve_second(upper, of_grad, x, *ctx.curve, parameters))
+            terms.append(curve_second(upper, of_grad, x, parameters, ctx.curve))
         return sum(terms[1:], terms[0]) if terms else None
 
     @staticmethod

@@ -15,7 +15,8 @@ from ste_ops.surrogate import Identity
 Slope = Callable[[Tensor], Tensor]
 
 
-def custom_step(step: str, threshold: float, x: Tensor, slope: Slope) -> Tensor:
+def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope) -> Tensor:
+    """`threshold` is empty but for a ternary step."""
     if torch.compiler.is_compiling():
         # A callable is no argument of an opaque call; Dynamo traces it here, and autograd its derivative.
         return SlopedStep.apply(x, slope(_wide(x)), step, threshold)
@@ -26,10 +27,8 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
-def _forward(x: Tensor, step: str, threshold: float) -> Tensor:
-    if step == "ternary":
-        return ops.ternary(x, threshold, Identity.number, 0.0, 0.0)[0]
-    return getattr(ops, step)(x, Identity.number, 0.0, 0.0)[0]
+def _forward(x: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
+    return getattr(ops, step)(x, Identity.number, 0.0, 0.0, *threshold)[0]
 
 
 def _times(grad: Tensor, slope: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class CustomStep(NativeFunction):
     """Saves x and calls the callable in the backward, where autograd may differentiate it."""
 
     @staticmethod
-    def forward(x: Tensor, slope: Slope, step: str, threshold: float) -> Tensor:
+    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[float, ...]) -> Tensor:
         return _forward(x, step, threshold)
 
     @staticmethod
@@ -68,7 +67,7 @@ class SlopedStep(NativeFunction):
     """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
 
     @staticmethod
-    def forward(x: Tensor, slope: Tensor, step: str, threshold: float) -> Tensor:
+    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
         return _forward(x, step, threshold)
 
     @staticmethod

@@ -25,12 +25,12 @@ def _(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
 
 
 @fake("ternary")
-def _(x: Tensor, threshold: float, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, surrogate: int, a: float, b: float, threshold: float) -> tuple[Tensor, Tensor]:
     return FAKES["sign"](x, surrogate, a, b)
 
 
 @fake("binarize_backward")
-def _(grad: Tensor, mask: Tensor, factor: float) -> Tensor:
+def _(grad: Tensor, mask: Tensor, factor: float = 1.0) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
@@ -71,7 +71,7 @@ class Binarize(NativeFunction):
         return gradient, None
 
     @classmethod
-    def _vmap(cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, surrogate: int, *others: Any) -> Any:
+    def _vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor, surrogate: int, *others: Any) -> Any:
         refuse_batched_parameters(in_dims[5])
         dim = in_dims[0]
         if _surrogate.saves(surrogate) != "mask":
@@ -91,10 +91,10 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
     if ctx.saves == "mask":
         return mask_gradient(grad, ctx.saved_tensors[0], ctx.order, ctx.factor)
     x, parameters = ctx.saved_tensors
-    return curve_gradient(grad, x, *ctx.curve, parameters)
+    return curve_gradient(grad, x, parameters, ctx.curve)
 
 
-def _rows(x: Tensor, dim: int | None) -> tuple[Tensor, int]:
+def _rows(x: Tensor, dim: int) -> tuple[Tensor, int]:
     """A batched tensor as (batch, elements of one sample), and that number of elements."""
     x = x.movedim(dim, 0)
     numel = x[0].numel() if x.shape[0] else x.shape[1:].numel()
@@ -111,7 +111,7 @@ class Heaviside(Binarize):
         return ops.heaviside(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Heaviside._vmap(info, in_dims, *args)
 
 
@@ -121,7 +121,7 @@ class Sign(Binarize):
         return ops.sign(x, surrogate, a, b)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Sign._vmap(info, in_dims, *args)
 
 
@@ -130,10 +130,10 @@ class Ternary(Binarize):
     def forward(
         x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None, threshold: float
     ) -> Any:
-        return ops.ternary(x, threshold, surrogate, a, b)
+        return ops.ternary(x, surrogate, a, b, threshold)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Ternary._vmap(info, in_dims, *args)
 
 

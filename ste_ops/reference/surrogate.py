@@ -101,7 +101,7 @@ class Swish(_Smooth):
 class Tanh(_Smooth):
     @staticmethod
     def derivative(x: Tensor, t: float, k: float) -> Tensor:
-        return 4 * k * t * _logistic(2 * t * x.abs())[1]
+        return k * (4 * t * _logistic(2 * t * x.abs())[1])
 
     @staticmethod
     def primitive(x: Tensor, t: float, k: float) -> Tensor:
