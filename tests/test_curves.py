@@ -60,9 +60,10 @@ AREAS = {"ApproxSign": 2.0} | dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize(
-    "curve", [c for c in all_instances() if type(c).__name__ in AREAS and c != Rect(1e30)], ids=repr
-)
+WITH_AREA = [curve for curve in all_instances() if type(curve).__name__ in AREAS and curve != Rect(1e30)]
+
+
+@pytest.mark.parametrize("curve", WITH_AREA, ids=repr)
 def test_integrals(curve):
     """Over the whole line, through x = t / (1 - t^2): the tails of some fall as slowly as 1 / x^2."""
     t = (torch.arange(2_000_000, dtype=torch.float64) + 0.5) / 1_000_000 - 1

@@ -111,7 +111,8 @@ class Tanh(_Smooth):
 class ReSTE:
     @staticmethod
     def derivative(x: Tensor, power: float, threshold: float) -> Tensor:
-        value = 1 / power * x.abs().clamp(min=0.1) ** ((1 - power) / power)
+        # Not a power: NaN to the power of 0 is 1.
+        value = torch.exp(torch.log(x.abs().clamp(min=0.1)) * ((1 - power) / power)) / power
         return torch.where(x.abs() > threshold, torch.zeros_like(x), value)
 
     @staticmethod
