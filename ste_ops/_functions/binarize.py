@@ -169,7 +169,7 @@ class BinarizeBackward(NativeFunction):
         return out[:, :numel].reshape(grad.shape), 0
 
 
-def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float) -> Tensor:
+def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float = 1.0) -> Tensor:
     """factor * grad where the mask has a one, in the memory order that the mask was made in."""
     call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
     if order is None:
