@@ -41,7 +41,7 @@ def add_row(path, code):
     old = path.read_text()
     new = re.sub(r"(?<=\nSURROGATES: )(.*?)\n}\n", rf"\1\n{textwrap.indent(code, '    ')}}}\n", old, flags=re.DOTALL)
     (name,) = re.findall(r'^"(\w+)"', code)
-    new = new.replace("from ste_ops.surrogate import ", f"from ste_ops.surrogate import {name}, ")
+    new = new.replace("from ste_ops.surrogate import (", f"from ste_ops.surrogate import (\n    {name},")
     assert new.count(name) == old.count(name) + 4
     path.write_text(new)
 

@@ -165,3 +165,53 @@ def test_16_bit_values_compare_as_integers(binarize, name):
         assert np.array_equal(received, np.stack(expected).T @ (1 << np.arange(8))), threshold
         passes = getattr(binarize, f"passes_{name}")(ste_ops.surrogate.Clip.number, threshold, 0.0, HALVES)
         assert np.array_equal(passes, ~(np.abs(x) > bound)), threshold
+
+
+@pytest.mark.parametrize("name", AS_FLOAT32)
+def test_rect_and_ternary_compare_16_bit_values_as_integers(binarize, name):
+    x = AS_FLOAT32[name]
+    for number in (0.05, 0.3, 1 / 3, 0.5, 1.0, 1e-40, 65519.0):
+        bound = np.float32(0.5 / number)
+        passes = getattr(binarize, f"passes_{name}")(ste_ops.surrogate.Rect.number, number, 0.0, HALVES)
+        assert np.array_equal(passes, np.abs(x) < bound), number
+        bound = np.float32(number)
+        levels = getattr(binarize, f"ternary_{name}")(number, HALVES)
+        assert np.array_equal(levels, (x > bound).astype(int) - (x < -bound)), number
+
+
+# exp and log.
+
+
+def ulps(received, precise):
+    """The error in units in the last place of what is received."""
+    unit = np.spacing(np.abs(precise).astype(received.dtype)).astype(precise.dtype)
+    return np.abs(received.astype(precise.dtype) - precise) / unit
+
+
+EXACT = {32: np.float64, 64: np.longdouble}
+LIMIT = {32: 87, 64: 708}
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_exp(binarize, width):
+    kind, limit, exp = np.dtype(f"float{width}").type, LIMIT[width], getattr(binarize, f"exp_float{width}")
+    x = np.random.default_rng(0).uniform(-limit, limit, 400_000)
+    halfway = (np.arange(-100, 101) + 0.5) * math.log(2)  # where the remainder is largest
+    x = np.concatenate([x, x / limit, x / limit * 1e-9, halfway[np.abs(halfway) < limit], [limit, -limit]]).astype(kind)
+    assert ulps(exp(x), np.exp(x.astype(EXACT[width]))).max() < 1.5
+    beyond = np.nextafter(kind(limit), kind(np.inf))
+    numbers = np.array([0.0, -0.0, np.inf, -np.inf, -beyond, beyond, -1e30, np.nan], kind)
+    np.testing.assert_array_equal(exp(numbers), np.array([1, 1, np.inf, 0, 0, np.inf, 0, np.nan], kind))
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_log(binarize, width):
+    kind, log = np.dtype(f"float{width}").type, getattr(binarize, f"log_float{width}")
+    random, limits = np.random.default_rng(0), np.finfo(kind)
+    spread = np.exp(random.uniform(np.log(limits.tiny), np.log(limits.max) - 1, 400_000))
+    near = 1 + random.uniform(-0.5, 0.5, 400_000) * 10.0 ** random.uniform(-7, 0, 400_000)
+    edges = np.sqrt([0.5, 2.0]) * (1 + np.arange(-9, 10)[:, None] * limits.eps)
+    x = np.concatenate([spread, near, edges.ravel(), [limits.tiny, limits.max]]).astype(kind)
+    x = x[x != 1]
+    assert ulps(log(x), np.log(x.astype(EXACT[width]))).max() < 2
+    np.testing.assert_array_equal(log(np.array([1, np.nan], kind)), np.array([0, np.nan], kind))

@@ -3,6 +3,7 @@
 
 #include "core/binarize.h"
 #include "core/bitmask.h"
+#include "core/math.h"
 #include "core/ordered.h"
 #include "core/surrogate.h"
 #include "native.h"
@@ -70,6 +71,14 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("heaviside_float64", py::vectorize([](double x) { return Heaviside()(x); }));
   m.def("sign_float32", py::vectorize([](float x) { return Sign()(x); }));
   m.def("sign_float64", py::vectorize([](double x) { return Sign()(x); }));
+  m.def("ternary_float32", py::vectorize([](double t, float x) { return Ternary{t}(x); }));
+  m.def("ternary_float64", py::vectorize([](double t, double x) { return Ternary{t}(x); }));
+  m.def("ternary_float16", py::vectorize([](double t, uint16_t bits) { return Ternary{t}(compare(Half{bits})); }));
+  m.def("ternary_bfloat16", py::vectorize([](double t, uint16_t bits) { return Ternary{t}(compare(BFloat16{bits})); }));
+  m.def("exp_float32", py::vectorize([](float x) { return portable_exp(x); }));
+  m.def("exp_float64", py::vectorize([](double x) { return portable_exp(x); }));
+  m.def("log_float32", py::vectorize([](float x) { return portable_log(x); }));
+  m.def("log_float64", py::vectorize([](double x) { return portable_log(x); }));
   m.def("level_float64", py::vectorize([](int level) { return level_bits<double>(level); }));
   m.def("level_float32", py::vectorize([](int level) { return level_bits<float>(level); }));
   m.def("level_float16", py::vectorize([](int level) { return level_bits<Half>(level); }));
