@@ -146,19 +146,20 @@ struct Uniform {
   }
 };
 
-// PACT (arXiv:1805.06085): [0, alpha] in `steps` steps.
+// PACT (arXiv:1805.06085): [0, alpha] in `steps` steps. An invalid alpha makes every element NaN.
 template <class A>
 struct Pact {
   A alpha, up, down;
-  STE_HD Pact(A alpha, A steps) : alpha(alpha), up(steps / alpha), down(alpha / steps) {
-    if (!is_alpha(alpha, steps)) this->alpha = up = down = bit_cast<A>(kNaN<A>);
-  }
+
   STE_HD static bool is_alpha(A alpha, A steps) {
     return is_positive_and_finite(alpha) && is_positive_and_finite(steps / alpha);
   }
+  STE_HD static Pact of(A alpha, A steps) {
+    A checked = is_alpha(alpha, steps) ? alpha : bit_cast<A>(kNaN<A>);
+    return {checked, steps / checked, checked / steps};
+  }
   STE_HD Quantized<A> operator()(A x, const Step<A>&) const {
-    A positive = x < 0 ? A(0) : x;
-    A clipped = positive > alpha ? alpha : positive;
+    A clipped = clamp(x, A(0), alpha);
     return {round_even(clipped * up) * down, bool((x >= 0) & (x < alpha)), x >= alpha};
   }
 };

@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits
     const A a = *parameter.data<A>();
     STD_TORCH_CHECK(Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps,
                     " / alpha too, got ", a);
-    const Pact<A> f(a, A(steps));
+    const auto f = Pact<A>::of(a, A(steps));
     // Twice over a stretch that the first-level cache holds: each pass writes one mask.
     constexpr int64_t kStretch = 32 * kWord;
     using T = std::remove_pointer_t<decltype(out)>;
