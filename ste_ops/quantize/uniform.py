@@ -50,7 +50,8 @@ def fake_quantize(
 
     Raises:
         TypeError: x is no floating tensor of those dtypes, or another argument is of a wrong type.
-        ValueError: quant_min >= quant_max, a scale or zero point of a wrong shape or device, an invalid number as scale.
+        ValueError: quant_min >= quant_max, a scale or zero point of a wrong shape or device, an invalid number as
+            scale.
         IndexError: axis is out of range.
         RuntimeError: a tensor scale on the CPU holds an invalid value. On CUDA, where the host would have to wait for
             it, an invalid scale makes every element it belongs to NaN.
