@@ -51,6 +51,29 @@ STE_OPS_LIBRARY(m) {
       "curve_second(Tensor upper, Tensor grad, Tensor x, int surrogate, float a, float b, Tensor? parameters) -> "
       "Tensor");
 
+  // Rounding. The results have x's dtype and strides; one seed, or one for each row of a contiguous x.
+  m.def("round(Tensor x) -> Tensor");
+  m.def("floor(Tensor x) -> Tensor");
+  m.def("ceil(Tensor x) -> Tensor");
+  m.def("trunc(Tensor x) -> Tensor");
+  m.def("clamp(Tensor x, float min, float max) -> Tensor");
+  m.def("stochastic_round(Tensor x, Tensor seed) -> Tensor");
+
+  // Uniform quantizers. An axis of -1 is the whole tensor. A scale or zero point is a tensor of one element or one for
+  // each coordinate along the axis, or the number. Masks are as above, of x's memory.
+  m.def(
+      "fake_quantize(Tensor x, Tensor? scale, Tensor? zero_point, float scale_number, float zero_point_number, "
+      "int quant_min, int quant_max, int axis) -> (Tensor out, Tensor mask)");
+  m.def("lsq(Tensor x, Tensor scale, int quant_min, int quant_max, int axis) -> Tensor");
+  // The gradient of x, in its strides, and that of scale, times grad_scale.
+  m.def(
+      "lsq_backward(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float grad_scale) "
+      "-> (Tensor of_x, Tensor of_scale)");
+  m.def("pact(Tensor x, Tensor alpha, int bits) -> (Tensor out, Tensor inside, Tensor above)");
+  // As binarize_backward, and the sum of grad where `above` has a one, in alpha's shape and dtype.
+  m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");
+  m.def("dorefa_activation(Tensor x, int bits) -> (Tensor out, Tensor mask)");
+
   // N:M sparsity along dim 1, dim 0 of a vector: the n largest of every m neighbours, 0 elsewhere.
   m.def("sr_ste(Tensor w, int n, int m) -> Tensor");
   // grad, plus decay * w where w was set to 0; in w's layout.

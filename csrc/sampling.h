@@ -33,6 +33,15 @@ inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, 
   STD_TORCH_CHECK(seed.is_contiguous(), op, ": seed must be contiguous");
 }
 
+// One seed for all of x, or one for each row of a contiguous x: how many rows are drawn apart.
+inline int64_t seed_rows(const char* op, const Tensor& seed, const Tensor& x, const char* name) {
+  check_seed(op, seed, x, name);
+  const int64_t rows = seed.numel();
+  STD_TORCH_CHECK(rows == 1 || (x.dim() > 0 && x.size(0) == rows && x.is_contiguous()), op,
+                  ": seed must have one element, or one for each row of a contiguous ", name, ", got ", rows);
+  return rows;
+}
+
 inline void check_weights(const char* op, const Tensor& weights) {
   STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(),
                   "-D");
@@ -119,10 +128,7 @@ Tensor alias_sample(const Tensor& table, const Tensor& capacity, const Tensor& s
 template <class Draw>
 Tensor bernoulli(const Tensor& p, const Tensor& seed, Draw&& draw) {
   constexpr const char* op = "bernoulli_ste";
-  check_seed(op, seed, p, "p");
-  int64_t rows = seed.numel();
-  STD_TORCH_CHECK(rows == 1 || (p.dim() > 0 && p.size(0) == rows && p.is_contiguous()), op,
-                  ": seed must have one element, or one for each row of a contiguous p, got ", rows);
+  const int64_t rows = seed_rows(op, seed, p, "p");
   Tensor out = new_like(p);
   if (p.numel() == 0) return out;
   Tensor dense = in_layout_of(out, p);

@@ -7,7 +7,19 @@ from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign, ternary
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
-from ste_ops.quantize import sr_ste
+from ste_ops.quantize import (
+    ceil,
+    clamp,
+    dorefa_activation,
+    fake_quantize,
+    floor,
+    lsq,
+    pact,
+    round,
+    sr_ste,
+    stochastic_round,
+    trunc,
+)
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 __all__ = [
@@ -15,19 +27,29 @@ __all__ = [
     "__version__",
     "bernoulli_ste",
     "build_info",
+    "ceil",
+    "clamp",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_gradient_norm",
     "clip_gradient_value",
     "clip_grads_with_norm_",
     "data",
+    "dorefa_activation",
+    "fake_quantize",
+    "floor",
     "get_total_norm",
     "heaviside",
+    "lsq",
     "multinomial",
+    "pact",
     "reference",
+    "round",
     "sign",
     "sr_ste",
+    "stochastic_round",
     "surrogate",
     "ternary",
     "testing",
+    "trunc",
 ]

@@ -93,6 +93,41 @@ def pruned(device: str) -> list[torch.Tensor]:
     ]
 
 
+def quantized(device: str) -> list[tuple[torch.Tensor, torch.Tensor | None, int]]:
+    """x, a scale or none, and its axis."""
+    channels_last = torch.randn(2, 3, 4, 5, device=device).contiguous(memory_format=torch.channels_last)
+    return [
+        (torch.randn(5, 7, device=device), None, -1),
+        (torch.randn(5, 7, device=device), torch.rand((), device=device) + 0.1, -1),
+        (torch.randn(6, 10, device=device, dtype=torch.bfloat16).t()[::2], torch.rand(6, device=device) + 0.1, 1),
+        (channels_last, torch.rand(3, device=device, dtype=torch.float64) + 0.1, 1),
+        (torch.randn((), device=device, dtype=torch.float64), torch.rand(1, device=device) + 0.1, -1),
+        (torch.randn(3, 0, device=device), torch.rand(3, device=device) + 0.1, 0),
+    ]
+
+
+def fake_quantized(device: str) -> list[Arguments]:
+    zero_points = [None, None, torch.arange(6.0, device=device), torch.ones(1, device=device), None, None]
+    return [
+        (x, scale, zero_point, 0.5, 1.0, -4, 3, axis)
+        for (x, scale, axis), zero_point in zip(quantized(device), zero_points, strict=True)
+    ]
+
+
+def learned_steps(device: str) -> list[Arguments]:
+    return [(x, scale, -4, 3, axis) for x, scale, axis in quantized(device) if scale is not None]
+
+
+def clipped(device: str) -> list[Arguments]:
+    alpha = torch.ones(1, device=device)
+    return [(x, alpha.reshape(()) if x.dim() % 2 else alpha, 3) for x in rows(device)]
+
+
+def clipped_gradients(device: str) -> list[Arguments]:
+    alpha = torch.ones((), device=device, dtype=torch.float16)
+    return [(grad, mask, mask.flip(0) & mask, alpha) for grad, mask in masked(device)]
+
+
 def seed(device: str) -> torch.Tensor:
     return torch.tensor([7], device=device)
 
@@ -103,6 +138,15 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "sign": steps,
     "ternary": ternaries,
     "binarize_backward": masked,
+    **dict.fromkeys(("round", "floor", "ceil", "trunc"), lambda device: [(x,) for x in rows(device)]),
+    "clamp": lambda device: [(x, -0.5, 1.0) for x in rows(device)],
+    "stochastic_round": lambda device: [(x, seed(device)) for x in rows(device)],
+    "fake_quantize": fake_quantized,
+    "lsq": learned_steps,
+    "lsq_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_steps(device)],
+    "pact": clipped,
+    "pact_backward": clipped_gradients,
+    "dorefa_activation": lambda device: [(x, 2) for x in rows(device)],
     "sr_ste": lambda device: [(w, 2, 4) for w in pruned(device)],
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "curve_backward": lambda device: curved(device, 1),

@@ -17,7 +17,7 @@ def expected_groups(kind, shape, axis):
     return np.ravel_multi_index([index[d].ravel() for d in others], [shape[d] for d in others]) if others else 0
 
 
-@pytest.mark.parametrize("span, block", [(8, 16), (16, 16), (64, 256), (5, 11)])
+@pytest.mark.parametrize(("span", "block"), [(8, 16), (16, 16), (64, 256), (5, 11)])
 @pytest.mark.parametrize("kind", ["whole", "channels", "tokens"])
 def test_every_element_is_visited_once_in_its_group(kind, span, block):
     native = load().quantize

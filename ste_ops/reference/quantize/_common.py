@@ -15,7 +15,7 @@ def widen(x: Tensor) -> Tensor:
 def along(value: Tensor | float, x: Tensor, axis: int | None) -> Tensor:
     """A number, a tensor of one element or one of x.shape[axis] elements, in x's dtype, shaped to broadcast with x."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device).detach()
-    if axis is None:
+    if axis is None or value.numel() == 1:
         return value.reshape(())
     shape = [1] * x.dim()
     shape[axis] = x.shape[axis]

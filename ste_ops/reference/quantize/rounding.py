@@ -34,18 +34,21 @@ def clamp(x: Tensor, min: float, max: float) -> Tensor:
 
 
 def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor:
-    """floor(x) plus 1 with the probability x - floor(x), which is exact and read to 64 binary places.
+    """The magnitude rounded away from zero with the probability of its fraction, toward zero otherwise.
 
-    The draw belongs to the element's place in memory; NaN and infinities stay.
+    The fraction abs(x) - trunc(abs(x)) is exact and read to 64 binary places, at least 2^-64. The draw belongs to the
+    element's place in memory; NaN and infinities stay.
     """
     seed = int(_seed(x.device, generator)) & _MASK64
     out = torch.empty_like(x)
     memory, values = out.detach().as_strided((out.numel(),), (1,)), torch.empty_like(out).copy_(x.detach())
     for i, value in enumerate(values.as_strided((out.numel(),), (1,)).tolist()):
         if math.isfinite(value):
-            low = math.floor(value)
-            up = random_bits(seed, 0, i)[0] < _round_scaled(value - low, 64)
-            memory[i] = math.copysign(float(low + up), value) if low + up == 0 else float(low + up)
+            low = math.floor(abs(value))
+            fraction = abs(value) - low
+            threshold = max(_round_scaled(fraction, 64), int(fraction > 0))
+            away = random_bits(seed, 0, i)[0] < threshold
+            memory[i] = math.copysign(float(low + away), value)
         else:
             memory[i] = value
     return through(out, x)

@@ -68,6 +68,8 @@ def lsq(
     incoming gradient times quant_min below the range, quant_max above it and round(x / scale) - x / scale inside;
     times grad_scale, by default 1 / sqrt(N * quant_max) with N the elements that share a step.
     """
+    if scale.numel() == 1:
+        axis = None
     if grad_scale is None:
         grad_scale = 1 / math.sqrt(max(x.numel() // max(scale.numel(), 1), 1) * quant_max)
     return _LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale)
@@ -77,7 +79,8 @@ class _PACT(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         wide = widen(x)
-        a, n = along(alpha, wide, None), 2**bits - 1
+        a = along(alpha, wide, None)
+        n = torch.full_like(a, 2**bits - 1)  # a division of tensors is rounded once on every device
         ctx.passes, ctx.above, ctx.alpha = (wide >= 0) & (wide < a), wide >= a, alpha
         return (torch.round(torch.clamp(wide, min=0.0).minimum(a) * (n / a)) * (a / n)).to(x.dtype)
 
@@ -97,5 +100,6 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
 
 def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     """x clipped to [0, 1] in 2^bits - 1 steps; passes on [0, 1] (DoReFa-Net, arXiv:1606.06160, eq. 11)."""
-    wide, n = widen(x.detach()), 2**bits - 1
+    wide = widen(x.detach())
+    n = wide.new_full((), 2**bits - 1)
     return through(torch.round(wide.clamp(0, 1) * n) / n, x, (wide >= 0) & (wide <= 1))

@@ -1,0 +1,212 @@
+#include "../../library.h"
+#include "../reduce.h"
+#include "steps.h"
+
+namespace ste_ops {
+namespace {
+
+// The steps of all channels, or the one of all elements. Raises before anything is written.
+template <class A>
+std::vector<Step<A>> checked_steps(const char* op, const Quantizer& quantizer, int64_t count) {
+  const Parameter &scale = quantizer.scale, &zero_point = quantizer.zero_point;
+  std::vector<Step<A>> steps(quantizer.shared() ? 1 : count);
+  for (size_t c = 0; c < steps.size(); ++c) {
+    A s = scale.tensor ? scale.data<A>()[c * scale.stride()] : A(scale.number);
+    A z = zero_point.tensor ? zero_point.data<A>()[c * zero_point.stride()] : A(zero_point.number);
+    STD_TORCH_CHECK(is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s,
+                    " at index ", c);
+    steps[c] = step_of(s, z);
+  }
+  return steps;
+}
+
+// Calls f with the steps of the elements, as loops visit them.
+template <class A, class F>
+void with_steps(const char* op, const Quantizer& quantizer, const Groups& groups, const F& f) {
+  std::vector<Step<A>> steps = checked_steps<A>(op, quantizer, groups.size);
+  if (quantizer.shared()) {
+    f(TensorStep<A>{steps[0]});
+  } else {
+    f(ChannelSteps<A>(groups, std::move(steps)));
+  }
+}
+
+std::tuple<Tensor, Tensor> fake_quantize_cpu(Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point,
+                                             double scale_number, double zero_point_number, int64_t quant_min,
+                                             int64_t quant_max, int64_t axis) {
+  constexpr const char* op = "fake_quantize";
+  const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
+  Tensor mask = new_mask(x);
+  Tensor out = map_groups(op, x, axis, [&](const Groups& groups, const auto* x, auto* out) {
+    using A = decltype(load(*x));
+    with_steps<A>(op, quantizer, groups, [&](const auto& steps) {
+      quantize_masked(Uniform<A>(quant_min, quant_max), steps, x, out, mutable_bytes(mask), groups.numel());
+    });
+  });
+  return {out, mask};
+}
+
+Tensor lsq_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
+  return map_groups("lsq", x, axis, [&](const Groups& groups, const auto* x, auto* out) {
+    using A = decltype(load(*x));
+    with_steps<A>("lsq", quantizer, groups, [&](const auto& steps) {
+      quantize_all(Uniform<A>(quant_min, quant_max), steps, x, out, groups.numel());
+    });
+  });
+}
+
+// The gradient of x on the way, and what each element adds to that of its scale.
+template <class T, class Steps>
+struct LsqTerm {
+  Uniform<arithmetic_t<T>> op;
+  Steps steps;
+  const T *grad, *x;
+  T* of_x;
+
+  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
+    bool inside;
+    const arithmetic_t<T> slope = op.slope(load(x[i]), steps.at(lane), inside);
+    const bits_t<T> bits = bit_cast<bits_t<T>>(grad[i]);
+    of_x[i] = bit_cast<T>(bits_t<T>(inside ? bits : bits_t<T>(0)));
+    return double(load(grad[i])) * double(slope);
+  }
+};
+
+// The steps of the lanes of a task whose rows hold several channels.
+template <class A>
+StepLanes<A> lanes_of(const Groups& groups, const ReduceTask& task, const std::vector<Step<A>>& steps) {
+  static thread_local StepLists<A> lists(kReduceSpan);
+  for (int64_t lane = 0; lane < task.width && lane < task.length; lane += groups.inner) {
+    lists.set(lane, lane + groups.inner, steps[task.first + lane / groups.inner % groups.size]);
+  }
+  return lists.from(0, 0);
+}
+
+// Into the dtype of `out`, one for each group.
+void store_totals(const std::vector<double>& totals, double factor, const Tensor& out) {
+  dispatch_floating("lsq_backward", "scale", out, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for (size_t i = 0; i < totals.size(); ++i) {
+      static_cast<T*>(out.mutable_data_ptr())[i] = store<T>(arithmetic_t<T>(totals[i] * factor));
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> lsq_backward_cpu(Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max,
+                                            int64_t axis, double grad_scale) {
+  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
+  return lsq_backward(grad, x, scale, quantizer.shared() ? -1 : axis,
+                      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
+                        using T = std::remove_pointer_t<decltype(of_x)>;
+                        using A = arithmetic_t<T>;
+                        const Uniform<A> op(quant_min, quant_max);
+                        const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
+                        std::vector<double> totals(groups.count());
+                        if (groups.size == 1 || groups.inner > kReduceSpan) {
+                          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+                            return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
+                          });
+                        } else {
+                          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+                            return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
+                          });
+                        }
+                        store_totals(totals, grad_scale, of_scale);
+                      });
+}
+
+// The second mask of pact, with the output that the first pass has left.
+template <class T>
+struct AbovePact {
+  Pact<arithmetic_t<T>> f;
+  STE_OPS_INLINE Masked<T> operator()(T x, int64_t) const {
+    const auto quantized = f(load(x), {});
+    return {bit_cast<bits_t<T>>(store<T>(quantized.value)), quantized.above};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits) {
+  const int64_t steps = steps_of_bits("pact", bits);
+  const Parameter parameter("pact", "alpha", alpha, 0, x, -1);
+  Tensor inside = new_mask(x), above = new_mask(x);
+  Tensor out = map_elements("pact", x, [&](const auto* x, auto* out, int64_t numel) {
+    using A = decltype(load(*x));
+    const A a = *parameter.data<A>();
+    STD_TORCH_CHECK(Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps,
+                    " / alpha too, got ", a);
+    const auto f = Pact<A>::of(a, A(steps));
+    // Twice over a stretch that the first-level cache holds: each pass writes one mask.
+    constexpr int64_t kStretch = 32 * kWord;
+    using T = std::remove_pointer_t<decltype(out)>;
+    parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
+      for (int64_t to; begin < end; begin = to) {
+        to = end - begin < kStretch ? end : begin + kStretch;
+        masked_loop(MaskedElement<Pact<A>, SharedStep<A>, T>{f, {}}, x, out, mutable_bytes(inside), begin, to);
+        masked_loop(AbovePact<T>{f}, x, out, mutable_bytes(above), begin, to);
+      }
+    });
+  });
+  return {out, inside, above};
+}
+
+template <class T>
+struct PactTerm {
+  const T* grad;
+  const uint8_t *inside, *above;
+  T* of_x;
+};
+
+// A row begins with a byte of the masks: there is one group, so rows are kReduceSpan long.
+template <class Reduction, class T>
+STE_OPS_CLONES void reduce_row(PactTerm<T> term, int64_t begin, int64_t count, double* totals) {
+  using U = bits_t<T>;
+  uint8_t inside[kReduceSpan], above[kReduceSpan];
+  for (int64_t j = 0; j < mask_bytes(count); ++j) {
+    unpack8(term.inside[begin / 8 + j], inside + 8 * j);
+    unpack8(term.above[begin / 8 + j], above + 8 * j);
+  }
+  const T* grad = term.grad + begin;
+  T* of_x = term.of_x + begin;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    of_x[i] = bit_cast<T>(U(bit_cast<U>(grad[i]) & U(-U(inside[i]))));
+    totals[i] += double(load(bit_cast<T>(U(bit_cast<U>(grad[i]) & U(-U(above[i]))))));
+  }
+}
+
+std::tuple<Tensor, Tensor> pact_backward_cpu(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {
+  return pact_backward(grad, inside, above, alpha,
+                       [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
+                           const Tensor& of_alpha) {
+                         using T = std::remove_pointer_t<decltype(of_x)>;
+                         std::vector<double> total(1);
+                         reduce_groups<Additive, arithmetic_t<T>>(
+                             whole_tensor(numel), total.data(),
+                             [&](const ReduceTask&) { return PactTerm<T>{grad, inside, above, of_x}; });
+                         store_totals(total, 1, of_alpha);
+                       });
+}
+
+std::tuple<Tensor, Tensor> dorefa_activation_cpu(Tensor x, int64_t bits) {
+  const int64_t steps = steps_of_bits("dorefa_activation", bits);
+  Tensor mask = new_mask(x);
+  Tensor out = map_elements("dorefa_activation", x, [&](const auto* x, auto* out, int64_t numel) {
+    using A = decltype(load(*x));
+    quantize_masked(UnitInterval<A>{A(steps)}, TensorStep<A>{}, x, out, mutable_bytes(mask), numel);
+  });
+  return {out, mask};
+}
+
+}  // namespace
+
+STE_OPS_CPU_IMPL(m) {
+  m.impl("fake_quantize", TORCH_BOX(&fake_quantize_cpu));
+  m.impl("lsq", TORCH_BOX(&lsq_cpu));
+  m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cpu));
+  m.impl("pact", TORCH_BOX(&pact_cpu));
+  m.impl("pact_backward", TORCH_BOX(&pact_backward_cpu));
+  m.impl("dorefa_activation", TORCH_BOX(&dorefa_activation_cpu));
+}
+
+}  // namespace ste_ops
