@@ -7,13 +7,22 @@ from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
-from ste_ops.quantize import sr_ste
+from ste_ops.quantize import (
+    bitnet_activation,
+    bitnet_weight,
+    dorefa_weight,
+    magnitude_aware_sign,
+    sr_ste,
+    xnor_weight,
+)
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 __all__ = [
     "AliasTable",
     "__version__",
     "bernoulli_ste",
+    "bitnet_activation",
+    "bitnet_weight",
     "build_info",
     "clip_grad_norm_",
     "clip_grad_value_",
@@ -21,12 +30,15 @@ __all__ = [
     "clip_gradient_value",
     "clip_grads_with_norm_",
     "data",
+    "dorefa_weight",
     "get_total_norm",
     "heaviside",
+    "magnitude_aware_sign",
     "multinomial",
     "reference",
     "sign",
     "sr_ste",
     "surrogate",
     "testing",
+    "xnor_weight",
 ]
