@@ -8,17 +8,22 @@ from ste_ops.binarize import heaviside, sign, ternary
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.quantize import (
+    bitnet_activation,
+    bitnet_weight,
     ceil,
     clamp,
     dorefa_activation,
+    dorefa_weight,
     fake_quantize,
     floor,
     lsq,
+    magnitude_aware_sign,
     pact,
     round,
     sr_ste,
     stochastic_round,
     trunc,
+    xnor_weight,
 )
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
@@ -26,6 +31,8 @@ __all__ = [
     "AliasTable",
     "__version__",
     "bernoulli_ste",
+    "bitnet_activation",
+    "bitnet_weight",
     "build_info",
     "ceil",
     "clamp",
@@ -36,11 +43,13 @@ __all__ = [
     "clip_grads_with_norm_",
     "data",
     "dorefa_activation",
+    "dorefa_weight",
     "fake_quantize",
     "floor",
     "get_total_norm",
     "heaviside",
     "lsq",
+    "magnitude_aware_sign",
     "multinomial",
     "pact",
     "reference",
@@ -52,4 +61,5 @@ __all__ = [
     "ternary",
     "testing",
     "trunc",
+    "xnor_weight",
 ]

@@ -128,6 +128,32 @@ def clipped_gradients(device: str) -> list[Arguments]:
     return [(grad, mask, mask.flip(0) & mask, alpha) for grad, mask in masked(device)]
 
 
+def weights(device: str) -> list[tuple[torch.Tensor, bool]]:
+    """And whether each channel has a scale of its own."""
+    return [
+        (torch.randn(5, 7, device=device), True),
+        (torch.randn(5, 7, device=device), False),
+        (torch.randn(6, 4, device=device, dtype=torch.bfloat16).t(), True),
+        (torch.randn(2, 3, 4, 5, device=device).contiguous(memory_format=torch.channels_last), True),
+        (torch.randn(20, device=device, dtype=torch.float64)[1::2], False),
+        (torch.randn((), device=device, dtype=torch.float16), False),
+        (torch.randn(3, 0, device=device), True),
+    ]
+
+
+def backwards(device: str, kinds: int) -> list[Arguments]:
+    """The gradient, the weights, their statistic of so many numbers a scale, and whether each channel has one."""
+    return [
+        (
+            torch.randn_like(w),
+            w,
+            w.new_ones(kinds * (w.shape[0] if channels else 1), dtype=torch.promote_types(w.dtype, torch.float32)),
+            channels,
+        )
+        for w, channels in weights(device)
+    ]
+
+
 def seed(device: str) -> torch.Tensor:
     return torch.tensor([7], device=device)
 
@@ -147,6 +173,13 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "pact": clipped,
     "pact_backward": clipped_gradients,
     "dorefa_activation": lambda device: [(x, 2) for x in rows(device)],
+    "xnor_weight": weights,
+    "xnor_weight_backward": lambda device: backwards(device, 1),
+    "magnitude_aware_sign_backward": lambda device: backwards(device, 1),
+    "dorefa_weight": lambda device: [(w, 3, channels) for w, channels in weights(device)],
+    "dorefa_weight_backward": lambda device: backwards(device, 2),
+    "bitnet_weight": weights,
+    "bitnet_activation": lambda device: [(w, 8) for w, _ in weights(device)],
     "sr_ste": lambda device: [(w, 2, 4) for w in pruned(device)],
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "curve_backward": lambda device: curved(device, 1),

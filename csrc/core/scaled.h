@@ -1,0 +1,150 @@
+// Quantizers whose scale is a statistic of the tensor itself, element by element. A is the arithmetic: float, or double
+// for float64. A NaN makes the statistic of its group NaN, and with it the whole group.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+#include "macros.h"
+#include "quantize.h"
+#include "tanh.h"
+
+namespace ste_ops {
+
+// A statistic is summed in float64 and rounded once.
+template <class A>
+STE_HD A mean_of(double total, int64_t members) {
+  return A(total / double(members));
+}
+
+// A NaN stays.
+template <class A>
+STE_HD A at_least(A x, A least) {
+  return x < least ? least : x;
+}
+
+// BitNet's code bounds its scales by this.
+constexpr double kLeastBitNetScale = 1e-5;
+
+// sign(w) * scale, +scale at both zeros.
+struct ScaledSign {
+  template <class A>
+  STE_HD A operator()(A w, A scale) const {
+    return w >= A(0) ? scale : -scale;
+  }
+};
+
+// -1, 0 or 1 times scale.
+struct BitNetWeight {
+  template <class A>
+  STE_HD A operator()(A w, A scale) const {
+    return clamp(round_even(w / scale), A(-1), A(1)) * scale;
+  }
+};
+
+template <class A>
+STE_HD A bitnet_step(double largest, double levels) {
+  return at_least(A(largest), A(kLeastBitNetScale)) / A(levels);
+}
+
+// levels = 2^(bits - 1) - 1 steps up, one more down.
+struct BitNetActivation {
+  double levels;
+  template <class A>
+  STE_HD A operator()(A x, A step) const {
+    return clamp(round_even(x / step), A(-levels - 1), A(levels)) * step;
+  }
+};
+
+// tanh(max|w|) is max|tanh(w)|; the divisor is at least the smallest normal number.
+template <class A>
+struct SmallestNormal;
+template <>
+struct SmallestNormal<float> {
+  static constexpr float value = 0x1p-126f;
+};
+template <>
+struct SmallestNormal<double> {
+  static constexpr double value = 0x1p-1022;
+};
+
+template <class A>
+STE_HD A dorefa_divisor(A top) {
+  return at_least(top, SmallestNormal<A>::value);
+}
+
+// DoReFa-Net, eq. 9, in levels = 2^bits - 1 steps.
+struct DoReFaWeight {
+  double levels;
+  template <class A>
+  STE_HD A operator()(A t, A top) const {
+    A unit = t / dorefa_divisor(top);
+    return round_even((unit * A(0.5) + A(0.5)) * A(levels)) / A(levels) * A(2) - A(1);
+  }
+};
+
+template <class A>
+STE_HD A sign_or_zero(A x) {
+  return x > A(0) ? A(1) : (x < A(0) ? A(-1) : A(0));
+}
+
+// What an element adds to the gradient of its group's mean: the incoming gradient times sign(w).
+template <class A>
+STE_HD double xnor_term(A grad, A w) {
+  return double(w != w ? w : (w >= A(0) ? grad : -grad));
+}
+
+// The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members.
+template <class A>
+struct XnorGroup {
+  A mean, slope;
+};
+
+struct XnorBackward {
+  template <class A>
+  STE_HD A operator()(A grad, A w, XnorGroup<A> group) const {
+    A passed = magnitude(w) > A(1) ? A(0) : grad * group.mean;
+    return passed + sign_or_zero(w) * group.slope;
+  }
+};
+
+struct MagnitudeAwareSignBackward {
+  template <class A>
+  STE_HD A operator()(A grad, A w, A scale) const {
+    return magnitude(w) > A(1) ? A(0) : grad * scale;
+  }
+};
+
+// The gradient of tanh(w) / divisor with the divisor held.
+struct DoReFaBackward {
+  template <class A>
+  STE_HD A operator()(A grad, A t, A top) const {
+    return (A(1) - t * t) * (grad / dorefa_divisor(top));
+  }
+};
+
+// What the divisor's gradient takes from each of `ties` equal maxima, `total` being the sum of grad * tanh(w).
+template <class A>
+struct DoReFaGroup {
+  A top, taken;
+};
+
+template <class A>
+STE_HD DoReFaGroup<A> dorefa_group(A top, double total, double ties) {
+  double divisor = double(dorefa_divisor(top));
+  return {top, top < SmallestNormal<A>::value ? A(0) : A(total / divisor / divisor / ties)};
+}
+
+// The whole gradient of a maximum.
+template <class A>
+STE_HD A dorefa_at_maximum(A grad, A t, DoReFaGroup<A> group) {
+  return (A(1) - t * t) * (grad / dorefa_divisor(group.top) - sign_or_zero(t) * group.taken);
+}
+
+// A weight of smaller magnitude is certainly none of the maxima. From 6 on neighbours begin to share a tanh.
+template <class A>
+STE_HD A dorefa_candidate(A top_magnitude) {
+  return A(0.9) * (top_magnitude < A(6) ? top_magnitude : A(6));
+}
+
+}  // namespace ste_ops

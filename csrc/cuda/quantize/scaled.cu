@@ -1,0 +1,339 @@
+#include "../../scaled.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "../../library.h"
+#include "../reduce.cuh"
+
+namespace ste_ops {
+namespace {
+
+// What the lanes of a reduction add: the magnitudes.
+template <class T>
+struct MagnitudeTerms {
+  const T* x;
+  __device__ MagnitudeTerms for_lanes(const int64_t*) const { return *this; }
+  template <class State>
+  __device__ void operator()(int64_t begin, int64_t end, State* terms) const {
+    Vector<T> v = read_vector(x, begin, end, aligned16(x + begin));
+#pragma unroll
+    for (int k = 0; k < Vector<T>::size; ++k) terms[k] = State(magnitude(load(v.value[k])));
+  }
+};
+
+template <class A>
+struct KeepMean {
+  A* means;
+  int64_t members;
+  double least;
+  __device__ void operator()(int64_t group, double total) const {
+    means[group] = at_least(mean_of<A>(total, members), A(least));
+  }
+};
+
+template <class A>
+struct KeepLargest {
+  A* largest;
+  __device__ void operator()(int64_t group, double total) const { largest[group] = A(total); }
+};
+
+template <class A>
+struct KeepStep {
+  A* steps;
+  double levels;
+  __device__ void operator()(int64_t group, double total) const { steps[group] = bitnet_step<A>(total, levels); }
+};
+
+// The parameter of each element of a vector at `begin`; `together` says that a vector lies in one group.
+template <class P>
+struct Parameters {
+  const P* parameters;
+  Groups groups;
+  bool together;
+
+  template <class T, class F>
+  __device__ void for_each(int64_t begin, F f) const {
+    if (begin >= groups.numel()) return;
+    P parameter = parameters[groups.of(begin)];
+#pragma unroll
+    for (int i = 0; i < Vector<T>::size; ++i) {
+      if (i > 0 && !together && begin + i < groups.numel()) parameter = parameters[groups.of(begin + i)];
+      f(i, parameter);
+    }
+  }
+};
+
+template <class T, class P>
+Parameters<P> parameters_of(const Groups& groups, const P* parameters) {
+  return {parameters, groups, groups.count() == 1 || groups.inner % Vector<T>::size == 0};
+}
+
+// out = f(x, parameter of the group).
+template <class F, class T, class P>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    map_scaled_kernel(F f, Parameters<P> parameters, const T* x, T* out, int64_t numel, bool aligned) {
+  Vector<T> v[kChunksPerWarp];
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+    parameters.template for_each<T>(
+        vector_begin<T>(k), [&](int i, P parameter) { v[k].value[i] = store<T>(f(load(v[k].value[i]), parameter)); });
+    write_vector(out, vector_begin<T>(k), numel, aligned, v[k]);
+  }
+}
+
+// out = f(grad, x, parameter of the group).
+template <class F, class T, class P>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    map_scaled_backward_kernel(F f, Parameters<P> parameters, const T* grad, const T* x, T* out, int64_t numel,
+                               bool aligned) {
+  Vector<T> g[kChunksPerWarp], v[kChunksPerWarp];
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+    g[k] = read_vector(grad, vector_begin<T>(k), numel, aligned);
+    v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
+  }
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) {
+    parameters.template for_each<T>(vector_begin<T>(k), [&](int i, P parameter) {
+      v[k].value[i] = store<T>(f(load(g[k].value[i]), load(v[k].value[i]), parameter));
+    });
+    write_vector(out, vector_begin<T>(k), numel, aligned, v[k]);
+  }
+}
+
+template <class F, class T, class P>
+void map_in_groups(const Launcher& launch, F f, const Groups& groups, const P* parameters, const T* x, T* out) {
+  launch(map_scaled_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
+         parameters_of<T>(groups, parameters), x, out, groups.numel(), aligned16(x) && aligned16(out));
+}
+
+template <class F, class T, class P>
+void map_in_groups(const Launcher& launch, F f, const Groups& groups, const P* parameters, const T* grad, const T* x,
+                   T* out) {
+  launch(map_scaled_backward_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
+         parameters_of<T>(groups, parameters), grad, x, out, groups.numel(),
+         aligned16(grad) && aligned16(x) && aligned16(out));
+}
+
+// Memory for `count` structs of numbers, on the device of `like` until the tensor dies.
+template <class P>
+Tensor new_parameters(int64_t count, const Tensor& like) {
+  return empty_vector(count * int64_t(sizeof(P)), ScalarType::Byte, like);
+}
+
+std::tuple<Tensor, Tensor> xnor_weight_cuda(Tensor w, bool per_channel) {
+  Launcher launch(w);
+  return scale_weights(
+      "xnor_weight", w, per_channel, 1, [&](const Groups& groups, const auto* x, auto* out, auto* mean) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        reduce_groups<Additive, T>(launch, groups, w, MagnitudeTerms<T>{x}, KeepMean<A>{mean, groups.members(), 0});
+        map_in_groups(launch, ScaledSign{}, groups, static_cast<const A*>(mean), x, out);
+      });
+}
+
+template <class T>
+struct XnorTerms {
+  const T *grad, *w;
+  __device__ XnorTerms for_lanes(const int64_t*) const { return *this; }
+  __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
+    Vector<T> g = read_vector(grad, begin, end, aligned16(grad + begin));
+    Vector<T> v = read_vector(w, begin, end, aligned16(w + begin));
+#pragma unroll
+    for (int k = 0; k < Vector<T>::size; ++k) terms[k] = xnor_term(load(g.value[k]), load(v.value[k]));
+  }
+};
+
+template <class A>
+struct KeepXnorGroup {
+  const A* means;
+  XnorGroup<A>* parameters;
+  int64_t members;
+  __device__ void operator()(int64_t group, double total) const {
+    parameters[group] = {means[group], mean_of<A>(total, members)};
+  }
+};
+
+Tensor xnor_weight_backward_cuda(Tensor grad, Tensor w, Tensor mean, bool per_channel) {
+  Launcher launch(w);
+  return scale_weights_backward(
+      "xnor_weight_backward", grad, w, mean, per_channel, 1,
+      [&](const Groups& groups, const auto* grad, const auto* x, const auto* mean, auto* out) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using P = XnorGroup<arithmetic_t<T>>;
+        Tensor memory = new_parameters<P>(groups.count(), w);
+        P* parameters = static_cast<P*>(memory.mutable_data_ptr());
+        reduce_groups<Additive, T>(launch, groups, w, XnorTerms<T>{grad, x},
+                                   KeepXnorGroup<arithmetic_t<T>>{mean, parameters, groups.members()});
+        map_in_groups(launch, XnorBackward{}, groups, static_cast<const P*>(parameters), grad, x, out);
+      });
+}
+
+Tensor magnitude_aware_sign_backward_cuda(Tensor grad, Tensor w, Tensor mean, bool per_channel) {
+  Launcher launch(w);
+  return scale_weights_backward(
+      "magnitude_aware_sign_backward", grad, w, mean, per_channel, 1,
+      [&](const Groups& groups, const auto* grad, const auto* x, const auto* mean, auto* out) {
+        map_in_groups(launch, MagnitudeAwareSignBackward{}, groups, mean, grad, x, out);
+      });
+}
+
+Tensor bitnet_weight_cuda(Tensor w, bool per_channel) {
+  Launcher launch(w);
+  return std::get<0>(scale_weights(
+      "bitnet_weight", w, per_channel, 1, [&](const Groups& groups, const auto* x, auto* out, auto* scale) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        reduce_groups<Additive, T>(launch, groups, w, MagnitudeTerms<T>{x},
+                                   KeepMean<A>{scale, groups.members(), kLeastBitNetScale});
+        map_in_groups(launch, BitNetWeight{}, groups, static_cast<const A*>(scale), x, out);
+      }));
+}
+
+Tensor bitnet_activation_cuda(Tensor x, int64_t bits) {
+  Launcher launch(x);
+  const double levels = bitnet_levels(bits);
+  return bitnet_activation(x, bits, [&](const Groups& groups, const auto* from, auto* out) {
+    using T = std::remove_pointer_t<decltype(out)>;
+    using A = arithmetic_t<T>;
+    Tensor memory = new_statistic(x, 1, groups.count());
+    A* steps = static_cast<A*>(memory.mutable_data_ptr());
+    reduce_groups<Maximum, T>(launch, groups, x, MagnitudeTerms<T>{from}, KeepStep<A>{steps, levels});
+    map_in_groups(launch, BitNetActivation{levels}, groups, static_cast<const A*>(steps), from, out);
+  });
+}
+
+// tanh of the largest magnitude in the group of each lane.
+template <class T>
+struct Tops {
+  arithmetic_t<T> of_lane[Vector<T>::size];
+  __device__ Tops(const arithmetic_t<T>* largest, const int64_t* group) {
+#pragma unroll
+    for (int k = 0; k < Vector<T>::size; ++k) of_lane[k] = portable_tanh(largest[group[k]]);
+  }
+};
+
+// Writes the output, and counts the maxima.
+template <class T>
+struct DoReFaTerms {
+  DoReFaWeight f;
+  const arithmetic_t<T>* largest;
+  const T* w;
+  T* out;
+
+  struct Lanes {
+    DoReFaTerms all;
+    Tops<T> tops;
+    __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
+      Vector<T> v = read_vector(all.w, begin, end, aligned16(all.w + begin));
+#pragma unroll
+      for (int k = 0; k < Vector<T>::size; ++k) {
+        const arithmetic_t<T> t = portable_tanh(load(v.value[k]));
+        v.value[k] = store<T>(all.f(t, tops.of_lane[k]));
+        terms[k] = magnitude(t) == tops.of_lane[k] ? 1 : 0;
+      }
+      write_vector(all.out, begin, end, aligned16(all.out + begin), v);
+    }
+  };
+  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, Tops<T>(largest, group)}; }
+};
+
+// Writes the gradient with the maximum held, and sums what the maximum's is made of.
+template <class T>
+struct DoReFaBackwardTerms {
+  const arithmetic_t<T>* largest;
+  const T *grad, *w;
+  T* out;
+
+  struct Lanes {
+    DoReFaBackwardTerms all;
+    Tops<T> tops;
+    __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
+      Vector<T> g = read_vector(all.grad, begin, end, aligned16(all.grad + begin));
+      Vector<T> v = read_vector(all.w, begin, end, aligned16(all.w + begin));
+#pragma unroll
+      for (int k = 0; k < Vector<T>::size; ++k) {
+        const arithmetic_t<T> t = portable_tanh(load(v.value[k])), grad = load(g.value[k]);
+        v.value[k] = store<T>(DoReFaBackward()(grad, t, tops.of_lane[k]));
+        terms[k] = double(grad) * double(t);
+      }
+      write_vector(all.out, begin, end, aligned16(all.out + begin), v);
+    }
+  };
+  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, Tops<T>(largest, group)}; }
+};
+
+template <class A>
+struct KeepDoReFaGroup {
+  const A *largest, *ties;
+  DoReFaGroup<A>* parameters;
+  __device__ void operator()(int64_t group, double total) const {
+    parameters[group] = dorefa_group(portable_tanh(largest[group]), total, double(ties[group]));
+  }
+};
+
+// The maxima are few: a pass over the weights alone finds them.
+template <class T>
+__global__ void __launch_bounds__(256)
+    dorefa_maxima_kernel(Groups groups, const arithmetic_t<T>* largest, const DoReFaGroup<arithmetic_t<T>>* parameters,
+                         const T* grad, const T* w, T* out, bool aligned) {
+  constexpr int N = Vector<T>::size;
+  const int64_t numel = groups.numel();
+  for (int64_t begin = grid_index() * N; begin < numel; begin += grid_stride() * N) {
+    const Vector<T> v = read_vector(w, begin, numel, aligned);
+    for (int k = 0; k < N && begin + k < numel; ++k) {
+      const int64_t i = begin + k, group = groups.of(i);
+      if (!(magnitude(load(v.value[k])) >= dorefa_candidate(largest[group]))) continue;
+      const arithmetic_t<T> t = portable_tanh(load(v.value[k]));
+      if (magnitude(t) != parameters[group].top) continue;
+      out[i] = store<T>(dorefa_at_maximum(load(grad[i]), t, parameters[group]));
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> dorefa_weight_cuda(Tensor w, int64_t bits, bool per_channel) {
+  Launcher launch(w);
+  const DoReFaWeight f{dorefa_levels(bits)};
+  return scale_weights("dorefa_weight", w, per_channel, 2,
+                       [&](const Groups& groups, const auto* x, auto* out, auto* statistic) {
+                         using T = std::remove_pointer_t<decltype(out)>;
+                         using A = arithmetic_t<T>;
+                         reduce_groups<Maximum, T>(launch, groups, w, MagnitudeTerms<T>{x}, KeepLargest<A>{statistic});
+                         reduce_groups<Additive, T>(launch, groups, w, DoReFaTerms<T>{f, statistic, x, out},
+                                                    KeepLargest<A>{statistic + groups.count()});
+                       });
+}
+
+Tensor dorefa_weight_backward_cuda(Tensor grad, Tensor w, Tensor statistic, bool per_channel) {
+  Launcher launch(w);
+  return scale_weights_backward(
+      "dorefa_weight_backward", grad, w, statistic, per_channel, 2,
+      [&](const Groups& groups, const auto* grad, const auto* x, const auto* largest, auto* out) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        Tensor memory = new_parameters<DoReFaGroup<A>>(groups.count(), w);
+        auto* parameters = static_cast<DoReFaGroup<A>*>(memory.mutable_data_ptr());
+        reduce_groups<Additive, T>(launch, groups, w, DoReFaBackwardTerms<T>{largest, grad, x, out},
+                                   KeepDoReFaGroup<A>{largest, largest + groups.count(), parameters});
+        const int64_t blocks = blocks_for(groups.numel(), 256 * 4 * Vector<T>::size);
+        launch(dorefa_maxima_kernel<T>, std::min<int64_t>(blocks, INT32_MAX), 256, groups, largest,
+               static_cast<const DoReFaGroup<A>*>(parameters), grad, x, out, aligned16(x));
+      });
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("xnor_weight", TORCH_BOX(&xnor_weight_cuda));
+  m.impl("xnor_weight_backward", TORCH_BOX(&xnor_weight_backward_cuda));
+  m.impl("magnitude_aware_sign_backward", TORCH_BOX(&magnitude_aware_sign_backward_cuda));
+  m.impl("bitnet_weight", TORCH_BOX(&bitnet_weight_cuda));
+  m.impl("bitnet_activation", TORCH_BOX(&bitnet_activation_cuda));
+  m.impl("dorefa_weight", TORCH_BOX(&dorefa_weight_cuda));
+  m.impl("dorefa_weight_backward", TORCH_BOX(&dorefa_weight_backward_cuda));
+}
+
+}  // namespace ste_ops

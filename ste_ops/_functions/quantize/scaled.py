@@ -1,0 +1,301 @@
+"""Functions and fake kernels of the quantizers whose scale is a statistic of the tensor itself.
+
+A backward that is itself recorded (under `create_graph`, forward mode or a functorch transform) is composed of plain
+torch operations, so that its derivatives with respect to the incoming gradient and to w are right to every order; any
+other is a kernel. Weights have one scale for each index of dimension 0, or one in all: `per_channel`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ste_ops._functions._base import NativeFunction, fake, needs_function
+from ste_ops._functions.binarize import Sign
+from ste_ops._functions.quantize._common import fold_channels, new_tangent, unfold_channels
+from ste_ops._library import ops
+from ste_ops.surrogate import Clip
+
+
+def _statistic(w: Tensor, kinds: int, per_channel: bool) -> Tensor:
+    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+    return w.new_empty(kinds * (w.shape[0] if per_channel else 1), dtype=dtype)
+
+
+@fake("xnor_weight")
+def _(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(w), _statistic(w, 1, per_channel)
+
+
+@fake("dorefa_weight")
+def _(w: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(w), _statistic(w, 2, per_channel)
+
+
+@fake("xnor_weight_backward")
+@fake("magnitude_aware_sign_backward")
+@fake("dorefa_weight_backward")
+def _(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+    return torch.empty_like(w)
+
+
+@fake("bitnet_weight")
+def _(w: Tensor, per_channel: bool) -> Tensor:
+    return torch.empty_like(w)
+
+
+@fake("bitnet_activation")
+def _(x: Tensor, bits: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+class PassThrough(NativeFunction):
+    """A quantizer whose gradient passes unchanged. Saves nothing."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.arguments = len(inputs) - 1
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return grad, *(None,) * ctx.arguments
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Any:
+        return new_tangent(tangent)
+
+
+def _fold(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, torch.Size, int | None]:
+    """A batch of weights as one, each group a row of it; the shape of the batch, and the axis that `unfold` takes."""
+    batch = w.movedim(in_dims[0], 0)
+    axis = 0 if per_channel else None
+    return fold_channels(batch, axis), batch.shape, axis
+
+
+class BitNetWeight(PassThrough):
+    @staticmethod
+    def forward(w: Tensor, per_channel: bool) -> Tensor:
+        return ops.bitnet_weight(w, per_channel)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
+        rows, shape, axis = _fold(info, in_dims, w, per_channel)
+        return unfold_channels(BitNetWeight.apply(rows, True), shape, axis), 0
+
+
+class BitNetActivation(PassThrough):
+    @staticmethod
+    def forward(x: Tensor, bits: int) -> Tensor:
+        return ops.bitnet_activation(x, bits)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, bits: int) -> tuple[Tensor, int]:
+        batch = x.movedim(in_dims[0], 0)
+        if batch.dim() == 1:  # a sample without a dimension is a token of its own
+            return BitNetActivation.apply(batch.unsqueeze(1), bits).squeeze(1), 0
+        return BitNetActivation.apply(batch, bits), 0
+
+
+class DoReFaSign(PassThrough):
+    """`dorefa_weight` of one bit."""
+
+    @staticmethod
+    def forward(w: Tensor, per_channel: bool) -> Tensor:
+        return ops.xnor_weight(w, per_channel)[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
+        rows, shape, axis = _fold(info, in_dims, w, per_channel)
+        return unfold_channels(DoReFaSign.apply(rows, True), shape, axis), 0
+
+
+class ScaledWeight(NativeFunction):
+    """`forward(w, ..., per_channel) -> (out, statistic)`. Saves w itself, which is a parameter, and the statistic."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        w, *_, ctx.per_channel = inputs
+        ctx.arguments = len(inputs) - 1
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(w, output[1])
+        ctx.save_for_forward(w, output[1])
+        ctx.set_materialize_grads(False)
+
+    @classmethod
+    def _backward(cls, ctx: Any, grad: Tensor | None, native: Any) -> tuple[Tensor | None, ...]:
+        none = (None,) * ctx.arguments
+        if grad is None:
+            return None, *none
+        w, statistic = ctx.saved_tensors
+        # The gradient is a function of w too, so that w alone may need it recorded.
+        call = cls.gradient if needs_function(grad) or needs_function(w) else native
+        return call(grad, w, statistic, ctx.per_channel), *none
+
+    @staticmethod
+    def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        """The backward in differentiable operations."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        """The same for forward mode."""
+        raise NotImplementedError
+
+    @classmethod
+    def _jvp(cls, ctx: Any, tangent: Tensor | None) -> tuple[Any, None]:
+        if tangent is None:
+            return None, None
+        w, statistic = ctx.saved_tensors
+        return cls.tangent(tangent, w, statistic, ctx.per_channel), None
+
+    @classmethod
+    def _vmap(cls, info: Any, in_dims: tuple[Any, ...], w: Tensor, *arguments: Any) -> Any:
+        *others, per_channel = arguments
+        rows, shape, axis = _fold(info, in_dims, w, per_channel)
+        out, statistic = cls.apply(rows, *others, True)
+        # A group of every sample stands beside that of the others; here a sample owns its groups.
+        kinds = statistic.numel() // rows.shape[0] if rows.shape[0] else 1
+        of_sample = statistic.view(kinds, info.batch_size, -1 if rows.shape[0] else 0).movedim(1, 0)
+        return (unfold_channels(out, shape, axis), of_sample.reshape(info.batch_size, -1 if rows.shape[0] else 0)), (
+            0,
+            0,
+        )
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def _members(w: Tensor, per_channel: bool) -> list[int]:
+    return list(range(1 if per_channel else 0, w.dim()))
+
+
+def _along(statistic: Tensor, w: Tensor) -> Tensor:
+    return statistic.reshape([-1, *[1] * (w.dim() - 1)] if w.dim() else [])
+
+
+def _mean(x: Tensor, dims: list[int]) -> Tensor:
+    """In float64. A group of one is its own mean: torch takes no dimensions for all of them."""
+    return x.double().mean(dims, keepdim=True).to(x.dtype) if dims else x
+
+
+def _sign(x: Tensor) -> Tensor:
+    """Never 0, NaN at NaN; passes the gradient where abs(x) <= 1."""
+    return torch.where(x.isnan(), x, Sign.apply(x, Clip.number, 1.0, 0.0)[0])
+
+
+def _passes(x: Tensor) -> Tensor:
+    return ~(x.detach().abs() > 1)
+
+
+class XNORWeight(ScaledWeight):
+    """sign(w) times the mean of abs(w), both of them differentiated."""
+
+    @staticmethod
+    def forward(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
+        return ops.xnor_weight(w, per_channel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        return XNORWeight._backward(ctx, grad, ops.xnor_weight_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
+        return XNORWeight._jvp(ctx, tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return XNORWeight._vmap(info, in_dims, *args)
+
+    @staticmethod
+    def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        g, x, dims = _widen(grad), _widen(w), _members(w, per_channel)
+        through_sign = torch.where(_passes(x), g * _mean(x.abs(), dims), 0.0)
+        return (through_sign + x.sgn() * _mean(g * _sign(x), dims)).to(w.dtype)
+
+    @staticmethod
+    def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        t, x, dims = _widen(tangent), _widen(w), _members(w, per_channel)
+        through_sign = torch.where(_passes(x), t * _mean(x.abs(), dims), 0.0)
+        return (through_sign + _sign(x) * _mean(t * x.sgn(), dims)).to(w.dtype)
+
+
+class MagnitudeAwareSign(ScaledWeight):
+    """The same with the mean held."""
+
+    @staticmethod
+    def forward(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
+        return ops.xnor_weight(w, per_channel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        return MagnitudeAwareSign._backward(ctx, grad, ops.magnitude_aware_sign_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
+        return MagnitudeAwareSign._jvp(ctx, tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return MagnitudeAwareSign._vmap(info, in_dims, *args)
+
+    @staticmethod
+    def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        g, x = _widen(grad), _widen(w)
+        return torch.where(_passes(x), g * _along(statistic, w), 0.0).to(w.dtype)
+
+    @staticmethod
+    def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        return MagnitudeAwareSign.gradient(tangent, w, statistic, per_channel)
+
+
+class DoReFaWeight(ScaledWeight):
+    """Levels of tanh(w) / max(abs(tanh(w))), from two bits on. The rounding passes, the rest is differentiated."""
+
+    @staticmethod
+    def forward(w: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor]:
+        return ops.dorefa_weight(w, bits, per_channel)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        return DoReFaWeight._backward(ctx, grad, ops.dorefa_weight_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
+        return DoReFaWeight._jvp(ctx, tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        return DoReFaWeight._vmap(info, in_dims, *args)
+
+    @staticmethod
+    def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        g, dims = _widen(grad), _members(w, per_channel)
+        t, divisor, share = _dorefa_parts(_widen(w), dims)
+        total = (g * t).double()
+        total = total.sum(dims, keepdim=True) if dims else total
+        taken = (total / divisor.double() / divisor.double()).to(t.dtype)
+        return ((1 - t * t) * (g / divisor - share * taken)).to(w.dtype)
+
+    @staticmethod
+    def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
+        dims = _members(w, per_channel)
+        t, divisor, share = _dorefa_parts(_widen(w), dims)
+        of_t = (1 - t * t) * _widen(tangent)
+        of_divisor = share * of_t
+        of_divisor = of_divisor.sum(dims, keepdim=True) if dims else of_divisor
+        return (of_t / divisor - t / divisor / divisor * of_divisor).to(w.dtype)
+
+
+def _dorefa_parts(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh(x), what it is divided by, and the derivative of that: equal maxima share, a bounded one has none."""
+    t = torch.tanh(x)
+    least = torch.finfo(x.dtype).tiny
+    largest = t.abs().amax(dims, keepdim=True) if dims and t.numel() else t.abs()
+    at_maximum = (t.abs() == largest).to(t.dtype)
+    ties = at_maximum.sum(dims, keepdim=True) if dims else at_maximum
+    share = torch.where(largest < least, 0.0, t.sgn() * at_maximum / ties)
+    return t, largest.clamp(min=least), share
