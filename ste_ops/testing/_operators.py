@@ -120,11 +120,10 @@ class _Tent:
 def _surrogates() -> Iterator[tuple[str, Any, SurrogateLike]]:
     """Every surrogate with its defaults: what it is called, what an operator takes, what it is compared with."""
     classes: list[Any] = list(_surrogate._CLASSES.values())
-    for cls in classes:
-        if cls.__name__ == "Custom":
-            yield "Custom(...)", cls(_Tent().derivative), _Tent()
-        else:
-            yield repr(cls()), cls(), cls()
+    for surrogate in (cls() for cls in classes):
+        yield repr(surrogate), surrogate, surrogate
+    if hasattr(_surrogate, "Custom"):
+        yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()
 
 
 def _steps() -> Iterator[Case]:
