@@ -5,7 +5,6 @@ Where a peer differs on purpose or by accident, the test holds the difference fa
 
 from __future__ import annotations
 
-import importlib
 import math
 import warnings
 from collections.abc import Callable
