@@ -25,7 +25,7 @@ CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 demo: $(VENV)/extension
 	$(PY) -m ste_ops demo $(DEMO)
 
-test: $(VENV)/extension
+test: $(VENV)/extension $(VENV)/peers
 	$(PY) -m pytest $(TEST)
 
 bench: $(VENV)/extension
@@ -74,6 +74,11 @@ $(VENV)/extension: $(SOURCES) $(VENV)/package
 
 $(VENV)/lint-tools: pyproject.toml $(VENV)/torch
 	$(PIP) install --group lint
+	@touch $@
+
+# Without their dependencies, which would replace torch. Where they cannot be had, tests/test_peers.py skips them.
+$(VENV)/peers: pyproject.toml $(VENV)/torch
+	$(PIP) install --no-deps --group peers || echo "ste_ops: no peers to compare with, their tests will be skipped"
 	@touch $@
 
 $(VENV)/wheel-tools: pyproject.toml $(VENV)/torch

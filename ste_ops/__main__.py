@@ -1,4 +1,4 @@
-"""`python -m ste_ops info | gradcheck | demo`."""
+"""`python -m ste_ops info | gradcheck | gallery | demo`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 import ste_ops
-from ste_ops import demo
+from ste_ops import demo, gallery
 from ste_ops.testing import _suite
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     info = commands.add_parser("info", help="what the compiled libraries were built with")
     info.set_defaults(run=_info)
     _suite.add_parser(commands)
+    gallery.add_parser(commands)
     demo.add_parser(commands)
     options = parser.parse_args(arguments)
     options.run(options)

@@ -69,7 +69,7 @@ def check_gradients(
         3
         >>> ste_ops.testing.check_gradients(lambda w: ste_ops.sign(w) * w.abs().mean().detach(), stand_in, w)
         Traceback (most recent call last):
-        AssertionError: check_gradients: backward of <lambda> at inputs[0][0]: expected -2.54166667, received -0.975
+        AssertionError: check_gradients: backward of <lambda> at inputs[0][0]: expected -2.541667, received -0.975
     """
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     check_floating("check_gradients", tensors)

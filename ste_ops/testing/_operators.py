@@ -1,56 +1,26 @@
-"""What `gradcheck_suite` runs over: every operator with a gradient, and what its backward is compared with.
-
-Operators are looked up when a check calls them, so the suite tests what `ste_ops` holds then.
-"""
+"""What `gradcheck_suite` runs over: every operator with a gradient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import ste_ops
 from ste_ops import reference
 from ste_ops import surrogate as _surrogate
-from ste_ops.testing._gradients import GradientChecker
-from ste_ops.testing._report import Checker
-from ste_ops.testing._steps import StepChecker, SurrogateLike
+from ste_ops.testing._case import Case, gradient_case, step_case
+from ste_ops.testing._steps import SurrogateLike
 from ste_ops.testing._windows import IntegerWindow, Window
 
 STEPS = ("heaviside", "sign", "ternary")
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 _RANDOM = {
     "vmap": "a draw belongs to its place in memory, which another batch changes",
     "compile": "the seed is drawn outside the graph",
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where, in which dtypes and with which backend of torch.compile a suite runs."""
-
-    device: torch.device
-    dtypes: tuple[torch.dtype, ...]
-    backend: str = "inductor"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row of the table: an operator, with which arguments, and what makes the checker of it."""
-
-    operator: str
-    arguments: str
-    make: Callable[[Setting], Checker]
-    skip: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.operator}({self.arguments})"
 
 
 def cases() -> Iterator[Case]:
@@ -59,45 +29,6 @@ def cases() -> Iterator[Case]:
     yield from _scaled()
     yield from _statistics()
     yield from _clipped()
-
-
-def _pair(operator: str, call: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """``call(operator, *inputs)`` for the native operator and for its reference."""
-    return (
-        lambda *inputs: call(getattr(ste_ops, operator), *inputs),
-        lambda *inputs: call(getattr(reference, operator), *inputs),
-    )
-
-
-def _specials(dtype: torch.dtype, device: torch.device, points: Sequence[float]) -> Tensor:
-    """The points and their neighbours in dtype, with both signs."""
-    exact = torch.tensor(points, dtype=torch.float64).to(dtype)
-    exact = torch.cat([exact, -exact])
-    return torch.cat([exact, *(torch.nextafter(exact, exact.new_tensor(to)) for to in (math.inf, -math.inf))]).to(
-        device
-    )
-
-
-def _step_case(
-    operator: str,
-    arguments: str,
-    call: Callable[..., Tensor],
-    stands_in: SurrogateLike,
-    points: Sequence[float] = (),
-    domain: tuple[float, float] = (-math.inf, math.inf),
-    skip: dict[str, str] | None = None,
-) -> Case:
-    def make(setting: Setting) -> Checker:
-        fn, against = _pair(operator, call)
-        inputs = []
-        for dtype in setting.dtypes:
-            limits = torch.finfo(dtype)
-            wide = [0.0, 0.5, 1.0, 1.5, limits.tiny, limits.max, math.inf, math.nan, *points, *stands_in.kinks()]
-            x = _specials(dtype, setting.device, wide)
-            inputs.append(x if domain[0] == -math.inf else x[(x >= domain[0]) & (x <= domain[1])])
-        return StepChecker(fn, stands_in, inputs, against, domain, backend=setting.backend, name=operator, **TOLERANCE)
-
-    return Case(operator, arguments, make, skip or {})
 
 
 # Steps with every surrogate.
@@ -120,11 +51,10 @@ class _Tent:
 def _surrogates() -> Iterator[tuple[str, Any, SurrogateLike]]:
     """Every surrogate with its defaults: what it is called, what an operator takes, what it is compared with."""
     classes: list[Any] = list(_surrogate._CLASSES.values())
-    for cls in classes:
-        if cls.__name__ == "Custom":
-            yield "Custom(...)", cls(_Tent().derivative), _Tent()
-        else:
-            yield repr(cls()), cls(), cls()
+    for surrogate in (cls() for cls in classes):
+        yield repr(surrogate), surrogate, surrogate
+    if hasattr(_surrogate, "Custom"):
+        yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()
 
 
 def _steps() -> Iterator[Case]:
@@ -134,7 +64,7 @@ def _steps() -> Iterator[Case]:
             def call(fn: Callable[..., Tensor], x: Tensor, surrogate: Any = surrogate) -> Tensor:
                 return fn(x, surrogate=surrogate)
 
-            yield _step_case(operator, label, call, stands_in, points=(0.05,))
+            yield step_case(operator, label, call, stands_in, points=(0.05,))
 
 
 # Elementwise quantizers, with respect to x.
@@ -151,66 +81,37 @@ def _seeded(fn: Callable[..., Tensor], x: Tensor) -> Tensor:
 def _elementwise() -> Iterator[Case]:
     passes = _surrogate.Identity()
     for operator in ("round", "floor", "ceil", "trunc"):
-        yield _step_case(operator, "x", lambda fn, x: fn(x), passes, points=(2.5, 1000.5))
-    yield _step_case("clamp", "x, -1, 1", lambda fn, x: fn(x, -1.0, 1.0), passes)
-    yield _step_case("stochastic_round", "x", _seeded, passes, points=(0.3, 7.75), skip=_RANDOM)
-    yield _step_case("bernoulli_ste", "p", _seeded, passes, points=(0.25,), domain=(0.0, 1.0), skip=_RANDOM)
-    yield _step_case(
+        yield step_case(operator, "x", lambda fn, x: fn(x), passes, points=(2.5, 1000.5))
+    yield step_case("clamp", "x, -1, 1", lambda fn, x: fn(x, -1.0, 1.0), passes)
+    yield step_case("stochastic_round", "x", _seeded, passes, points=(0.3, 7.75), skip=_RANDOM)
+    yield step_case("bernoulli_ste", "p", _seeded, passes, points=(0.25,), domain=(0.0, 1.0), skip=_RANDOM)
+    yield step_case(
         "fake_quantize",
         "x, 0.3, 2, -4, 3",
         lambda fn, x: fn(x, 0.3, 2, -4, 3),
         IntegerWindow(-4, 3, 0.3, 2),
         points=[0.3 * (k + 0.5) for k in range(7)],
     )
-    yield _step_case(
+    yield step_case(
         "lsq",
         "x, -4, 3; of x",
         lambda fn, x: fn(x, _wide(0.3, x), -4, 3),
         IntegerWindow(-4, 3, 0.3),
         points=[0.3 * (k + 0.5) for k in range(5)],
     )
-    yield _step_case(
+    yield step_case(
         "pact",
         "x, bits=2; of x",
         lambda fn, x: fn(x, _wide(1.5, x), 2),
         Window(0.0, 1.5, closed="left"),
         points=(0.25, 0.75, 1.25),
     )
-    yield _step_case(
+    yield step_case(
         "dorefa_activation", "x, bits=2", lambda fn, x: fn(x, 2), Window(0.0, 1.0), points=(1 / 6, 5 / 6, 0.7)
     )
 
 
 # Quantizers with a gradient for more than x, or with a scale for each channel. The steps are held at the inputs.
-
-
-def _gradient_case(
-    operator: str,
-    arguments: str,
-    call: Callable[..., Tensor],
-    stand_in: Callable[..., Callable[..., Tensor]],
-    inputs: Sequence[Tensor],
-    potential: Callable[..., Tensor] | None = None,
-    skip: dict[str, str] | None = None,
-) -> Case:
-    """``stand_in(*inputs)`` makes the smooth function near these inputs."""
-
-    def make(setting: Setting) -> Checker:
-        fn, against = _pair(operator, call)
-        at = [x.to(setting.device) for x in inputs]
-        return GradientChecker(
-            fn,
-            stand_in(*at),
-            at,
-            potential,
-            against,
-            setting.dtypes,
-            backend=setting.backend,
-            name=operator,
-            **TOLERANCE,
-        )
-
-    return Case(operator, arguments, make, skip or {})
 
 
 def _values(*shape: int, scale: float = 1.0) -> Tensor:
@@ -250,15 +151,15 @@ def _scaled() -> Iterator[Case]:
         scales, zeros = _SCALES.to(x0.device).view(-1, 1), _ZEROS.to(x0.device).view(-1, 1)
         return lambda x: torch.maximum(torch.minimum(x, (3.5 - zeros) * scales), (-4.5 - zeros) * scales)
 
-    yield _gradient_case("fake_quantize", "x, axis=0", per_channel, inside, [x])
+    yield gradient_case("fake_quantize", "x, axis=0", per_channel, inside, [x])
     one = torch.tensor(0.3, dtype=torch.float64)
     default = 1 / math.sqrt(18 * 3)
-    yield _gradient_case("lsq", "x, scale", lambda fn, x, s: fn(x, s, -4, 3), _lsq(default), [x, one])
-    yield _gradient_case(
+    yield gradient_case("lsq", "x, scale", lambda fn, x, s: fn(x, s, -4, 3), _lsq(default), [x, one])
+    yield gradient_case(
         "lsq", "..., axis=0", lambda fn, x, s: fn(x, s, -4, 3, axis=0, grad_scale=0.5), _lsq(0.5), [x, _SCALES]
     )
     # The rounding passes the gradient as a whole, so that alpha's is 0 below alpha (PACT, eq. 3).
-    yield _gradient_case(
+    yield gradient_case(
         "pact",
         "x, alpha",
         lambda fn, x, a: fn(x, a, 2),
@@ -288,21 +189,21 @@ def _statistics() -> Iterator[Case]:
     }
     for operator, stand_in in of_w.items():
         letter = "x" if operator == "bitnet_activation" else "w"
-        yield _gradient_case(operator, letter, lambda fn, w: fn(w), stand_in, [w])
-    yield _gradient_case(
+        yield gradient_case(operator, letter, lambda fn, w: fn(w), stand_in, [w])
+    yield gradient_case(
         "dorefa_weight",
         "w, bits=2",
         lambda fn, w: fn(w, 2),
         lambda _: lambda w: torch.tanh(w) / torch.tanh(w).abs().amax(),
         [w],
     )
-    yield _gradient_case("dorefa_weight", "w, bits=1", lambda fn, w: fn(w, 1), lambda _: lambda w: w, [w])
+    yield gradient_case("dorefa_weight", "w, bits=1", lambda fn, w: fn(w, 1), lambda _: lambda w: w, [w])
 
     def decayed(w0: Tensor) -> Tensor:
         return torch.where(reference.sr_ste(w0, 2, 4, 0.0) == 0, w0, 0.0)
 
     # Its backward is that of the identity, plus that of a penalty on the weights that were set to 0.
-    yield _gradient_case(
+    yield gradient_case(
         "sr_ste",
         "w, 2, 4, decay=0.1",
         lambda fn, w: fn(w, 2, 4, 0.1),
@@ -321,7 +222,7 @@ def _clipped() -> Iterator[Case]:
     def scaled(grad: Tensor, x: Tensor) -> Tensor:
         return (grad * (1.5 / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0) * x).sum()
 
-    yield _gradient_case(
+    yield gradient_case(
         "clip_gradient_value",
         "x, 1.5",
         lambda fn, x: fn(x, 1.5),
@@ -329,7 +230,7 @@ def _clipped() -> Iterator[Case]:
         [x],
         potential=lambda grad, x: (grad.clamp(-1.5, 1.5) * x).sum(),
     )
-    yield _gradient_case(
+    yield gradient_case(
         "clip_gradient_norm",
         "x, 1.5, dim=1",
         lambda fn, x: fn(x, 1.5, dim=1),

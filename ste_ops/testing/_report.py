@@ -162,9 +162,9 @@ class Checker:
         self.checked[self.check] += int(good.numel() if where is None else where.sum())
         if not bool(good.all()):
             first = tuple((~good).nonzero()[0].tolist())
-            wanted = " or ".join(dict.fromkeys(f"{one[first].item():.9g}" for one in expected))
+            wanted = " or ".join(dict.fromkeys(f"{one[first].item():.7g}" for one in expected))
             place = f"{named}{list(first) if first else ''}" if named else f"x = {x[first].item()!r}"
-            self.fail(f" at {place}", wanted, f"{received[first].item():.9g}")
+            self.fail(f" at {place}", wanted, f"{received[first].item():.7g}")
 
     def linear(self, backward: Callable[[Tensor], Tensor | tuple[Tensor, ...]], grad: Tensor) -> None:
         """autograd's own checks of a backward as a function of its incoming gradient."""

@@ -1,0 +1,111 @@
+"""A row of `gradcheck_suite`: an operator, with which arguments, and what its backward is compared with.
+
+Operators are looked up when a check calls them, so the suite tests what `ste_ops` holds then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import ste_ops
+from ste_ops import reference
+from ste_ops.testing._gradients import GradientChecker
+from ste_ops.testing._report import Checker
+from ste_ops.testing._steps import StepChecker, SurrogateLike
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where, in which dtypes and with which backend of torch.compile a suite runs."""
+
+    device: torch.device
+    dtypes: tuple[torch.dtype, ...]
+    backend: str = "inductor"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: an operator, with which arguments, and what makes the checker of it."""
+
+    operator: str
+    arguments: str
+    make: Callable[[Setting], Checker]
+    skip: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator}({self.arguments})"
+
+
+def _pair(operator: str, call: Callable[..., Tensor]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """``call(operator, *inputs)`` for the native operator and for its reference."""
+    return (
+        lambda *inputs: call(getattr(ste_ops, operator), *inputs),
+        lambda *inputs: call(getattr(reference, operator), *inputs),
+    )
+
+
+def _specials(dtype: torch.dtype, device: torch.device, points: Sequence[float]) -> Tensor:
+    """The points and their neighbours in dtype, with both signs."""
+    exact = torch.tensor(points, dtype=torch.float64).to(dtype)
+    exact = torch.cat([exact, -exact])
+    above, below = (torch.nextafter(exact, exact.new_tensor(to)) for to in (math.inf, -math.inf))
+    return torch.cat([exact, above, below]).to(device)
+
+
+def step_case(
+    operator: str,
+    arguments: str,
+    call: Callable[..., Tensor],
+    stands_in: SurrogateLike,
+    points: Sequence[float] = (),
+    domain: tuple[float, float] = (-math.inf, math.inf),
+    skip: dict[str, str] | None = None,
+) -> Case:
+    def make(setting: Setting) -> Checker:
+        fn, against = _pair(operator, call)
+        inputs = []
+        for dtype in setting.dtypes:
+            limits = torch.finfo(dtype)
+            wide = [0.0, 0.5, 1.0, 1.5, limits.tiny, limits.max, math.inf, math.nan, *points, *stands_in.kinks()]
+            x = _specials(dtype, setting.device, wide)
+            inputs.append(x if domain[0] == -math.inf else x[(x >= domain[0]) & (x <= domain[1])])
+        return StepChecker(fn, stands_in, inputs, against, domain, backend=setting.backend, name=operator, **TOLERANCE)
+
+    return Case(operator, arguments, make, skip or {})
+
+
+def gradient_case(
+    operator: str,
+    arguments: str,
+    call: Callable[..., Tensor],
+    stand_in: Callable[..., Callable[..., Tensor]],
+    inputs: Sequence[Tensor],
+    potential: Callable[..., Tensor] | None = None,
+    skip: dict[str, str] | None = None,
+) -> Case:
+    """``stand_in(*inputs)`` makes the smooth function near these inputs."""
+
+    def make(setting: Setting) -> Checker:
+        fn, against = _pair(operator, call)
+        at = [x.to(setting.device) for x in inputs]
+        return GradientChecker(
+            fn,
+            stand_in(*at),
+            at,
+            potential,
+            against,
+            setting.dtypes,
+            backend=setting.backend,
+            name=operator,
+            **TOLERANCE,
+        )
+
+    return Case(operator, arguments, make, skip or {})
