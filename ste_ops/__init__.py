@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from ste_ops import data, reference, surrogate, testing
+from ste_ops import data, nn, reference, surrogate, testing
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
@@ -24,6 +24,7 @@ __all__ = [
     "get_total_norm",
     "heaviside",
     "multinomial",
+    "nn",
     "reference",
     "sign",
     "sr_ste",

@@ -34,7 +34,7 @@ def test_tables_name_what_exists_and_leave_nothing_out():
         for part in name.split("."):
             assert hasattr(owner, part), f"ste_ops.{name}"
             owner = getattr(owner, part)
-    families = {"data", "reference", "surrogate", "testing", "__version__"}
+    families = {"data", "nn", "reference", "surrogate", "testing", "__version__"}
     assert set(ste_ops.__all__) - families <= named
     assert {f"surrogate.{name}" for name in _library.ops.surrogates().split()} <= named
 
