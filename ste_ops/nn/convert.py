@@ -70,7 +70,9 @@ def quantize_(
         check_quantizer("quantize_", argument, given)
     chosen = _choose(model, filter_fn, skip)
     # Everything is made, and may fail, before anything changes.
-    quantizers = {name: (_make("weight", weight, layer), _make("input", input, layer)) for name, layer in chosen.items()}
+    quantizers = {
+        name: (_make("weight", weight, layer), _make("input", input, layer)) for name, layer in chosen.items()
+    }
     for name, layer in chosen.items():
         become(layer, QUANTIZED[float_class(layer)])
         quantized: Any = layer

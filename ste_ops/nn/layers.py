@@ -81,7 +81,7 @@ class QuantLayer(nn.Module):
 
 
 class QuantLinear(QuantLayer, nn.Linear):
-    """`torch.nn.Linear` on quantized weights and inputs: ``linear(input_quantizer(x), weight_quantizer(weight), bias)``.
+    """`torch.nn.Linear` on quantized weights and inputs, which are the float ones wherever no quantizer is given.
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
@@ -98,7 +98,8 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     Example:
         >>> import torch, ste_ops
-        >>> layer = ste_ops.nn.QuantLinear(3, 2, weight_quantizer=ste_ops.nn.LSQ(2, axis=0), input_quantizer=ste_ops.sign)
+        >>> lsq = ste_ops.nn.LSQ(2, axis=0)
+        >>> layer = ste_ops.nn.QuantLinear(3, 2, weight_quantizer=lsq, input_quantizer=ste_ops.sign)
         >>> layer
         QuantLinear(
           in_features=3, out_features=2, bias=True, input_quantizer=sign

@@ -11,9 +11,11 @@ from torch import Generator, Tensor, nn
 import ste_ops
 from ste_ops.surrogate import Clip, Surrogate
 
+_DEFAULT = Clip(1.0)
+
 
 class Quantizer(nn.Module):
-    """Base of the quantizers here: takes a tensor of any shape and strides, and returns one of the same shape and dtype.
+    """Base of the quantizers here: from a tensor of any shape and strides to one of the same shape and dtype.
 
     What an operator does to NaN, zeros and ties, its gradient and what it keeps for the backward, is on the page of the
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
@@ -72,7 +74,7 @@ class Sign(_Step):
         Sign(Clip(threshold=1.0))
     """
 
-    def __init__(self, surrogate: Surrogate = Clip(1.0)) -> None:  # noqa: B008
+    def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
         super().__init__(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ class Heaviside(_Step):
         tensor([0., 0., 1.])
     """
 
-    def __init__(self, surrogate: Surrogate = Clip(1.0)) -> None:  # noqa: B008
+    def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
         super().__init__(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class Ternary(_Step):
         tensor([-1.,  0.,  1.])
     """
 
-    def __init__(self, threshold: float = 0.05, surrogate: Surrogate = Clip(1.0)) -> None:  # noqa: B008
+    def __init__(self, threshold: float = 0.05, surrogate: Surrogate = _DEFAULT) -> None:
         super().__init__(surrogate)
         self.threshold = check_number("Ternary", "threshold", threshold, zero=True)
 

@@ -55,7 +55,7 @@ class BitNetWeight(Quantizer):
 
 
 class BitNetActivation(Quantizer):
-    """`ste_ops.bitnet_activation`: each token (the last dimension) in steps of its largest magnitude; the gradient passes.
+    """`ste_ops.bitnet_activation`: each token (the last dimension) in steps of its largest magnitude; straight through.
 
     Args:
         bits: an integer >= 2; default 8.

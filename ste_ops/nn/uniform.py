@@ -24,7 +24,8 @@ class _Uniform(Quantizer):
 
     scale: Tensor
     initialized: Tensor
-    axis: int | None
+    quant_min: int
+    quant_max: int
 
     def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
         super().__init__()
@@ -158,8 +159,8 @@ class LSQ(_Uniform):
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
         others, magnitude = self._others(x), x.abs().to(torch.promote_types(x.dtype, torch.float32))
-        count = max(math.prod(x.shape[d] for d in others), 1)  # an empty batch gives the least step, not NaN
-        mean = (magnitude.sum(others) if others else magnitude) / count
+        total = magnitude.sum(others) if others else magnitude
+        mean = total / max(x.numel() // max(total.numel(), 1), 1)  # of an empty batch 0, not NaN
         return {"scale": (mean * (2 / math.sqrt(self.quant_max))).clamp(min=_LEAST_STEP)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -214,7 +215,8 @@ class FakeQuantize(_Uniform):
         zeros = torch.as_tensor(zero_point)
         if zeros.is_floating_point() or not bool(((zeros >= self.quant_min) & (zeros <= self.quant_max)).all()):
             raise ValueError(
-                f"FakeQuantize: zero_point must be integers from {self.quant_min} to {self.quant_max}, got {zero_point!r}"
+                f"FakeQuantize: zero_point must be integers from {self.quant_min} to {self.quant_max}, "
+                f"got {zero_point!r}"
             )
         if scale is None and bool(zeros.any()):
             raise ValueError(f"FakeQuantize: zero_point is given together with scale, got {zero_point!r} alone")
@@ -245,6 +247,4 @@ class FakeQuantize(_Uniform):
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        return self._operators.fake_quantize(
-            x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis
-        )
+        return self._operators.fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
