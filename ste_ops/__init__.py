@@ -2,13 +2,17 @@
 
 __version__ = "0.1.0"
 
-from ste_ops import data, nn, reference, surrogate, testing
+from ste_ops import data, reference, surrogate, testing
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.quantize import sr_ste
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
+
+# isort: split
+# The modules look the operators up in this one, so they come last.
+from ste_ops import nn
 
 __all__ = [
     "AliasTable",
