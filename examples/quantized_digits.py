@@ -22,14 +22,17 @@ BATCH = 64
 
 
 def float_net() -> nn.Sequential:
-    """Two convolutions between a first and a last layer that the quantized nets leave in float."""
+    """Two convolutions between a first and a last layer that the quantized nets leave in float.
+
+    Means and not maxima are pooled: quantized maps are full of ties, which every backend would break in its own way.
+    """
     net = nn.Sequential()
     net.add_module("first", nn.Conv2d(1, 16, 3, padding=1, bias=False))
     for place, (inputs, outputs) in enumerate(((16, 32), (32, 32))):
         net.add_module(f"norm{place}", nn.BatchNorm2d(inputs))
         net.add_module(f"relu{place}", nn.ReLU())
         net.add_module(f"conv{place}", nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
-        net.add_module(f"pool{place}", nn.MaxPool2d(2))
+        net.add_module(f"pool{place}", nn.AvgPool2d(2))
     net.add_module("norm", nn.BatchNorm2d(32))
     net.add_module("flat", nn.Flatten())
     net.add_module("last", nn.Linear(32 * 2 * 2, 10))
@@ -49,7 +52,7 @@ def binary_net() -> nn.Sequential:
         net.append(
             QuantConv2d(inputs, outputs, 3, padding=1, bias=False, weight_quantizer=Sign(), input_quantizer=Sign())
         )
-        net.append(nn.MaxPool2d(2))
+        net.append(nn.AvgPool2d(2))
     return net.extend((nn.BatchNorm2d(32), nn.Flatten(), nn.Linear(32 * 2 * 2, 10)))
 
 
