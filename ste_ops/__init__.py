@@ -27,6 +27,10 @@ from ste_ops.quantize import (
 )
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
+# isort: split
+# The modules look the operators up in this one, so they come last.
+from ste_ops import nn
+
 __all__ = [
     "AliasTable",
     "__version__",
@@ -51,6 +55,7 @@ __all__ = [
     "lsq",
     "magnitude_aware_sign",
     "multinomial",
+    "nn",
     "pact",
     "reference",
     "round",

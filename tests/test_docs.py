@@ -34,9 +34,10 @@ def test_tables_name_what_exists_and_leave_nothing_out():
         for part in name.split("."):
             assert hasattr(owner, part), f"ste_ops.{name}"
             owner = getattr(owner, part)
-    families = {"data", "reference", "surrogate", "testing", "__version__"}
+    families = {"data", "nn", "reference", "surrogate", "testing", "__version__"}
     assert set(ste_ops.__all__) - families <= named
     assert {f"surrogate.{name}" for name in _library.ops.surrogates().split()} <= named
+    assert {f"nn.{name}" for name in ste_ops.nn.__all__} <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -47,7 +48,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_files_that_the_pages_name_exist():
-    path = re.compile(r"`((?:csrc|ste_ops|tests|docs)/[\w./]*)`")
+    path = re.compile(r"`((?:csrc|ste_ops|tests|docs|examples)/[\w./]*)`")
     named = {name for page in PAGES for name in path.findall(page.read_text())}
     assert len(named) > 10
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

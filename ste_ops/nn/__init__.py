@@ -1,0 +1,44 @@
+"""Modules for quantization-aware training: a module for each quantizer, layers that use them, and `quantize_`.
+
+A quantizer is any module or function from a tensor to a tensor of the same shape: the modules here, the functions of
+`ste_ops` (``weight_quantizer=ste_ops.sign``), or one of yours.
+"""
+
+from ste_ops.nn.convert import quantize_
+from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
+from ste_ops.nn.quantizers import (
+    PACT,
+    DoReFaActivation,
+    DoReFaWeight,
+    Heaviside,
+    Quantizer,
+    Sign,
+    StochasticRound,
+    Ternary,
+)
+from ste_ops.nn.scaled import SRSTE, BitNetActivation, BitNetWeight, MagnitudeAwareSign, XNORWeight
+from ste_ops.nn.uniform import LSQ, FakeQuantize
+
+__all__ = [
+    "LSQ",
+    "PACT",
+    "SRSTE",
+    "BitNetActivation",
+    "BitNetWeight",
+    "DoReFaActivation",
+    "DoReFaWeight",
+    "FakeQuantize",
+    "Heaviside",
+    "MagnitudeAwareSign",
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantConv3d",
+    "QuantLayer",
+    "QuantLinear",
+    "Quantizer",
+    "Sign",
+    "StochasticRound",
+    "Ternary",
+    "XNORWeight",
+    "quantize_",
+]

@@ -1,0 +1,216 @@
+"""Torch's linear and convolution layers on quantized weights and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ste_ops.nn.uniform import _Uniform
+
+Quantize = Callable[[Tensor], Tensor]
+"""What a layer takes as a quantizer: a module, or a function such as `ste_ops.sign`."""
+
+_Layer = TypeVar("_Layer", bound="QuantLayer")
+
+
+class QuantLayer(nn.Module):
+    """What the four layers share: the quantizers, and how a float layer becomes a quantized one."""
+
+    weight: Tensor
+    weight_quantizer: Quantize | None
+    input_quantizer: Quantize | None
+
+    def __init__(
+        self,
+        *args: Any,
+        weight_quantizer: Quantize | None = None,
+        input_quantizer: Quantize | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._attach(weight_quantizer, input_quantizer)
+
+    def _attach(self, weight_quantizer: Quantize | None, input_quantizer: Quantize | None) -> None:
+        name = type(self).__name__
+        for key, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
+            check_quantizer(name, key, quantizer)
+            setattr(self, key, quantizer)
+        if isinstance(weight_quantizer, _Uniform):
+            weight_quantizer._fit_channels(self.weight)
+
+    @classmethod
+    def from_float(
+        cls: type[_Layer],
+        layer: nn.Module,
+        weight_quantizer: Quantize | None = None,
+        input_quantizer: Quantize | None = None,
+    ) -> _Layer:
+        """A quantized layer on the same Parameter objects, so that an optimizer made before still moves them.
+
+        Hooks, buffers, parametrizations and the training flag come along; `layer` stays as it is.
+
+        Raises:
+            TypeError: layer is not of the class that this one derives from, or has a ``forward`` of its own.
+        """
+        check_float(cls.__name__, layer, cls)
+        copy = type(layer).__new__(type(layer))
+        # The dicts of parameters, buffers, submodules and hooks are the copy's own; what is in them is shared.
+        copy.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in layer.__dict__.items()}
+        become(copy, cls)
+        quantized: Any = copy
+        quantized._attach(weight_quantizer, input_quantizer)
+        return quantized
+
+    def quantized_weight(self) -> Tensor:
+        """The weights that the layer computes with."""
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+
+    def _quantized_input(self, x: Tensor) -> Tensor:
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr()]
+        for key in ("weight_quantizer", "input_quantizer"):
+            quantizer = getattr(self, key)
+            if quantizer is not None and not isinstance(quantizer, nn.Module):  # modules are shown as submodules
+                parts.append(f"{key}={getattr(quantizer, '__qualname__', repr(quantizer))}")
+        return ", ".join(parts)
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """`torch.nn.Linear` on quantized weights and inputs, which are the float ones wherever no quantizer is given.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
+        weight_quantizer: a module or a function that takes the weights (out_features, in_features) and returns as many;
+            None leaves them as they are.
+        input_quantizer: the same for the input, of shape (*, in_features).
+
+    Shapes: (*, in_features) to (*, out_features). The bias is added as it is. Gradients reach weights and input through
+    their quantizers. A quantizer that is a module becomes a submodule, its parameters and buffers with it; the same
+    module in two layers shares them.
+
+    Raises:
+        TypeError: a quantizer is neither callable nor None, or is a class.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> lsq = ste_ops.nn.LSQ(2, axis=0)
+        >>> layer = ste_ops.nn.QuantLinear(3, 2, weight_quantizer=lsq, input_quantizer=ste_ops.sign)
+        >>> layer
+        QuantLinear(
+          in_features=3, out_features=2, bias=True, input_quantizer=sign
+          (weight_quantizer): LSQ(bits=2, signed=True, axis=0)
+        )
+        >>> layer(torch.randn(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(self._quantized_input(input), self.quantized_weight(), self.bias)
+
+
+class QuantConv1d(QuantLayer, nn.Conv1d):
+    """`torch.nn.Conv1d` on quantized weights and inputs; see `QuantConv2d`.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> layer = ste_ops.nn.QuantConv1d(2, 4, 3, weight_quantizer=ste_ops.nn.DoReFaWeight(2))
+        >>> layer(torch.randn(1, 2, 8)).shape
+        torch.Size([1, 4, 6])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """`torch.nn.Conv2d` on quantized weights and inputs.
+
+    The input is quantized before it is padded. Zero padding therefore puts zeros between the -1 and +1 of a binary
+    input, a third value that a binary kernel has to treat apart; `padding_mode` ``"replicate"``, ``"reflect"`` or
+    ``"circular"`` pads with quantized values, and so does `torch.nn.ConstantPad2d` before a layer with ``padding=0``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
+            in `torch.nn.Conv2d`.
+        weight_quantizer: a module or a function that takes the weights and returns as many, of shape (out_channels,
+            in_channels / groups, *kernel_size); None leaves them as they are.
+        input_quantizer: the same for the input.
+
+    Shapes, bias, gradients, sharing and errors as in `torch.nn.Conv2d` and `QuantLinear`.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> sign = ste_ops.nn.Sign()
+        >>> layer = ste_ops.nn.QuantConv2d(1, 4, 3, bias=False, weight_quantizer=sign, input_quantizer=sign)
+        >>> layer
+        QuantConv2d(
+          1, 4, kernel_size=(3, 3), stride=(1, 1), bias=False
+          (weight_quantizer): Sign(Clip(threshold=1.0))
+          (input_quantizer): Sign(Clip(threshold=1.0))
+        )
+        >>> layer.quantized_weight().unique().detach()
+        tensor([-1.,  1.])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+
+
+class QuantConv3d(QuantLayer, nn.Conv3d):
+    """`torch.nn.Conv3d` on quantized weights and inputs; see `QuantConv2d`.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> layer = ste_ops.nn.QuantConv3d(1, 2, 3, padding=1, weight_quantizer=ste_ops.nn.XNORWeight())
+        >>> layer(torch.randn(1, 1, 4, 4, 4)).shape
+        torch.Size([1, 2, 4, 4, 4])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+
+
+QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+}
+
+
+def float_class(layer: nn.Module) -> type[nn.Module]:
+    """The layer's class, below the one that a parametrization puts over it."""
+    return type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
+
+
+def check_quantizer(name: str, argument: str, quantizer: object) -> None:
+    if isinstance(quantizer, type):
+        raise TypeError(
+            f"{name}: {argument} must be a module, a function or None, got the class {quantizer.__name__}; "
+            f"an instance is expected, as {quantizer.__name__}(...)"
+        )
+    if quantizer is not None and not callable(quantizer):
+        raise TypeError(f"{name}: {argument} must be a module, a function or None, got {quantizer!r}")
+
+
+def check_float(name: str, layer: nn.Module, quantized: type[QuantLayer]) -> None:
+    if QUANTIZED.get(float_class(layer)) is not quantized:
+        expected = next(old.__name__ for old, new in QUANTIZED.items() if new is quantized)
+        raise TypeError(f"{name}: layer must be a torch.nn.{expected}, got {float_class(layer).__name__}")
+    if "forward" in vars(layer):
+        raise TypeError(f"{name}: layer has a forward of its own, which would go on without the quantizers")
+
+
+def become(layer: nn.Module, quantized: type[QuantLayer]) -> None:
+    """Gives the layer its quantized class in place, as torch's own parametrizations do: nothing else of it changes."""
+    if is_parametrized(layer):
+        # The class over the layer's own holds the properties that compute its tensors.
+        own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
+        layer.__class__ = type(f"Parametrized{quantized.__name__}", (quantized,), own)
+    else:
+        layer.__class__ = quantized
