@@ -17,12 +17,17 @@ import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ste_ops import clip_distributed
 from ste_ops._functions.clip import FLOATING
 from ste_ops._library import ops
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _Tensors = Tensor | Iterable[Tensor]
 
@@ -39,6 +44,12 @@ def checked_norm_type(operator: str, value: float) -> float:
     if not (p >= 0 or p == -math.inf):
         raise ValueError(f"{operator}: norm_type must be a non-negative number, inf or -inf, got {value}")
     return p
+
+
+def _listed(tensors: _Tensors) -> Sequence[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
 
 
 def _gradients(operator: str, parameters: _Tensors) -> list[Tensor]:
@@ -91,6 +102,8 @@ def _norm(operator: str, grads: list[Tensor], p: float) -> Tensor:
         return ops.total_norm(grads, p)
     except (RuntimeError, TypeError):
         groups = _by_device(operator, grads)
+        if clip_distributed.has_dtensor(grads):
+            return _norm_of_ranks(operator, grads, grads, p, None)
         if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
             raise
     norms = [ops.total_norm(_coalesced(group), p).to(grads[0].device) for group in groups]
@@ -98,7 +111,21 @@ def _norm(operator: str, grads: list[Tensor], p: float) -> Tensor:
     return ops.total_norm(norms, 1.0 if p == 0 else p)
 
 
-def _written(grads: list[Tensor]) -> None:
+def _spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
+    """Whether other ranks wait for this one though its own gradients do not say so."""
+    return process_group is not None or (len(grads) < len(parameters) and clip_distributed.has_dtensor(parameters))
+
+
+def _norm_of_ranks(
+    operator: str, parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None
+) -> Tensor:
+    def norm(tensors: list[Tensor], p: float) -> Tensor:
+        return _norm(operator, tensors, p)
+
+    return clip_distributed.total_norm(parameters, grads, p, process_group, norm)
+
+
+def _written(grads: Sequence[Tensor]) -> None:
     # Compiled graphs do this for every input that they mutate.
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grads)
@@ -108,14 +135,17 @@ def _scale(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: flo
     try:
         ops.clip_grads_with_norm_(grads, total_norm, max_norm)
     except RuntimeError:
-        groups = _by_device(operator, grads)
-        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+        own = clip_distributed.to_local(grads)
+        groups = _by_device(operator, own)
+        if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
             raise
-        # Scaling is linear, so it does not matter whether a sparse gradient is coalesced.
+        # Scaling is linear, so it does not matter whether a sparse gradient is coalesced, or a DTensor reduced.
         values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
         _check_writable(operator, values)
         for group in values:
             ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm)
+        if own is not grads:
+            _written(own)
     _written(grads)
 
 
@@ -134,7 +164,12 @@ def _require_finite(total_norm: Tensor, p: float) -> None:
 
 
 def get_total_norm(
-    tensors: _Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """The p-norm of tensors taken together as one vector, as `torch.nn.utils.get_total_norm`.
 
@@ -145,6 +180,9 @@ def get_total_norm(
             the number of elements that are not zero.
         error_if_nonfinite: raise where the norm is NaN or infinite. This is the one option that waits for the device.
         foreach: taken for compatibility; there is one implementation.
+        process_group: where the tensors are parts that were divided among ranks by hand, the ranks that hold the other
+            parts; every one of them has to call, also without tensors. `DTensor`s need none: their norm is taken over
+            their own mesh, before that of the group.
 
     Returns:
         A 0-d float32 tensor, float64 if any tensor is, on the first tensor's device; 0 for an empty list or tensors
@@ -162,10 +200,13 @@ def get_total_norm(
     """
     p = checked_norm_type("get_total_norm", norm_type)
     grads = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    if not grads:
+    if not grads and process_group is None:
         return torch.tensor(0.0)
     with torch.no_grad():
-        total_norm = _norm("get_total_norm", grads, p)
+        if process_group is None:
+            total_norm = _norm("get_total_norm", grads, p)
+        else:
+            total_norm = _norm_of_ranks("get_total_norm", grads, grads, p, process_group)
         if error_if_nonfinite:
             _require_finite(total_norm, p)
     return total_norm
@@ -208,6 +249,8 @@ def clip_grads_with_norm_(
     grads = _gradients("clip_grads_with_norm_", parameters)
     if not grads:
         return
+    if clip_distributed.has_dtensor([total_norm]):  # torch's own norm of DTensors is one, and not yet reduced
+        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     if total_norm.dtype != torch.float64:
         total_norm = total_norm.float()
     with torch.no_grad():
@@ -220,6 +263,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Clips the gradients' norm, taken over all of them together, in place, as `torch.nn.utils.clip_grad_norm_`.
 
@@ -234,6 +279,7 @@ def clip_grad_norm_(
         norm_type: as in `get_total_norm`.
         error_if_nonfinite: raise where the norm is NaN or infinite, before anything is scaled.
         foreach: taken for compatibility; there is one implementation.
+        process_group: as in `get_total_norm`. Each rank scales its own parts.
 
     Returns:
         The norm before clipping, as `get_total_norm` gives it.
@@ -252,14 +298,16 @@ def clip_grad_norm_(
     """
     max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
     p = checked_norm_type("clip_grad_norm_", norm_type)
+    given, parameters = parameters, _listed(parameters)
     grads = _gradients("clip_grad_norm_", parameters)
-    if not grads:
-        if isinstance(parameters, types.GeneratorType):
+    spans_ranks = _spans_ranks(parameters, grads, process_group)
+    if not grads and not spans_ranks:
+        if isinstance(given, types.GeneratorType) and not parameters:
             message = "`parameters` is an empty generator, no gradient clipping will occur."
             warnings.warn(message, stacklevel=2)
         return torch.tensor(0.0)
     with torch.no_grad():
-        if not error_if_nonfinite:
+        if not error_if_nonfinite and not spans_ranks:
             try:
                 total_norm = ops.clip_grad_norm_(grads, max_norm, p)
             except RuntimeError:
@@ -267,10 +315,14 @@ def clip_grad_norm_(
             else:
                 _written(grads)
                 return total_norm
-        total_norm = _norm("clip_grad_norm_", grads, p)
+        if spans_ranks:
+            total_norm = _norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+        else:
+            total_norm = _norm("clip_grad_norm_", grads, p)
         if error_if_nonfinite:
             _require_finite(total_norm, p)
-        _scale("clip_grad_norm_", grads, total_norm, max_norm)
+        if grads:
+            _scale("clip_grad_norm_", grads, total_norm, max_norm)
     return total_norm
 
 
@@ -305,10 +357,12 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
         try:
             ops.clip_grad_value_(grads, clip_value)
         except RuntimeError:
-            groups = _by_device(operator, grads)
-            if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+            clip_distributed.refuse_partial(operator, grads)
+            own = clip_distributed.to_local(grads)
+            groups = _by_device(operator, own)
+            if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
                 raise
-            pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(grads)]
+            pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(own)]
             groups = _by_device(operator, [c._values() if c.is_sparse else c for _, c in pairs])
             _check_writable(operator, groups)
             for group in groups:
@@ -316,4 +370,6 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
             for grad, coalesced in pairs:
                 if coalesced is not grad:
                     grad.copy_(coalesced)
+            if own is not grads:
+                _written(own)
         _written(grads)
