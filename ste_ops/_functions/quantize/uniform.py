@@ -155,7 +155,8 @@ class LSQ(NativeFunction):
 
     @staticmethod
     def jvp(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None, *_: None) -> Tensor | None:
-        return _lsq_tangent(*ctx.saved_tensors, ctx.rest, of_x, of_scale)
+        x, scale = ctx.saved_tensors
+        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale)
 
     @staticmethod
     def vmap(
@@ -191,7 +192,8 @@ class LSQBackward(NativeFunction):
     @staticmethod
     def backward(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None) -> tuple[Tensor | None, ...]:
         # The transpose of the gradients is the tangent.
-        return _lsq_tangent(*ctx.saved_tensors, ctx.rest, of_x, of_scale), *[None] * 6
+        x, scale = ctx.saved_tensors
+        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
