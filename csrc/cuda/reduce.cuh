@@ -127,6 +127,18 @@ __global__ void __launch_bounds__(kReduceThreads)
   if (threadIdx.x == 0) finish(group, total);
 }
 
+// One thread a group, where the parts are few: neighbouring threads read neighbouring results.
+template <class Reduction, class Finish>
+__global__ void __launch_bounds__(kReduceThreads)
+    reduce_few_parts_kernel(const double* results, int64_t parts, int64_t size, int64_t groups, Finish finish) {
+  const int64_t group = grid_index();
+  if (group >= groups) return;
+  const double* mine = results + group / size * parts * size + group % size;
+  double total = Reduction::identity();
+  for (int64_t part = 0; part < parts; ++part) total = Reduction::combine(total, mine[part * size]);
+  finish(group, total);
+}
+
 // Writes each group's total where it says, in float64.
 struct KeepTotal {
   double* totals;
@@ -139,8 +151,14 @@ void reduce_groups(const Launcher& launch, const Groups& groups, const Tensor& l
   Tensor kept = empty_vector(partition.results(), ScalarType::Double, like);
   double* results = static_cast<double*>(kept.mutable_data_ptr());
   launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
-  launch(reduce_finish_kernel<Reduction, Finish>, groups.count(), partition.parts() > 32 ? kReduceThreads : kWarpSize,
-         static_cast<const double*>(results), partition.parts(), groups.size, finish);
+  const double* written = results;
+  if (partition.parts() <= kWarpSize) {
+    launch(reduce_few_parts_kernel<Reduction, Finish>, blocks_for(groups.count(), kReduceThreads), kReduceThreads,
+           written, partition.parts(), groups.size, groups.count(), finish);
+  } else {
+    launch(reduce_finish_kernel<Reduction, Finish>, groups.count(), kReduceThreads, written, partition.parts(),
+           groups.size, finish);
+  }
 }
 
 }  // namespace ste_ops

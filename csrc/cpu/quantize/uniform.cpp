@@ -116,14 +116,11 @@ std::tuple<Tensor, Tensor> lsq_backward_cpu(Tensor grad, Tensor x, Tensor scale,
                       });
 }
 
-// The second mask of pact, with the output that the first pass has left.
-template <class T>
-struct AbovePact {
-  Pact<arithmetic_t<T>> f;
-  STE_OPS_INLINE Masked<T> operator()(T x, int64_t) const {
-    const auto quantized = f(load(x), {});
-    return {bit_cast<bits_t<T>>(store<T>(quantized.value)), quantized.above};
-  }
+// The second mask of pact; what it writes beside it is of no use.
+template <class A>
+struct AboveAlpha {
+  A alpha;
+  STE_OPS_INLINE Masked<A> operator()(A x, int64_t) const { return {0, x >= alpha}; }
 };
 
 std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits) {
@@ -136,15 +133,13 @@ std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits
     STD_TORCH_CHECK(Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps,
                     " / alpha too, got ", a);
     const auto f = Pact<A>::of(a, A(steps));
-    // Twice over a stretch that the first-level cache holds: each pass writes one mask.
-    constexpr int64_t kStretch = 32 * kWord;
-    using T = std::remove_pointer_t<decltype(out)>;
     parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
-      for (int64_t to; begin < end; begin = to) {
-        to = end - begin < kStretch ? end : begin + kStretch;
-        masked_loop(MaskedElement<Pact<A>, SharedStep<A>, T>{f, {}}, x, out, mutable_bytes(inside), begin, to);
-        masked_loop(AbovePact<T>{f}, x, out, mutable_bytes(above), begin, to);
-      }
+      in_batches(x, out, begin, end, [&](const A* wide, A* results, int64_t i, int64_t count) {
+        masked_loop(MaskedElement<Pact<A>, SharedStep<A>, A>{f, {}, 0}, wide, results, mutable_bytes(inside) + i / 8, 0,
+                    count);
+        A unused[kBatch];
+        masked_loop(AboveAlpha<A>{f.alpha}, wide, unused, mutable_bytes(above) + i / 8, 0, count);
+      });
     });
   });
   return {out, inside, above};
@@ -157,22 +152,33 @@ struct PactTerm {
   T* of_x;
 };
 
-// A row begins with a byte of the masks: there is one group, so rows are kReduceSpan long.
-template <class Reduction, class T>
-STE_OPS_CLONES void reduce_row(PactTerm<T> term, int64_t begin, int64_t count, double* totals) {
+template <class T>
+STE_OPS_CLONES void add_where(const T* grad, const uint8_t* mask, int64_t count, double* totals) {
   using U = bits_t<T>;
-  uint8_t inside[kReduceSpan], above[kReduceSpan];
-  for (int64_t j = 0; j < mask_bytes(count); ++j) {
-    unpack8(term.inside[begin / 8 + j], inside + 8 * j);
-    unpack8(term.above[begin / 8 + j], above + 8 * j);
+  for (int64_t i = 0; i < count; i += kWord) {
+    uint8_t passes[kWord];
+    for (int64_t j = 0; j < kWord / 8; ++j) unpack8(mask[i / 8 + j], passes + 8 * j);
+    for (int64_t k = 0; k < kWord; ++k) {
+      totals[i + k] += double(load(bit_cast<T>(U(bit_cast<U>(grad[i + k]) & U(-U(passes[k]))))));
+    }
   }
+}
+
+// There is one group, so a row begins with a byte of the masks. Most words of `above` are empty in a net that trains.
+template <class Reduction, class T>
+void reduce_row(const PactTerm<T>& term, int64_t begin, int64_t count, double* totals) {
+  using U = bits_t<T>;
   const T* grad = term.grad + begin;
-  T* of_x = term.of_x + begin;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    of_x[i] = bit_cast<T>(U(bit_cast<U>(grad[i]) & U(-U(inside[i]))));
-    totals[i] += double(load(bit_cast<T>(U(bit_cast<U>(grad[i]) & U(-U(above[i]))))));
+  const uint8_t* above = term.above + begin / 8;
+  where_loop(reinterpret_cast<const U*>(grad), term.inside + begin / 8, reinterpret_cast<U*>(term.of_x + begin), 0,
+             count);
+  const int64_t whole = count - count % kWord;
+  for (int64_t i = 0; i < whole; i += kWord) {
+    uint64_t word;
+    memcpy(&word, above + i / 8, sizeof(word));
+    if (word != 0) add_where(grad + i, above + i / 8, kWord, totals + i);
   }
+  for (int64_t i = whole; i < count; ++i) totals[i] += mask_bit(above, i) ? double(load(grad[i])) : 0.0;
 }
 
 std::tuple<Tensor, Tensor> pact_backward_cpu(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {

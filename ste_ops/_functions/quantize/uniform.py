@@ -155,7 +155,8 @@ class LSQ(NativeFunction):
 
     @staticmethod
     def jvp(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None, *_: None) -> Tensor | None:
-        return _lsq_tangent(*ctx.saved_tensors, *ctx.rest, of_x, of_scale)
+        x, scale = ctx.saved_tensors
+        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale)
 
     @staticmethod
     def vmap(
@@ -191,7 +192,8 @@ class LSQBackward(NativeFunction):
     @staticmethod
     def backward(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None) -> tuple[Tensor | None, ...]:
         # The transpose of the gradients is the tangent.
-        return _lsq_tangent(*ctx.saved_tensors, *ctx.rest, of_x, of_scale), *[None] * 6
+        x, scale = ctx.saved_tensors
+        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
@@ -231,16 +233,10 @@ def _along(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def _lsq_tangent(
-    x: Tensor,
-    scale: Tensor,
-    quant_min: int,
-    quant_max: int,
-    axis: int,
-    grad_scale: float,
-    of_x: Tensor | None,
-    of_scale: Tensor | None,
+    x: Tensor, scale: Tensor, rest: tuple[int, int, int, float], of_x: Tensor | None, of_scale: Tensor | None
 ) -> Tensor | None:
     """The tangent of the output, by the same derivatives as the backward's: grad_scale too."""
+    quant_min, quant_max, axis, grad_scale = rest
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     v = x.detach().to(dtype) * (1 / _along(scale.detach().to(dtype), x, axis))
     q = torch.round(v)
