@@ -102,10 +102,9 @@ def _number(value: float) -> str:
 
 def _surrogates() -> Iterator[Panel]:
     x = _line()
-    names = "Identity Clip Rect ApproxSign PiecewiseQuadratic Sigmoid Tanh Swish ATan Erf"
-    names += " FastSigmoid SoftSign PiecewiseExp ReSTE"
-    for name in names.split():
-        one = getattr(surrogate, name)()
+    for cls in surrogate._CLASSES.values():
+        one = cls()
+        name = cls.__name__
         values = ", ".join(_number(getattr(one, each.name)) for each in fields(one))
         out, gradient = _both(partial(ste_ops.heaviside, surrogate=one), x)
         peak = float(gradient.max())

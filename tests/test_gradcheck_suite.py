@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -65,6 +66,50 @@ def test_a_broken_backward_fails(monkeypatch):
     assert failed(report) >= {"backward", "derivative", "nonfinite", "second_order", "forward_mode", "func"}
     assert {row.arguments for row, _ in report.failures} >= {"Clip(threshold=1.0)"}
     assert "Identity()" not in {row.arguments for row, _ in report.failures}
+
+
+def doubled(out):
+    if isinstance(out, tuple):
+        return tuple(map(doubled, out))
+    return 2 * out if isinstance(out, torch.Tensor) and out.is_floating_point() else out
+
+
+FUNCTIONS = {
+    "heaviside": "binarize.Heaviside",
+    "bernoulli_ste": "sampling.Bernoulli",
+    "round": "quantize.rounding.Round",
+    "fake_quantize": "quantize.uniform.FakeQuantize",
+    "lsq": "quantize.uniform.LSQ",
+    "pact": "quantize.uniform.PACT",
+    "dorefa_activation": "quantize.uniform.DorefaActivation",
+    "dorefa_weight": "quantize.scaled.DoReFaWeight",
+    "xnor_weight": "quantize.scaled.XNORWeight",
+    "bitnet_weight": "quantize.scaled.BitNetWeight",
+    "sr_ste": "quantize.sparse.SRSTE",
+    "clip_gradient_norm": "clip.ClipGradientNorm",
+}
+
+
+@pytest.mark.parametrize("operator", [name for name in FUNCTIONS if hasattr(ste_ops, name)])
+@pytest.mark.parametrize(("method", "check"), [("backward", "backward"), ("jvp", "forward_mode"), ("vmap", "vmap")])
+def test_twice_of_what_is_right_fails(monkeypatch, operator, method, check):
+    """Every row, so of each operator every gradient, but for those that the row does not take."""
+    module, name = FUNCTIONS[operator].rsplit(".", 1)
+    function = getattr(importlib.import_module(f"ste_ops._functions.{module}"), name)
+    right = getattr(function, method)
+
+    def wrong(*args):
+        if method != "vmap":
+            return doubled(right(*args))
+        out, dims = right(*args)
+        return doubled(out), dims
+
+    monkeypatch.setattr(function, method, staticmethod(wrong))
+    report = gradcheck_suite("cpu", [operator], [torch.float32])
+    results = {row.name: row.results[check] for row in report.rows if row.results[check].passed is not None}
+    assert results or check == "vmap"
+    others = {"dorefa_weight(w, bits=1)", "lsq(x, constant scale)"}  # these are other Functions
+    assert {name for name, result in results.items() if result.passed} <= others
 
 
 def test_a_broken_forward_fails(monkeypatch):

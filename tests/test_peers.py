@@ -105,7 +105,10 @@ def test_snntorch_sigmoid_overflows(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pair", SPIKINGJELLY, ids=lambda pair: pair.name)
 def test_spikingjelly(pair, dtype):
-    theirs = getattr(peer("spikingjelly.activation_based.surrogate"), pair.name)(*pair.arguments)
+    cls = getattr(peer("spikingjelly.activation_based.surrogate"), pair.name)
+    theirs = cls(*pair.arguments)
+    assert cls().alpha == theirs.alpha  # the defaults, here too
+    assert pair.ours == type(pair.ours)()
     x = grid(dtype)
     out, gradient = both(lambda x: ste_ops.heaviside(x, pair.ours), x)
     their_out, their_gradient = both(theirs, x)

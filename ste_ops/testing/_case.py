@@ -68,14 +68,22 @@ def step_case(
     points: Sequence[float] = (),
     domain: tuple[float, float] = (-math.inf, math.inf),
     skip: dict[str, str] | None = None,
+    scalar: tuple[float, bool] | None = None,
 ) -> Case:
+    """With a scalar, ``call(operator, x, tensor)`` takes its value as a tensor of one element, learned or not."""
+
     def make(setting: Setting) -> Checker:
-        fn, against = _pair(operator, call)
+        scalars: dict[torch.dtype, Tensor] = {}
+        if scalar:
+            for kind in {torch.float64, *setting.dtypes}:
+                wide = kind if kind.itemsize >= 4 else torch.float32
+                scalars[kind] = torch.tensor(scalar[0], dtype=wide, device=setting.device, requires_grad=scalar[1])
+        fn, against = _pair(operator, (lambda fn, x: call(fn, x, scalars[x.dtype])) if scalar else call)
         inputs = []
         for dtype in setting.dtypes:
             limits = torch.finfo(dtype)
-            wide = [0.0, 0.5, 1.0, 1.5, limits.tiny, limits.max, math.inf, math.nan, *points, *stands_in.kinks()]
-            x = _specials(dtype, setting.device, wide)
+            values = [0.0, 0.5, 1.0, 1.5, limits.tiny, limits.max, math.inf, math.nan, *points, *stands_in.kinks()]
+            x = _specials(dtype, setting.device, values)
             inputs.append(x if domain[0] == -math.inf else x[(x >= domain[0]) & (x <= domain[1])])
         return StepChecker(fn, stands_in, inputs, against, domain, backend=setting.backend, name=operator, **TOLERANCE)
 

@@ -70,10 +70,6 @@ def _steps() -> Iterator[Case]:
 # Elementwise quantizers, with respect to x.
 
 
-def _wide(value: float, x: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=x.dtype if x.dtype.itemsize >= 4 else torch.float32, device=x.device)
-
-
 def _seeded(fn: Callable[..., Tensor], x: Tensor) -> Tensor:
     return fn(x, generator=torch.Generator(x.device).manual_seed(3))
 
@@ -92,20 +88,24 @@ def _elementwise() -> Iterator[Case]:
         IntegerWindow(-4, 3, 0.3, 2),
         points=[0.3 * (k + 0.5) for k in range(7)],
     )
-    yield step_case(
-        "lsq",
-        "x, -4, 3; of x",
-        lambda fn, x: fn(x, _wide(0.3, x), -4, 3),
-        IntegerWindow(-4, 3, 0.3),
-        points=[0.3 * (k + 0.5) for k in range(5)],
-    )
-    yield step_case(
-        "pact",
-        "x, bits=2; of x",
-        lambda fn, x: fn(x, _wide(1.5, x), 2),
-        Window(0.0, 1.5, closed="left"),
-        points=(0.25, 0.75, 1.25),
-    )
+    for learned in (False, True):  # a constant scale may take another way down
+        how = "learned" if learned else "constant"
+        yield step_case(
+            "lsq",
+            f"x, {how} scale",
+            lambda fn, x, scale: fn(x, scale, -4, 3),
+            IntegerWindow(-4, 3, 0.3),
+            points=[0.3 * (k + 0.5) for k in range(5)],
+            scalar=(0.3, learned),
+        )
+        yield step_case(
+            "pact",
+            f"x, {how} alpha",
+            lambda fn, x, alpha: fn(x, alpha, 2),
+            Window(0.0, 1.5, closed="left"),
+            points=(0.25, 0.75, 1.25),
+            scalar=(1.5, learned),
+        )
     yield step_case(
         "dorefa_activation", "x, bits=2", lambda fn, x: fn(x, 2), Window(0.0, 1.0), points=(1 / 6, 5 / 6, 0.7)
     )
@@ -154,14 +154,14 @@ def _scaled() -> Iterator[Case]:
     yield gradient_case("fake_quantize", "x, axis=0", per_channel, inside, [x])
     one = torch.tensor(0.3, dtype=torch.float64)
     default = 1 / math.sqrt(18 * 3)
-    yield gradient_case("lsq", "x, scale", lambda fn, x, s: fn(x, s, -4, 3), _lsq(default), [x, one])
+    yield gradient_case("lsq", "x and scale", lambda fn, x, s: fn(x, s, -4, 3), _lsq(default), [x, one])
     yield gradient_case(
-        "lsq", "..., axis=0", lambda fn, x, s: fn(x, s, -4, 3, axis=0, grad_scale=0.5), _lsq(0.5), [x, _SCALES]
+        "lsq", "x and scale, axis=0", lambda fn, x, s: fn(x, s, -4, 3, axis=0, grad_scale=0.5), _lsq(0.5), [x, _SCALES]
     )
     # The rounding passes the gradient as a whole, so that alpha's is 0 below alpha (PACT, eq. 3).
     yield gradient_case(
         "pact",
-        "x, alpha",
+        "x and alpha",
         lambda fn, x, a: fn(x, a, 2),
         lambda *_: lambda x, a: torch.minimum(x.clamp(min=0), a),
         [x, torch.tensor(0.75, dtype=torch.float64)],
