@@ -158,6 +158,22 @@ def test_pact_learns_alpha():
     assert module.alpha.grad == 2
 
 
+@pytest.mark.parametrize("make", [lambda: LSQ(3, scale=1.0), lambda: PACT(3, alpha=1.0)], ids=["LSQ", "PACT"])
+def test_a_step_that_the_optimizer_pushed_below_0_comes_back(make):
+    module, x = make(), torch.rand(50) + 1
+    (parameter,) = module.parameters()
+    with torch.no_grad():
+        parameter.fill_(-0.5)
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    for _ in range(200):
+        loss = (module(x) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5
+    assert parameter > 0
+
+
 # The first tensor.
 
 
@@ -194,7 +210,7 @@ def test_fake_quantize_takes_the_range():
 def test_a_tensor_without_a_range_gives_the_least_step(make, x):
     module = make()
     assert torch.equal(module(x), x)
-    torch.testing.assert_close(module.scale.detach(), torch.tensor(1e-5))
+    torch.testing.assert_close(module.scale.detach(), torch.tensor(2.0**-23))
 
 
 @pytest.mark.parametrize("make", [lambda **k: LSQ(3, **k), lambda **k: FakeQuantize(3, signed=False, **k)])

@@ -13,6 +13,9 @@ from ste_ops.surrogate import Clip, Surrogate
 
 _DEFAULT = Clip(1.0)
 
+# What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
+LEAST_STEP = 2.0**-23
+
 
 class Quantizer(nn.Module):
     """Base of the quantizers here: from a tensor of any shape and strides to one of the same shape and dtype.
@@ -162,7 +165,8 @@ class PACT(Quantizer):
     Args:
         bits: an integer >= 1.
         alpha: where `alpha` starts, a finite number > 0; default 10. Above most activations is the safe side: nothing
-            is clipped at first, and the paper shrinks alpha with an L2 penalty, the optimizer's ``weight_decay``.
+            is clipped at first, and the paper shrinks alpha with an L2 penalty, the optimizer's ``weight_decay``. Where
+            it is pushed to 0 or below, it is taken as 2^-23, and its gradient still passes.
 
     Attributes:
         alpha: a parameter of shape ``()``.
@@ -186,7 +190,8 @@ class PACT(Quantizer):
         self.alpha = nn.Parameter(torch.tensor(check_number("PACT", "alpha", alpha)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.pact(x, self.alpha, self.bits)
+        alpha = self._operators.clamp(self.alpha, LEAST_STEP, math.inf)
+        return self._operators.pact(x, alpha, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

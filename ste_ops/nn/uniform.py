@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ste_ops.nn.quantizers import Quantizer, check_integer, check_number
-
-# The least step that a tensor of zeros gives, as BitNet's for its own.
-_LEAST_STEP = 1e-5
+from ste_ops.nn.quantizers import LEAST_STEP, Quantizer, check_integer, check_number
 
 
 class _Uniform(Quantizer):
@@ -111,12 +108,15 @@ class LSQ(_Uniform):
     """`ste_ops.lsq`: rounded to multiples of a learned step, its scale.
 
     Unless given, the step becomes ``2 * mean(abs(x)) / sqrt(quant_max)`` of the first tensor that the module sees (the
-    weights, or the first batch of activations), and at least 1e-5. The step is a parameter from the beginning, so an
+    weights, or the first batch of activations). The step is a parameter from the beginning, so an
     optimizer made before the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says whether
     it is set. This asks nothing of the host and breaks no graph; under `torch.compile` the second call compiles once
     more, without the search. Before `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also
     before `DistributedDataParallel`, which gives every process the first one's step when it wraps the model; in
     `DataParallel` the step is found from the first device's part of the batch.
+
+    The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23 (the least, that a
+    tensor of zeros starts with too), and its gradient still passes, so that it can come back.
 
     Args:
         bits: an integer, >= 2 if signed, else >= 1. The integers run from -2^(bits-1) to 2^(bits-1) - 1, or 0 to
@@ -161,12 +161,13 @@ class LSQ(_Uniform):
         others, magnitude = self._others(x), x.abs().to(torch.promote_types(x.dtype, torch.float32))
         total = magnitude.sum(others) if others else magnitude
         mean = total / max(x.numel() // max(total.numel(), 1), 1)  # of an empty batch 0, not NaN
-        return {"scale": (mean * (2 / math.sqrt(self.quant_max))).clamp(min=_LEAST_STEP)}
+        return {"scale": (mean * (2 / math.sqrt(self.quant_max))).clamp(min=LEAST_STEP)}
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        return self._operators.lsq(x, self.scale, self.quant_min, self.quant_max, self.axis, self.grad_scale)
+        step = self._operators.clamp(self.scale, LEAST_STEP, math.inf)
+        return self._operators.lsq(x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale)
 
 
 class FakeQuantize(_Uniform):
@@ -239,9 +240,9 @@ class FakeQuantize(_Uniform):
         low, high = (x.amin(others), x.amax(others)) if others else (x, x)
         if self.signed:
             scale = torch.maximum(-low, high).abs() / self.quant_max
-            return {"scale": scale.clamp(min=_LEAST_STEP)}
+            return {"scale": scale.clamp(min=LEAST_STEP)}
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / self.quant_max).clamp(min=_LEAST_STEP)
+        scale = ((high - low) / self.quant_max).clamp(min=LEAST_STEP)
         return {"scale": scale, "zero_point": torch.round(-low / scale).clamp(0, self.quant_max)}
 
     def forward(self, x: Tensor) -> Tensor:
