@@ -56,7 +56,6 @@ struct BitNetActivation {
   }
 };
 
-// tanh(max|w|) is max|tanh(w)|; the divisor is at least the smallest normal number.
 template <class A>
 struct SmallestNormal;
 template <>
@@ -68,20 +67,38 @@ struct SmallestNormal<double> {
   static constexpr double value = 0x1p-1022;
 };
 
+// What the weights of a group with that largest magnitude share: tanh(max|w|) is max|tanh(w)|, and at least the
+// smallest normal number where it divides. A weight is a maximum where its exponential is the largest weight's.
 template <class A>
-STE_HD A dorefa_divisor(A top) {
-  return at_least(top, SmallestNormal<A>::value);
-}
+struct DoReFaScale {
+  A exponential, divisor, reciprocal;
+  bool bounded;
 
-// DoReFa-Net, eq. 9, in levels = 2^bits - 1 steps.
+  STE_HD static DoReFaScale of(A largest) {
+    A exponential = tanh_exponential(largest);
+    A top = tanh_of_exponential(exponential), divisor = at_least(top, SmallestNormal<A>::value);
+    return {exponential, divisor, A(1) / divisor, top < SmallestNormal<A>::value};
+  }
+};
+
+// DoReFa-Net, eq. 9, in levels = 2^bits - 1 steps. One division for the tanh and what it is divided by.
 struct DoReFaWeight {
   double levels;
   template <class A>
-  STE_HD A operator()(A t, A top) const {
-    A unit = t / dorefa_divisor(top);
+  STE_HD A operator()(A w, A exponential, A divisor) const {
+    A size = -exponential / ((exponential + A(2)) * divisor);
+    A unit = with_sign(size > A(1) ? A(1) : size, w);
     return round_even((unit * A(0.5) + A(0.5)) * A(levels)) / A(levels) * A(2) - A(1);
   }
 };
+
+// The bits of x where it passes, and 0: a choice between numbers may become a branch, which stops a loop from
+// vectorizing.
+template <class A>
+STE_HD A passed_where(bool passes, A x) {
+  using U = bits_t<A>;
+  return bit_cast<A>(U(bit_cast<U>(x) & U(U(0) - U(passes))));
+}
 
 template <class A>
 STE_HD A sign_or_zero(A x) {
@@ -103,48 +120,40 @@ struct XnorGroup {
 struct XnorBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, XnorGroup<A> group) const {
-    A passed = magnitude(w) > A(1) ? A(0) : grad * group.mean;
-    return passed + sign_or_zero(w) * group.slope;
+    return passed_where(!(magnitude(w) > A(1)), grad * group.mean) + sign_or_zero(w) * group.slope;
   }
 };
 
 struct MagnitudeAwareSignBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, A scale) const {
-    return magnitude(w) > A(1) ? A(0) : grad * scale;
+    return passed_where(!(magnitude(w) > A(1)), grad * scale);
   }
 };
 
-// The gradient of tanh(w) / divisor with the divisor held.
-struct DoReFaBackward {
-  template <class A>
-  STE_HD A operator()(A grad, A t, A top) const {
-    return (A(1) - t * t) * (grad / dorefa_divisor(top));
-  }
-};
+// The gradient of t / divisor with the divisor held, t being tanh(w).
+template <class A>
+STE_HD A dorefa_gradient(A grad, A t, A reciprocal) {
+  return (A(1) - t * t) * (grad * reciprocal);
+}
 
 // What the divisor's gradient takes from each of `ties` equal maxima, `total` being the sum of grad * tanh(w).
 template <class A>
-struct DoReFaGroup {
-  A top, taken;
-};
-
-template <class A>
-STE_HD DoReFaGroup<A> dorefa_group(A top, double total, double ties) {
-  double divisor = double(dorefa_divisor(top));
-  return {top, top < SmallestNormal<A>::value ? A(0) : A(total / divisor / divisor / ties)};
+STE_HD A dorefa_taken(const DoReFaScale<A>& scale, double total, double ties) {
+  const double divisor = scale.divisor;
+  return scale.bounded ? A(0) : A(total / divisor / divisor / ties);
 }
 
 // The whole gradient of a maximum.
 template <class A>
-STE_HD A dorefa_at_maximum(A grad, A t, DoReFaGroup<A> group) {
-  return (A(1) - t * t) * (grad / dorefa_divisor(group.top) - sign_or_zero(t) * group.taken);
+STE_HD A dorefa_gradient_at_maximum(A grad, A t, A reciprocal, A taken) {
+  return (A(1) - t * t) * (grad * reciprocal - sign_or_zero(t) * taken);
 }
 
 // A weight of smaller magnitude is certainly none of the maxima. From 6 on neighbours begin to share a tanh.
 template <class A>
-STE_HD A dorefa_candidate(A top_magnitude) {
-  return A(0.9) * (top_magnitude < A(6) ? top_magnitude : A(6));
+STE_HD A dorefa_candidate(A largest) {
+  return A(0.9) * (largest < A(6) ? largest : A(6));
 }
 
 }  // namespace ste_ops

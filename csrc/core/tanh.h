@@ -18,12 +18,27 @@ STE_HD A portable_expm1(A x) {
   return x < -F::exp_limit ? A(-1) : value;
 }
 
-// Odd, and ±1 from where the next number below 1 is farther; NaN at NaN. Within 4 units in the last place.
+// e^(-2|x|) - 1, from -1 to 0: what the tanh of both signs is made of.
+template <class A>
+STE_HD A tanh_exponential(A x) {
+  return portable_expm1(A(-2) * magnitude(x));
+}
+
+// tanh(|x|) of that. Within 4 units in the last place, 1 where the next number below 1 is farther; NaN at NaN.
+template <class A>
+STE_HD A tanh_of_exponential(A e) {
+  return -e / (e + A(2));
+}
+
+template <class A>
+STE_HD A with_sign(A magnitude, A x) {
+  using U = bits_t<A>;
+  return bit_cast<A>(U(bit_cast<U>(magnitude) | (bit_cast<U>(x) & ~(U(~U(0)) >> 1))));
+}
+
 template <class A>
 STE_HD A portable_tanh(A x) {
-  A e = portable_expm1(A(-2) * magnitude(x));
-  A value = -e / (e + A(2));
-  return x < A(0) ? -value : (x == A(0) ? x : value);
+  return with_sign(tanh_of_exponential(tanh_exponential(x)), x);
 }
 
 }  // namespace ste_ops

@@ -34,9 +34,17 @@ void mean_magnitudes(const Groups& groups, const T* w, arithmetic_t<T>* means) {
 
 std::tuple<Tensor, Tensor> xnor_weight_cpu(Tensor w, bool per_channel) {
   return scale_weights("xnor_weight", w, per_channel, 1,
-                       [](const Groups& groups, const auto* w, auto* out, auto* mean) {
-                         mean_magnitudes(groups, w, mean);
-                         map_in_groups(ScaledSign{}, groups, mean, w, out);
+                       [](const Groups& groups, const auto* w, auto* out, auto* means) {
+                         using T = std::remove_pointer_t<decltype(out)>;
+                         using A = arithmetic_t<T>;
+                         if (are_short_runs(groups)) {
+                           reduce_and_visit_runs<Additive, A>(
+                               groups, MagnitudeTerm<T>{w}, MapOne<ScaledSign, T, A>{{}, w, out},
+                               [&](int64_t g, double total) { return means[g] = mean_of<A>(total, groups.members()); });
+                         } else {
+                           mean_magnitudes(groups, w, means);
+                           map_in_groups(ScaledSign{}, groups, means, w, out);
+                         }
                        });
 }
 
@@ -83,7 +91,13 @@ Tensor bitnet_weight_cpu(Tensor w, bool per_channel) {
 Tensor bitnet_activation_cpu(Tensor x, int64_t bits) {
   const double levels = bitnet_levels(bits);
   return bitnet_activation(x, bits, [&](const Groups& groups, const auto* x, auto* out) {
-    using A = arithmetic_t<std::remove_pointer_t<decltype(out)>>;
+    using T = std::remove_pointer_t<decltype(out)>;
+    using A = arithmetic_t<T>;
+    if (are_short_runs(groups)) {
+      reduce_and_visit_runs<Maximum, A>(groups, MagnitudeTerm<T>{x}, MapOne<BitNetActivation, T, A>{{levels}, x, out},
+                                        [&](int64_t, double largest) { return bitnet_step<A>(largest, levels); });
+      return;
+    }
     const std::vector<double> largest = reduce_magnitudes<Maximum>(groups, x);
     std::vector<A> steps(groups.count());
     for (int64_t g = 0; g < groups.count(); ++g) steps[g] = bitnet_step<A>(largest[g], levels);
@@ -91,64 +105,72 @@ Tensor bitnet_activation_cpu(Tensor x, int64_t bits) {
   });
 }
 
-// Writes the output, and counts the maxima.
-template <class T, class Tops>
-struct DoReFaTerm {
-  DoReFaWeight f;
-  Tops tops;
-  const T* w;
-  T* out;
-  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
-    const arithmetic_t<T> t = portable_tanh(load(w[i])), top = tops.at(lane);
-    out[i] = store<T>(f(t, top));
-    return magnitude(t) == top ? 1 : 0;
-  }
+// The parameters of the lanes of a task: one, or one for each lane.
+template <class P>
+struct OneParameter {
+  P parameter;
+  STE_OPS_INLINE P at(int64_t) const { return parameter; }
+};
+template <class P>
+struct LaneParameters {
+  const P* parameters;
+  STE_OPS_INLINE P at(int64_t lane) const { return parameters[lane]; }
 };
 
-// Writes the gradient with the maximum held, and sums what the maximum's is made of.
-template <class T, class Tops>
-struct DoReFaBackwardTerm {
-  Tops tops;
-  const T *grad, *w;
-  T* out;
-  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
-    const arithmetic_t<T> t = portable_tanh(load(w[i])), g = load(grad[i]);
-    out[i] = store<T>(DoReFaBackward()(g, t, tops.at(lane)));
-    return double(g) * double(t);
-  }
-};
-
-// The parameter of the lanes of a task: one, or one for each lane.
-template <class A>
-struct OneTop {
-  A top;
-  STE_OPS_INLINE A at(int64_t) const { return top; }
-};
-template <class A>
-struct LaneTops {
-  const A* tops;
-  STE_OPS_INLINE A at(int64_t lane) const { return tops[lane]; }
-};
-
-// Sums make_term(tops of the task's lanes) over each group.
-template <class A, class MakeTerm>
-std::vector<double> reduce_with_tops(const Groups& groups, const A* tops, const MakeTerm& make_term) {
+// Sums the terms of make_term(parameters of the task's lanes) over each group.
+template <class A, class P, class MakeTerm>
+std::vector<double> reduce_with(const Groups& groups, const std::vector<P>& parameters, const MakeTerm& make_term) {
   std::vector<double> totals(groups.count());
   if (groups.size == 1 || groups.inner > kReduceSpan) {
     reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      return make_term(OneTop<A>{tops[task.batch * groups.size + task.first]});
+      return make_term(OneParameter<P>{parameters[task.batch * groups.size + task.first]});
     });
   } else {
     reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      static thread_local A of_lane[kReduceSpan];
+      static thread_local P of_lane[kReduceSpan];
       for (int64_t lane = 0; lane < task.width && lane < task.length; ++lane) {
-        of_lane[lane] = tops[task.batch * groups.size + (task.first + lane / groups.inner) % groups.size];
+        of_lane[lane] = parameters[task.batch * groups.size + (task.first + lane / groups.inner) % groups.size];
       }
-      return make_term(LaneTops<A>{of_lane});
+      return make_term(LaneParameters<P>{of_lane});
     });
   }
   return totals;
 }
+
+template <class A>
+std::vector<DoReFaScale<A>> dorefa_scales(const A* largest, int64_t count) {
+  std::vector<DoReFaScale<A>> scales(count);
+  for (int64_t g = 0; g < count; ++g) scales[g] = DoReFaScale<A>::of(largest[g]);
+  return scales;
+}
+
+// Writes the output, and counts the maxima.
+template <class T, class Scales>
+struct DoReFaTerm {
+  DoReFaWeight f;
+  Scales scales;
+  const T* w;
+  T* out;
+  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
+    const auto scale = scales.at(lane);
+    const arithmetic_t<T> x = load(w[i]), e = tanh_exponential(x);
+    out[i] = store<T>(f(x, e, scale.divisor));
+    return e == scale.exponential ? 1 : 0;
+  }
+};
+
+// Writes the gradient with the maximum held, and sums what the maximum's is made of.
+template <class T, class Scales>
+struct DoReFaBackwardTerm {
+  Scales scales;
+  const T *grad, *w;
+  T* out;
+  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
+    const arithmetic_t<T> t = portable_tanh(load(w[i])), g = load(grad[i]);
+    out[i] = store<T>(dorefa_gradient(g, t, scales.at(lane).reciprocal));
+    return double(g) * double(t);
+  }
+};
 
 // statistic: max|w| of each group, then how many weights have its tanh.
 std::tuple<Tensor, Tensor> dorefa_weight_cpu(Tensor w, int64_t bits, bool per_channel) {
@@ -157,12 +179,13 @@ std::tuple<Tensor, Tensor> dorefa_weight_cpu(Tensor w, int64_t bits, bool per_ch
       "dorefa_weight", w, per_channel, 2, [&](const Groups& groups, const auto* w, auto* out, auto* statistic) {
         using T = std::remove_pointer_t<decltype(out)>;
         using A = arithmetic_t<T>;
+        const int64_t count = groups.count();
         const std::vector<double> largest = reduce_magnitudes<Maximum>(groups, w);
-        std::vector<A> tops(groups.count());
-        for (int64_t g = 0; g < groups.count(); ++g) tops[g] = portable_tanh(statistic[g] = A(largest[g]));
-        const std::vector<double> ties = reduce_with_tops(
-            groups, tops.data(), [&](auto tops) { return DoReFaTerm<T, decltype(tops)>{f, tops, w, out}; });
-        for (int64_t g = 0; g < groups.count(); ++g) statistic[groups.count() + g] = A(ties[g]);
+        for (int64_t g = 0; g < count; ++g) statistic[g] = A(largest[g]);
+        const std::vector<double> ties = reduce_with<A>(groups, dorefa_scales(statistic, count), [&](auto scales) {
+          return DoReFaTerm<T, decltype(scales)>{f, scales, w, out};
+        });
+        for (int64_t g = 0; g < count; ++g) statistic[count + g] = A(ties[g]);
       });
 }
 
@@ -174,19 +197,21 @@ STE_OPS_CLONES bool any_candidate(const T* w, int64_t count, arithmetic_t<T> can
 }
 
 // The maxima are few: a pass over the weights alone finds them.
-template <class T>
-void finish_maxima(const Groups& groups, const std::vector<DoReFaGroup<arithmetic_t<T>>>& parameters,
-                   arithmetic_t<T> candidate, const T* grad, const T* w, T* out) {
+template <class T, class A>
+void finish_maxima(const Groups& groups, const std::vector<DoReFaScale<A>>& scales, const std::vector<A>& taken,
+                   A candidate, const T* grad, const T* w, T* out) {
   constexpr int64_t kStretch = 512;
   torch::stable::parallel_for(0, groups.numel(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t stop; begin < end; begin = stop) {
       stop = end - begin < kStretch ? end : begin + kStretch;
       if (!any_candidate(w + begin, stop - begin, candidate)) continue;
       for (int64_t i = begin; i < stop; ++i) {
-        if (!(magnitude(load(w[i])) >= candidate)) continue;
-        const DoReFaGroup<arithmetic_t<T>> group = parameters[groups.of(i)];
-        const arithmetic_t<T> t = portable_tanh(load(w[i]));
-        if (magnitude(t) == group.top) out[i] = store<T>(dorefa_at_maximum(load(grad[i]), t, group));
+        const A x = load(w[i]);
+        if (!(magnitude(x) >= candidate)) continue;
+        const int64_t group = groups.of(i);
+        if (tanh_exponential(x) != scales[group].exponential) continue;
+        out[i] = store<T>(
+            dorefa_gradient_at_maximum(load(grad[i]), portable_tanh(x), scales[group].reciprocal, taken[group]));
       }
     }
   });
@@ -199,17 +224,16 @@ Tensor dorefa_weight_backward_cpu(Tensor grad, Tensor w, Tensor statistic, bool 
         using T = std::remove_pointer_t<decltype(out)>;
         using A = arithmetic_t<T>;
         const int64_t count = groups.count();
-        std::vector<A> tops(count);
-        for (int64_t g = 0; g < count; ++g) tops[g] = portable_tanh(statistic[g]);
-        const std::vector<double> totals = reduce_with_tops(
-            groups, tops.data(), [&](auto tops) { return DoReFaBackwardTerm<T, decltype(tops)>{tops, grad, w, out}; });
-        std::vector<DoReFaGroup<A>> parameters(count);
+        const std::vector<DoReFaScale<A>> scales = dorefa_scales(statistic, count);
+        const std::vector<double> totals = reduce_with<A>(
+            groups, scales, [&](auto scales) { return DoReFaBackwardTerm<T, decltype(scales)>{scales, grad, w, out}; });
+        std::vector<A> taken(count);
         A candidate = INFINITY;
         for (int64_t g = 0; g < count; ++g) {
-          parameters[g] = dorefa_group(tops[g], totals[g], double(statistic[count + g]));
+          taken[g] = dorefa_taken(scales[g], totals[g], double(statistic[count + g]));
           if (dorefa_candidate(statistic[g]) < candidate) candidate = dorefa_candidate(statistic[g]);
         }
-        finish_maxima<T>(groups, parameters, candidate, grad, w, out);
+        finish_maxima(groups, scales, taken, candidate, grad, w, out);
       });
 }
 

@@ -206,13 +206,17 @@ Tensor bitnet_activation_cuda(Tensor x, int64_t bits) {
   });
 }
 
-// tanh of the largest magnitude in the group of each lane.
+// Of the group of each lane.
 template <class T>
-struct Tops {
-  arithmetic_t<T> of_lane[Vector<T>::size];
-  __device__ Tops(const arithmetic_t<T>* largest, const int64_t* group) {
+struct LaneScales {
+  arithmetic_t<T> exponential[Vector<T>::size], divisor[Vector<T>::size];
+  __device__ LaneScales(const arithmetic_t<T>* largest, const int64_t* group) {
 #pragma unroll
-    for (int k = 0; k < Vector<T>::size; ++k) of_lane[k] = portable_tanh(largest[group[k]]);
+    for (int k = 0; k < Vector<T>::size; ++k) {
+      const auto scale = DoReFaScale<arithmetic_t<T>>::of(largest[group[k]]);
+      exponential[k] = scale.exponential;
+      divisor[k] = scale.divisor;
+    }
   }
 };
 
@@ -226,19 +230,28 @@ struct DoReFaTerms {
 
   struct Lanes {
     DoReFaTerms all;
-    Tops<T> tops;
+    LaneScales<T> scales;
     __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
       Vector<T> v = read_vector(all.w, begin, end, aligned16(all.w + begin));
 #pragma unroll
       for (int k = 0; k < Vector<T>::size; ++k) {
-        const arithmetic_t<T> t = portable_tanh(load(v.value[k]));
-        v.value[k] = store<T>(all.f(t, tops.of_lane[k]));
-        terms[k] = magnitude(t) == tops.of_lane[k] ? 1 : 0;
+        const arithmetic_t<T> x = load(v.value[k]), e = tanh_exponential(x);
+        v.value[k] = store<T>(all.f(x, e, scales.divisor[k]));
+        terms[k] = e == scales.exponential[k] ? 1 : 0;
       }
       write_vector(all.out, begin, end, aligned16(all.out + begin), v);
     }
   };
-  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, Tops<T>(largest, group)}; }
+  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, LaneScales<T>(largest, group)}; }
+};
+
+template <class T>
+struct LaneReciprocals {
+  arithmetic_t<T> value[Vector<T>::size];
+  __device__ LaneReciprocals(const arithmetic_t<T>* largest, const int64_t* group) {
+#pragma unroll
+    for (int k = 0; k < Vector<T>::size; ++k) value[k] = DoReFaScale<arithmetic_t<T>>::of(largest[group[k]]).reciprocal;
+  }
 };
 
 // Writes the gradient with the maximum held, and sums what the maximum's is made of.
@@ -250,46 +263,48 @@ struct DoReFaBackwardTerms {
 
   struct Lanes {
     DoReFaBackwardTerms all;
-    Tops<T> tops;
+    LaneReciprocals<T> reciprocals;
     __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
       Vector<T> g = read_vector(all.grad, begin, end, aligned16(all.grad + begin));
       Vector<T> v = read_vector(all.w, begin, end, aligned16(all.w + begin));
 #pragma unroll
       for (int k = 0; k < Vector<T>::size; ++k) {
         const arithmetic_t<T> t = portable_tanh(load(v.value[k])), grad = load(g.value[k]);
-        v.value[k] = store<T>(DoReFaBackward()(grad, t, tops.of_lane[k]));
+        v.value[k] = store<T>(dorefa_gradient(grad, t, reciprocals.value[k]));
         terms[k] = double(grad) * double(t);
       }
       write_vector(all.out, begin, end, aligned16(all.out + begin), v);
     }
   };
-  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, Tops<T>(largest, group)}; }
+  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, LaneReciprocals<T>(largest, group)}; }
 };
 
 template <class A>
-struct KeepDoReFaGroup {
+struct KeepTaken {
   const A *largest, *ties;
-  DoReFaGroup<A>* parameters;
+  A* taken;
   __device__ void operator()(int64_t group, double total) const {
-    parameters[group] = dorefa_group(portable_tanh(largest[group]), total, double(ties[group]));
+    taken[group] = dorefa_taken(DoReFaScale<A>::of(largest[group]), total, double(ties[group]));
   }
 };
 
 // The maxima are few: a pass over the weights alone finds them.
 template <class T>
 __global__ void __launch_bounds__(256)
-    dorefa_maxima_kernel(Groups groups, const arithmetic_t<T>* largest, const DoReFaGroup<arithmetic_t<T>>* parameters,
-                         const T* grad, const T* w, T* out, bool aligned) {
+    dorefa_maxima_kernel(Groups groups, const arithmetic_t<T>* largest, const arithmetic_t<T>* taken, const T* grad,
+                         const T* w, T* out, bool aligned) {
+  using A = arithmetic_t<T>;
   constexpr int N = Vector<T>::size;
   const int64_t numel = groups.numel();
   for (int64_t begin = grid_index() * N; begin < numel; begin += grid_stride() * N) {
     const Vector<T> v = read_vector(w, begin, numel, aligned);
     for (int k = 0; k < N && begin + k < numel; ++k) {
       const int64_t i = begin + k, group = groups.of(i);
-      if (!(magnitude(load(v.value[k])) >= dorefa_candidate(largest[group]))) continue;
-      const arithmetic_t<T> t = portable_tanh(load(v.value[k]));
-      if (magnitude(t) != parameters[group].top) continue;
-      out[i] = store<T>(dorefa_at_maximum(load(grad[i]), t, parameters[group]));
+      const A x = load(v.value[k]);
+      if (!(magnitude(x) >= dorefa_candidate(largest[group]))) continue;
+      const auto scale = DoReFaScale<A>::of(largest[group]);
+      if (tanh_exponential(x) != scale.exponential) continue;
+      out[i] = store<T>(dorefa_gradient_at_maximum(load(grad[i]), portable_tanh(x), scale.reciprocal, taken[group]));
     }
   }
 }
@@ -314,13 +329,13 @@ Tensor dorefa_weight_backward_cuda(Tensor grad, Tensor w, Tensor statistic, bool
       [&](const Groups& groups, const auto* grad, const auto* x, const auto* largest, auto* out) {
         using T = std::remove_pointer_t<decltype(out)>;
         using A = arithmetic_t<T>;
-        Tensor memory = new_parameters<DoReFaGroup<A>>(groups.count(), w);
-        auto* parameters = static_cast<DoReFaGroup<A>*>(memory.mutable_data_ptr());
+        Tensor memory = new_statistic(w, 1, groups.count());
+        A* taken = static_cast<A*>(memory.mutable_data_ptr());
         reduce_groups<Additive, T>(launch, groups, w, DoReFaBackwardTerms<T>{largest, grad, x, out},
-                                   KeepDoReFaGroup<A>{largest, largest + groups.count(), parameters});
+                                   KeepTaken<A>{largest, largest + groups.count(), taken});
         const int64_t blocks = blocks_for(groups.numel(), 256 * 4 * Vector<T>::size);
         launch(dorefa_maxima_kernel<T>, std::min<int64_t>(blocks, INT32_MAX), 256, groups, largest,
-               static_cast<const DoReFaGroup<A>*>(parameters), grad, x, out, aligned16(x));
+               static_cast<const A*>(taken), grad, x, out, aligned16(x));
       });
 }
 
