@@ -125,7 +125,7 @@ def clipped(device: str) -> list[Arguments]:
 
 def clipped_gradients(device: str) -> list[Arguments]:
     alpha = torch.ones((), device=device, dtype=torch.float16)
-    return [(grad, mask, mask.flip(0) & mask, alpha) for grad, mask in masked(device)]
+    return [(grad, mask, mask.flip(0) & mask, alpha) for grad, mask, *_ in masked(device)]
 
 
 def weights(device: str) -> list[tuple[torch.Tensor, bool]]:

@@ -184,7 +184,7 @@ def _mean(x: Tensor, dims: list[int]) -> Tensor:
 
 def _sign(x: Tensor) -> Tensor:
     """Never 0, NaN at NaN; passes the gradient where abs(x) <= 1."""
-    return torch.where(x.isnan(), x, Sign.apply(x, Clip.number, 1.0, 0.0)[0])
+    return torch.where(x.isnan(), x, Sign.apply(x, Clip.number, 1.0, 0.0, 1.0, None)[0])
 
 
 def _passes(x: Tensor) -> Tensor:
