@@ -68,10 +68,10 @@ class PassThrough(NativeFunction):
         return new_tangent(tangent)
 
 
-def _fold(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, torch.Size, int | None]:
+def _fold(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, torch.Size, int]:
     """A batch of weights as one, each group a row of it; the shape of the batch, and the axis that `unfold` takes."""
     batch = w.movedim(in_dims[0], 0)
-    axis = 0 if per_channel else None
+    axis = 0 if per_channel else -1
     return fold_channels(batch, axis), batch.shape, axis
 
 
