@@ -31,7 +31,7 @@ from ste_ops.nn import (
     Ternary,
     XNORWeight,
 )
-from ste_ops.surrogate import Clip, Identity
+from ste_ops.surrogate import Clip, Identity, Tanh
 
 # A new module is one row: the module, and the operator with the same settings.
 QUANTIZERS = {
@@ -150,6 +150,19 @@ def test_a_surrogate_can_be_assigned_while_training():
     module.surrogate = "none"
     with pytest.raises(TypeError, match="surrogate must be one of"):
         module(x)
+
+
+def test_a_schedule_of_surrogates_compiles_twice_at_most():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    module = Sign()
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    for step in range(5):
+        module.surrogate = Tanh(1.0 + 0.3 * step, 1.0)
+        x = torch.randn(50, requires_grad=True)
+        (received,) = torch.autograd.grad(compiled(x).sum(), x)
+        torch.testing.assert_close(received, module.surrogate.derivative(x.detach()))
+    assert counter.frame_count <= 2
 
 
 def test_pact_learns_alpha():
