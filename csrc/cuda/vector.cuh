@@ -24,7 +24,7 @@ int64_t elementwise_blocks(int64_t numel) {
   return blocks_for(numel, kChunk<T> * kChunksPerWarp * (kElementwiseThreads / kWarpSize));
 }
 
-inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+STE_HD bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 // The first element of this thread's vector in chunk k of its warp. Chunks of one k lie side by side over the block.
 template <class T>
