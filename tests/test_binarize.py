@@ -270,9 +270,10 @@ def test_the_loops_below_avx512():
     tests = (
         f"{__file__}::test_the_mask_has_one_bit_an_element",
         f"{__file__}::test_equals_the_tutorial_class_bit_for_bit",
+        f"{__file__}::test_all_65536_values",
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *tests]
     environment = {**os.environ, "STE_OPS_CPU_CAPABILITY": "avx2"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert re.search(r"^11 passed", done.stdout, re.MULTILINE), done.stdout[-400:]
+    assert re.search(r"^13 passed", done.stdout, re.MULTILINE), done.stdout[-400:]

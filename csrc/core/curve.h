@@ -27,13 +27,13 @@ STE_HD A odd(A x, A v) {
 // The logistic function at u >= 0: its derivative e^-u / (1 + e^-u)^2, and 2 sigma(u) - 1 = tanh(u / 2).
 template <class A>
 struct Logistic {
-  A u, slope, tanh;
+  A slope, tanh;
 
-  STE_HD explicit Logistic(A argument) : u(capped(argument, Floating<A>::exp_limit + A(1))) {
-    A e = portable_exp(-u);
-    A part = A(1) / (A(1) + e);
-    slope = e * part * part;
-    tanh = (A(1) - e) * part;
+  STE_HD explicit Logistic(A u) {
+    A e = portable_exp_bounded(-u);
+    A sum = A(1) + e;
+    slope = e / (sum * sum);
+    tanh = (A(1) - e) / sum;
   }
 };
 
@@ -64,16 +64,24 @@ struct Swish {
   double beta;
   STE_HD Swish(double beta, double) : beta(beta) {}
 
+  // Capped where the slope is 0, for it is multiplied by the slope.
+  template <class A>
+  STE_HD A argument(A x) const {
+    return capped(A(beta) * magnitude(x), Floating<A>::exp_limit + A(1));
+  }
+
   template <class A>
   STE_HD A derivative(A x) const {
-    Logistic<A> l(A(beta) * magnitude(x));
-    return A(2 * beta) * (l.slope * (A(2) - l.u * l.tanh));
+    // With e = e^-u all of it over one denominator.
+    A u = argument(x), e = portable_exp_bounded(-u), sum = A(1) + e;
+    return A(2 * beta) * (e * (sum + sum - u * (A(1) - e)) / (sum * sum * sum));
   }
 
   template <class A>
   STE_HD A second(A x) const {
-    Logistic<A> l(A(beta) * magnitude(x));
-    A inner = l.tanh * (l.u * l.tanh - A(3)) - A(2) * l.u * l.slope;
+    A u = argument(x);
+    Logistic<A> l(u);
+    A inner = l.tanh * (u * l.tanh - A(3)) - A(2) * u * l.slope;
     return odd(x, A(beta) * (A(2 * beta) * (l.slope * inner)));
   }
 };
@@ -112,14 +120,14 @@ struct ReSTE {
   STE_HD A derivative(A x) const {
     A u = magnitude(x);
     A base = u < A(flat) ? A(flat) : u;
-    A value = A(factor) * portable_exp(A(exponent) * portable_log(base));
+    A value = A(factor) * portable_power(base, A(exponent));
     return u > A(threshold) ? A(0) : value;
   }
 
   template <class A>
   STE_HD A second(A x) const {
     A u = magnitude(x);
-    A value = odd(x, A(factor) * portable_exp(A(exponent) * portable_log(u)) * A(exponent) / u);
+    A value = odd(x, A(factor) * portable_power(u, A(exponent)) * A(exponent) / u);
     value = u < A(flat) ? A(0) : value;
     return u > A(threshold) ? A(0) : value;
   }
@@ -244,7 +252,7 @@ struct PiecewiseExp {
 
   template <class A>
   STE_HD A derivative(A x) const {
-    return A(0.5 * alpha) * portable_exp(-(A(alpha) * magnitude(x)));
+    return A(0.5 * alpha) * portable_exp_bounded(-(A(alpha) * magnitude(x)));
   }
 
   template <class A>
@@ -263,14 +271,14 @@ struct Erf {
   template <class A>
   STE_HD A derivative(A x) const {
     A v = A(alpha) * x;
-    return A(alpha * 0x1.20dd750429b6dp-1) * portable_exp(-(v * v));
+    return A(alpha * 0x1.20dd750429b6dp-1) * portable_exp_bounded(-(v * v));
   }
 
   template <class A>
   STE_HD A second(A x) const {
     // At the cap the exponential is 0.
     A v = capped(A(alpha) * magnitude(x), A(30));
-    return odd(x, A(-2 * alpha) * (v * (A(alpha * 0x1.20dd750429b6dp-1) * portable_exp(-(v * v)))));
+    return odd(x, A(-2 * alpha) * (v * (A(alpha * 0x1.20dd750429b6dp-1) * portable_exp_bounded(-(v * v)))));
   }
 };
 
