@@ -98,6 +98,7 @@ STE_OPS_INLINE double total_of_run(Term term, int64_t begin, int64_t end) {
   for (int l = 0; l < kLanes; ++l) lanes[l] = State(Reduction::identity());
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
+#pragma GCC ivdep
     for (int l = 0; l < kLanes; ++l) lanes[l] = Reduction::combine(lanes[l], State(term(i + l, 0)));
   }
   for (int l = 0; i + l < end; ++l) lanes[l] = Reduction::combine(lanes[l], State(term(i + l, 0)));

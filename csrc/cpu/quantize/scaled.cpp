@@ -121,9 +121,11 @@ struct LaneParameters {
 };
 
 // Sums the terms of make_term(parameters of the task's lanes) over each group.
-template <class A, class P, class MakeTerm>
+template <class T, class P, class MakeTerm>
 std::vector<double> reduce_with(const Groups& groups, const std::vector<P>& parameters, const MakeTerm& make_term) {
-  if (are_runs(groups)) {
+  using A = arithmetic_t<T>;
+  // float16 conversions beside a tanh vectorize in the rows of reduce_groups alone.
+  if (!std::is_same_v<T, Half> && are_runs(groups)) {
     return reduce_runs<Additive, A>(groups,
                                     [&](int64_t group) { return make_term(OneParameter<P>{parameters[group]}); });
   }
@@ -189,7 +191,7 @@ std::tuple<Tensor, Tensor> dorefa_weight_cpu(Tensor w, int64_t bits, bool per_ch
         const int64_t count = groups.count();
         const std::vector<double> largest = reduce_magnitudes<Maximum>(groups, w);
         for (int64_t g = 0; g < count; ++g) statistic[g] = A(largest[g]);
-        const std::vector<double> ties = reduce_with<A>(groups, dorefa_scales(statistic, count), [&](auto scales) {
+        const std::vector<double> ties = reduce_with<T>(groups, dorefa_scales(statistic, count), [&](auto scales) {
           return DoReFaTerm<T, decltype(scales)>{f, scales, w, out};
         });
         for (int64_t g = 0; g < count; ++g) statistic[count + g] = A(ties[g]);
@@ -232,7 +234,7 @@ Tensor dorefa_weight_backward_cpu(Tensor grad, Tensor w, Tensor statistic, bool 
         using A = arithmetic_t<T>;
         const int64_t count = groups.count();
         const std::vector<DoReFaScale<A>> scales = dorefa_scales(statistic, count);
-        const std::vector<double> totals = reduce_with<A>(
+        const std::vector<double> totals = reduce_with<T>(
             groups, scales, [&](auto scales) { return DoReFaBackwardTerm<T, decltype(scales)>{scales, grad, w, out}; });
         std::vector<A> taken(count);
         A candidate = INFINITY;
