@@ -2,6 +2,7 @@
 // for float64. A NaN makes the statistic of its group NaN, and with it the whole group.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "dtype.h"
@@ -102,13 +103,16 @@ STE_HD A passed_where(bool passes, A x) {
 
 template <class A>
 STE_HD A sign_or_zero(A x) {
-  return x > A(0) ? A(1) : (x < A(0) ? A(-1) : A(0));
+  return A(x > A(0)) - A(x < A(0));
 }
 
 // What an element adds to the gradient of its group's mean: the incoming gradient times sign(w).
 template <class A>
 STE_HD double xnor_term(A grad, A w) {
-  return double(w != w ? w : (w >= A(0) ? grad : -grad));
+  using U = bits_t<A>;
+  const U nan = bit_cast<U>(A(INFINITY)) | U(U(1) << (sizeof(A) == 4 ? 22 : 51));
+  U bits = bit_cast<U>(grad) ^ (w < A(0) ? U(1) << (8 * sizeof(A) - 1) : U(0));
+  return double(bit_cast<A>(U(bits | (w != w ? nan : U(0)))));
 }
 
 // The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members.

@@ -9,13 +9,12 @@ namespace ste_ops {
 template <class A>
 STE_HD A portable_expm1(A x) {
   using F = Floating<A>;
-  using U = bits_t<A>;
   A rounded = x * F::log2_e + F::rounder;
   A n = rounded - F::rounder;
   A r = (x - n * F::ln2_high) - n * F::ln2_low;
   A value = r + r * r * exp_tail(r);
-  // 2^n: n into the exponent of 1.
-  A scale = bit_cast<A>(U(bit_cast<U>(A(1)) + (bit_cast<U>(rounded) << F::mantissa)));
+  // n into the exponent of 1. The bits of the rounder that the shift leaves are 0.
+  A scale = bit_cast<A>(bits_t<A>(bit_cast<bits_t<A>>(A(1)) + (bit_cast<bits_t<A>>(rounded) << F::mantissa)));
   value = scale * value + (scale - A(1));
   return x < -F::exp_limit ? A(-1) : value;
 }

@@ -1,8 +1,10 @@
 // Element-wise loops in which the elements of a group (core/axis.h) share a parameter.
 #pragma once
 
-#include "../../core/axis.h"
-#include "../loop.h"
+#include <algorithm>
+#include <vector>
+
+#include "../reduce.h"
 
 namespace ste_ops {
 
@@ -82,10 +84,11 @@ void map_in_groups(F f, const Groups& groups, const P* parameters, const T* grad
   each_in_groups(MapTwo<F, T, P>{f, grad, x, out}, groups, parameters);
 }
 
-// Whether each group is one run of memory, and the cache holds it between two readings.
-inline bool are_short_runs(const Groups& groups) {
-  return groups.batch == 1 && groups.outer == 1 && groups.inner >= 64 && groups.inner <= 16384;
-}
+// Whether each group is one run of memory, and not so short that it is better reduced side by side with others.
+inline bool are_runs(const Groups& groups) { return groups.batch == 1 && groups.outer == 1 && groups.inner >= 64; }
+
+// And whether the cache holds a run between two readings.
+inline bool are_short_runs(const Groups& groups) { return are_runs(groups) && groups.inner <= 16384; }
 
 // The total of term(i, 0) over [begin, end), in lanes that make the same order on every level of the instruction set.
 template <class Reduction, class State, class Term>
@@ -95,6 +98,7 @@ STE_OPS_INLINE double total_of_run(Term term, int64_t begin, int64_t end) {
   for (int l = 0; l < kLanes; ++l) lanes[l] = State(Reduction::identity());
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
+#pragma GCC ivdep
     for (int l = 0; l < kLanes; ++l) lanes[l] = Reduction::combine(lanes[l], State(term(i + l, 0)));
   }
   for (int l = 0; i + l < end; ++l) lanes[l] = Reduction::combine(lanes[l], State(term(i + l, 0)));
@@ -128,6 +132,57 @@ STE_OPS_AVX512 void visit_runs_avx512(const Groups& groups, Term term, F f, cons
   visit_runs<Reduction, State>(groups, term, f, finish, first, last);
 }
 #endif
+
+template <class Reduction, class State, class Term>
+STE_OPS_BELOW_AVX512 double total_below_avx512(Term term, int64_t begin, int64_t end) {
+  return total_of_run<Reduction, State>(term, begin, end);
+}
+
+#ifdef STE_OPS_AVX512
+template <class Reduction, class State, class Term>
+STE_OPS_AVX512 double total_avx512(Term term, int64_t begin, int64_t end) {
+  return total_of_run<Reduction, State>(term, begin, end);
+}
+#endif
+
+// The totals of runs, in blocks of a fixed size that are joined in order. `make_term(group)` gives what is added.
+template <class Reduction, class A, class MakeTerm>
+std::vector<double> reduce_runs(const Groups& groups, const MakeTerm& make_term) {
+  using State = typename Reduction::template State<A>;
+  constexpr int64_t kBlock = 8192;
+  const int64_t blocks = (groups.inner + kBlock - 1) / kBlock, each = std::min(kBlock, groups.inner);
+  std::vector<double> partials(groups.size * blocks);
+  torch::stable::parallel_for(0, groups.size * blocks, std::max<int64_t>(1, kGrain / each),
+                              [&](int64_t first, int64_t last) {
+                                for (int64_t b = first; b < last; ++b) {
+                                  const int64_t run = b / blocks * groups.inner, begin = run + b % blocks * kBlock;
+                                  const int64_t end = std::min(begin + kBlock, run + groups.inner);
+                                  const auto term = make_term(b / blocks);
+#ifdef STE_OPS_AVX512
+                                  if (has_avx512()) {
+                                    partials[b] = total_avx512<Reduction, State>(term, begin, end);
+                                    continue;
+                                  }
+#endif
+                                  partials[b] = total_below_avx512<Reduction, State>(term, begin, end);
+                                }
+                              });
+  if (blocks == 1) return partials;
+  std::vector<double> totals(groups.size, Reduction::identity());
+  for (int64_t b = 0; b < groups.size * blocks; ++b) {
+    totals[b / blocks] = Reduction::combine(totals[b / blocks], partials[b]);
+  }
+  return totals;
+}
+
+// The totals of any groups; the term is the same for all.
+template <class Reduction, class A, class Term>
+std::vector<double> reduce_each(const Groups& groups, Term term) {
+  if (are_runs(groups)) return reduce_runs<Reduction, A>(groups, [&](int64_t) { return term; });
+  std::vector<double> totals(groups.count());
+  reduce_groups<Reduction, A>(groups, totals.data(), [&](const ReduceTask&) { return term; });
+  return totals;
+}
 
 // Of short runs: reduces each and calls f(i, finish(group, total)) for its elements while they are still in the cache.
 template <class Reduction, class A, class Term, class F, class Finish>

@@ -19,10 +19,7 @@ struct MagnitudeTerm {
 
 template <class Reduction, class T>
 std::vector<double> reduce_magnitudes(const Groups& groups, const T* x) {
-  std::vector<double> totals(groups.count());
-  reduce_groups<Reduction, arithmetic_t<T>>(groups, totals.data(),
-                                            [&](const ReduceTask&) { return MagnitudeTerm<T>{x}; });
-  return totals;
+  return reduce_each<Reduction, arithmetic_t<T>>(groups, MagnitudeTerm<T>{x});
 }
 
 // mean(|w|) of each group.
@@ -59,12 +56,18 @@ Tensor xnor_weight_backward_cpu(Tensor grad, Tensor w, Tensor mean, bool per_cha
                                 [](const Groups& groups, const auto* grad, const auto* w, const auto* mean, auto* out) {
                                   using T = std::remove_pointer_t<decltype(out)>;
                                   using A = arithmetic_t<T>;
-                                  std::vector<double> totals(groups.count());
-                                  reduce_groups<Additive, A>(groups, totals.data(),
-                                                             [&](const ReduceTask&) { return XnorTerm<T>{grad, w}; });
+                                  const XnorTerm<T> term{grad, w};
+                                  const auto group_of = [&](int64_t g, double total) {
+                                    return XnorGroup<A>{mean[g], mean_of<A>(total, groups.members())};
+                                  };
+                                  if (are_short_runs(groups)) {
+                                    const MapTwo<XnorBackward, T, XnorGroup<A>> map{{}, grad, w, out};
+                                    reduce_and_visit_runs<Additive, A>(groups, term, map, group_of);
+                                    return;
+                                  }
+                                  const std::vector<double> totals = reduce_each<Additive, A>(groups, term);
                                   std::vector<XnorGroup<A>> parameters(groups.count());
-                                  for (int64_t g = 0; g < groups.count(); ++g)
-                                    parameters[g] = {mean[g], mean_of<A>(totals[g], groups.members())};
+                                  for (int64_t g = 0; g < groups.count(); ++g) parameters[g] = group_of(g, totals[g]);
                                   map_in_groups(XnorBackward{}, groups, parameters.data(), grad, w, out);
                                 });
 }
@@ -118,8 +121,14 @@ struct LaneParameters {
 };
 
 // Sums the terms of make_term(parameters of the task's lanes) over each group.
-template <class A, class P, class MakeTerm>
+template <class T, class P, class MakeTerm>
 std::vector<double> reduce_with(const Groups& groups, const std::vector<P>& parameters, const MakeTerm& make_term) {
+  using A = arithmetic_t<T>;
+  // float16 conversions beside a tanh vectorize in the rows of reduce_groups alone.
+  if (!std::is_same_v<T, Half> && are_runs(groups)) {
+    return reduce_runs<Additive, A>(groups,
+                                    [&](int64_t group) { return make_term(OneParameter<P>{parameters[group]}); });
+  }
   std::vector<double> totals(groups.count());
   if (groups.size == 1 || groups.inner > kReduceSpan) {
     reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
@@ -182,7 +191,7 @@ std::tuple<Tensor, Tensor> dorefa_weight_cpu(Tensor w, int64_t bits, bool per_ch
         const int64_t count = groups.count();
         const std::vector<double> largest = reduce_magnitudes<Maximum>(groups, w);
         for (int64_t g = 0; g < count; ++g) statistic[g] = A(largest[g]);
-        const std::vector<double> ties = reduce_with<A>(groups, dorefa_scales(statistic, count), [&](auto scales) {
+        const std::vector<double> ties = reduce_with<T>(groups, dorefa_scales(statistic, count), [&](auto scales) {
           return DoReFaTerm<T, decltype(scales)>{f, scales, w, out};
         });
         for (int64_t g = 0; g < count; ++g) statistic[count + g] = A(ties[g]);
@@ -225,7 +234,7 @@ Tensor dorefa_weight_backward_cpu(Tensor grad, Tensor w, Tensor statistic, bool 
         using A = arithmetic_t<T>;
         const int64_t count = groups.count();
         const std::vector<DoReFaScale<A>> scales = dorefa_scales(statistic, count);
-        const std::vector<double> totals = reduce_with<A>(
+        const std::vector<double> totals = reduce_with<T>(
             groups, scales, [&](auto scales) { return DoReFaBackwardTerm<T, decltype(scales)>{scales, grad, w, out}; });
         std::vector<A> taken(count);
         A candidate = INFINITY;
