@@ -79,8 +79,8 @@ class _Uniform(Quantizer):
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         name = type(self).__name__
-        # An export without Dynamo would note here what only its copies of the tensors know. With Dynamo (where torch 2.11
-        # says "exporting" in every torch.compile too) the program itself searches, in its first run.
+        # An export without Dynamo would note here what only its copies of the tensors know. With Dynamo (where torch
+        # 2.11 says "exporting" in every torch.compile too) the program itself searches, in its first run.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise RuntimeError(f"{name}: no scale is set yet, so nothing can be exported; run one batch before")
         if self.axis is not None and self.scale.numel() == 0:
