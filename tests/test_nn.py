@@ -118,7 +118,7 @@ def test_a_module_keeps_dtype_and_survives_copies(name):
         (lambda: LSQ(2, signed=1), "LSQ: signed must be True or False, got 1"),
         (lambda: LSQ(2, axis=0.0), "LSQ: axis must be None or an integer"),
         (lambda: LSQ(2, channels=3), "LSQ: channels is the size of x along axis, got channels=3 without axis"),
-        (lambda: LSQ(2, axis=0, channels=-1), "LSQ: channels must be an integer >= 1, got -1"),
+        (lambda: LSQ(2, axis=0, channels=0), "LSQ: channels must be an integer >= 1, got 0"),
         (lambda: LSQ(2, scale=0.0), "LSQ: scale must be finite and > 0, got 0.0"),
         (lambda: LSQ(2, scale=[1.0, float("nan")], axis=0), "LSQ: scale must be finite and > 0"),
         (lambda: LSQ(2, scale=[1.0, 2.0]), r"LSQ: scale must be one number without axis, got shape \(2,\)"),
