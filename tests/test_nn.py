@@ -118,7 +118,7 @@ def test_a_module_keeps_dtype_and_survives_copies(name):
         (lambda: LSQ(2, signed=1), "LSQ: signed must be True or False, got 1"),
         (lambda: LSQ(2, axis=0.0), "LSQ: axis must be None or an integer"),
         (lambda: LSQ(2, channels=3), "LSQ: channels is the size of x along axis, got channels=3 without axis"),
-        (lambda: LSQ(2, axis=0, channels=-1), "LSQ: channels must be an integer >= 1, got -1"),
+        (lambda: LSQ(2, axis=0, channels=0), "LSQ: channels must be an integer >= 1, got 0"),
         (lambda: LSQ(2, scale=0.0), "LSQ: scale must be finite and > 0, got 0.0"),
         (lambda: LSQ(2, scale=[1.0, float("nan")], axis=0), "LSQ: scale must be finite and > 0"),
         (lambda: LSQ(2, scale=[1.0, 2.0]), r"LSQ: scale must be one number without axis, got shape \(2,\)"),
@@ -185,6 +185,17 @@ def test_a_step_that_the_optimizer_pushed_below_0_comes_back(make):
         optimizer.step()
     assert loss < 0.5
     assert parameter > 0
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float64])
+def test_scales_may_have_another_dtype_than_the_tensors(cast):
+    for module in (LSQ(4), FakeQuantize(4, signed=False)):
+        x = torch.randn(20, dtype=cast, requires_grad=True)
+        out = module(x)  # float32 scales
+        out.sum().backward()
+        assert out.dtype == x.grad.dtype == cast
+        module.to(torch.bfloat16)(x.detach().float())
+        assert all(p.grad.dtype == p.dtype == torch.bfloat16 for p in module.parameters())
 
 
 # The first tensor.
@@ -294,6 +305,18 @@ def test_a_replica_sets_the_scale_of_the_module_that_it_shares_memory_with():
     assert bool(module.initialized)
     module(100 * x)
     assert module.scale == again.scale
+
+
+def test_functional_calls_take_other_parameters():
+    layer, x = QuantLinear(4, 3, weight_quantizer=LSQ(3, axis=0), input_quantizer=LSQ(3)), torch.randn(2, 4)
+    expected = layer(x)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    two = {name: torch.stack([p, 1.5 * p]) for name, p in parameters.items()}
+    out = torch.vmap(lambda p: torch.func.functional_call(layer, p, (x,)))(two)
+    torch.testing.assert_close(out[0], expected)
+    gradients = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,)).square().sum())(parameters)
+    expected.square().sum().backward()
+    torch.testing.assert_close(gradients, {name: p.grad for name, p in layer.named_parameters()})
 
 
 @pytest.mark.parametrize("make", [lambda: LSQ(3), lambda: FakeQuantize(3, signed=False)])

@@ -141,6 +141,22 @@ def test_a_layer_gives_its_weights_channels_to_the_quantizer():
     assert scale.grad.abs().min() > 0
 
 
+def test_a_scale_that_is_given_spreads_over_the_channels():
+    lsq, fake = LSQ(4, axis=0, scale=0.5), FakeQuantize(4, signed=False, axis=1, scale=0.5, zero_point=3)
+    QuantLinear(4, 3, weight_quantizer=lsq, input_quantizer=Sign())
+    QuantLinear(4, 3, weight_quantizer=fake)
+    assert isinstance(lsq.scale, nn.Parameter)
+    assert (lsq.scale.tolist(), fake.scale.tolist(), fake.zero_point.tolist()) == ([0.5] * 3, [0.5] * 4, [3] * 4)
+    assert bool(lsq.initialized)
+
+
+def test_quantizers_are_made_on_the_layers_device():
+    model = quantize_(Net().to("meta"), weight=FakeQuantize(4, axis=0), input=LSQ(4))
+    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
+    model.load_state_dict(quantize_(Net(), weight=FakeQuantize(4, axis=0), input=LSQ(4)).state_dict(), assign=True)
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
 def test_repr_says_what_is_quantized():
     text = repr(QuantConv2d(1, 2, 3, weight_quantizer=LSQ(2), input_quantizer=ste_ops.sign))
     assert "QuantConv2d(\n  1, 2, kernel_size=(3, 3), stride=(1, 1), input_quantizer=sign" in text
@@ -169,6 +185,7 @@ def test_quantize_keeps_everything_of_a_model_but_the_class():
     assert [model.first.input_quantizer, model.body[1].input_quantizer] == [None, None]
     assert model.body[1].weight_quantizer is not model.first.weight_quantizer
     assert model.body[1].weight_quantizer.scale.shape == (6,)
+    assert model.body[1].weight_quantizer.scale.dtype == torch.float64
     before = model.last.weight.detach().clone()
     model(torch.randn(2, 1, 8, 8, dtype=torch.float64)).square().sum().backward()
     optimizer.step()

@@ -35,19 +35,16 @@ class _Uniform(Quantizer):
             raise TypeError(f"{name}: axis must be None or an integer, got {axis!r}")
         if channels is not None and axis is None:
             raise ValueError(f"{name}: channels is the size of x along axis, got channels={channels!r} without axis")
+        if channels is not None:
+            check_integer(name, "channels", channels, 1)
         self.axis = axis
-        if scale is None:
-            self._resize(0 if axis is not None and channels is None else channels)
-        else:
+        if scale is not None:
             self._give(scale, channels)
+        else:
+            # Ones, which the first forward overwrites. Without channels there are none until a layer says how many.
+            self._hold(torch.ones(() if axis is None else (channels or 0,)))
         self._settled = scale is not None
         self.register_buffer("initialized", torch.tensor(self._settled))
-
-    def _resize(self, channels: int | None) -> None:
-        """A scale of ones, which the first forward overwrites: one number, or `channels` of them."""
-        if channels:
-            check_integer(type(self).__name__, "channels", channels, 1)
-        self._hold(torch.ones(() if channels is None else (channels,)))
 
     def _give(self, scale: Any, channels: int | None) -> None:
         name = type(self).__name__
@@ -67,9 +64,10 @@ class _Uniform(Quantizer):
         raise NotImplementedError
 
     def _fit_channels(self, weight: Tensor) -> None:
-        """Takes the number of channels from a weight, where `axis` came without `channels`; layers call this."""
-        if self.axis is not None and self.scale.numel() == 0:
-            self._resize(weight.shape[self.axis])
+        """Takes the number of channels from a weight, where `axis` came without it; layers call this."""
+        if self.axis is not None and self.scale.numel() in (0, 1):
+            scale = self.scale.detach() if self.scale.numel() else self.scale.new_ones(1)
+            self._hold(scale.expand(weight.shape[self.axis]).clone())
 
     def reset_parameters(self) -> None:
         """Forgets the scale: the next forward finds it again, as after weights were loaded that it does not fit."""
@@ -79,7 +77,9 @@ class _Uniform(Quantizer):
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         name = type(self).__name__
-        if torch.compiler.is_exporting():
+        # An export without Dynamo would note here what only its copies of the tensors know. With Dynamo (where torch
+        # 2.11 says "exporting" in every torch.compile too) the program itself searches, in its first run.
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise RuntimeError(f"{name}: no scale is set yet, so nothing can be exported; run one batch before")
         if self.axis is not None and self.scale.numel() == 0:
             raise RuntimeError(
@@ -108,12 +108,12 @@ class LSQ(_Uniform):
     """`ste_ops.lsq`: rounded to multiples of a learned step, its scale.
 
     Unless given, the step becomes ``2 * mean(abs(x)) / sqrt(quant_max)`` of the first tensor that the module sees (the
-    weights, or the first batch of activations). The step is a parameter from the beginning, so an
-    optimizer made before the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says whether
-    it is set. This asks nothing of the host and breaks no graph; under `torch.compile` the second call compiles once
-    more, without the search. Before `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also
-    before `DistributedDataParallel`, which gives every process the first one's step when it wraps the model; in
-    `DataParallel` the step is found from the first device's part of the batch.
+    weights, or the first batch of activations). The step is a parameter from the beginning, so an optimizer made before
+    the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says whether it is set. This asks
+    nothing of the host and breaks no graph; under `torch.compile` the second call compiles once more, without the
+    search. Before `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also before
+    `DistributedDataParallel`, which gives every process the first one's step when it wraps the model; in `DataParallel`
+    the step is found from the first device's part of the batch.
 
     The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23 (the least, that a
     tensor of zeros starts with too), and its gradient still passes, so that it can come back.
@@ -155,7 +155,7 @@ class LSQ(_Uniform):
         self.grad_scale = None if grad_scale is None else check_number("LSQ", "grad_scale", grad_scale)
 
     def _hold(self, scale: Tensor) -> None:
-        self.scale = nn.Parameter(scale)
+        self.scale = nn.Parameter(scale.detach())
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
         others, magnitude = self._others(x), x.abs().to(torch.promote_types(x.dtype, torch.float32))
@@ -229,8 +229,10 @@ class FakeQuantize(_Uniform):
         self.zero_point.copy_(zeros.reshape(()) if zeros.numel() == 1 else zeros)
 
     def _hold(self, scale: Tensor) -> None:
+        held = self._buffers.get("zero_point")
+        zero = held if held is not None and held.numel() == 1 else scale.new_zeros(1, dtype=torch.int32)
         self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros_like(scale, dtype=torch.int32))
+        self.register_buffer("zero_point", zero.reshape(()).expand(scale.shape).clone())
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
