@@ -13,8 +13,6 @@ from ste_ops import gallery
 from ste_ops.testing import _operators
 
 pytest.importorskip("matplotlib")
-if not all(hasattr(ste_ops, name) for name in ("ternary", "lsq", "xnor_weight")):
-    pytest.skip("the operators are not there yet", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

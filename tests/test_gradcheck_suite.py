@@ -35,8 +35,8 @@ WITHOUT_GRADIENT = {
 }
 
 
-def test_the_whole_suite_passes():
-    report = gradcheck_suite("cpu")
+def test_the_whole_suite_passes(device):
+    report = gradcheck_suite(device)
     assert report.passed, str(report)
     assert {row.operator for row in report.rows} == set(ste_ops.__all__) - WITHOUT_GRADIENT
     for row in report.rows:
@@ -45,15 +45,12 @@ def test_the_whole_suite_passes():
         assert all(result.message for result in row.results.values() if result.passed is None)
 
 
-# One of each kind, for the devices where the whole would take long.
-KINDS = ["sign", "bernoulli_ste", "fake_quantize", "lsq", "xnor_weight", "sr_ste", "clip_gradient_norm"]
-
-
-def test_one_of_each_kind_passes_on_every_device(device):
-    kinds = [name for name in KINDS if hasattr(ste_ops, name)]
-    report = gradcheck_suite(device, kinds, [torch.float32, torch.bfloat16], compile="aot_eager")
+def test_one_of_each_kind_compiles():
+    kinds = ["bernoulli_ste", "fake_quantize", "lsq", "xnor_weight", "sr_ste", "clip_gradient_norm"]
+    report = gradcheck_suite("cpu", kinds, compile="aot_eager")
     assert report.passed, str(report)
-    assert all(row.results["compile"].passed or "seed" in row.results["compile"].message for row in report.rows)
+    compiled = {row.operator for row in report.rows if row.results["compile"].passed}
+    assert compiled == {row.operator for row in report.rows} - {"bernoulli_ste"}
 
 
 def failed(report):
@@ -90,7 +87,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("operator", [name for name in FUNCTIONS if hasattr(ste_ops, name)])
+@pytest.mark.parametrize("operator", FUNCTIONS)
 @pytest.mark.parametrize(("method", "check"), [("backward", "backward"), ("jvp", "forward_mode"), ("vmap", "vmap")])
 def test_twice_of_what_is_right_fails(monkeypatch, operator, method, check):
     """Every row, so of each operator every gradient, but for those that the row does not take."""

@@ -53,8 +53,7 @@ def _surrogates() -> Iterator[tuple[str, Any, SurrogateLike]]:
     classes: list[Any] = list(_surrogate._CLASSES.values())
     for surrogate in (cls() for cls in classes):
         yield repr(surrogate), surrogate, surrogate
-    if hasattr(_surrogate, "Custom"):
-        yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()
+    yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()
 
 
 def _steps() -> Iterator[Case]:

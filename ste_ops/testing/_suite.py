@@ -95,14 +95,13 @@ def gradcheck_suite(
         >>> {check: str(result) for check, result in report.rows[0].results.items()}["backward"]
         'pass'
     """
-    import ste_ops
     from ste_ops.testing import _case, _operators  # not above: it imports the operators, which are not there yet then
 
     started = time.perf_counter()
     device = _present(torch.device(device))
     if not dtypes or not set(dtypes) <= set(DTYPES):
         raise ValueError(f"gradcheck_suite: dtypes must be some of {', '.join(_NAMES)}, got {list(dtypes)}")
-    cases = [case for case in _operators.cases() if hasattr(ste_ops, case.operator)]
+    cases = list(_operators.cases())
     known = list(dict.fromkeys(case.operator for case in cases))
     unknown = [name for name in operators or () if name not in known]
     if unknown:
