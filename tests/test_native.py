@@ -216,3 +216,14 @@ def test_log(binarize, width):
     x = x[x != 1]
     assert ulps(log(x), np.log(x.astype(EXACT[width]))).max() < 2
     np.testing.assert_array_equal(log(np.array([1, np.nan], kind)), np.array([0, np.nan], kind))
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_power(binarize, width):
+    kind, power = np.dtype(f"float{width}").type, getattr(binarize, f"power_float{width}")
+    random = np.random.default_rng(0)
+    x = (10.0 ** random.uniform(-6, 6, 400_000)).astype(kind)
+    for p in (kind(-2 / 3), kind(-0.1), kind(0), kind(1 / 3), kind(1)):
+        expected = x.astype(EXACT[width]) ** EXACT[width](p)
+        assert (ulps(power(x, p), expected) - np.abs(p * np.log2(x))).max() < 2
+    np.testing.assert_array_equal(power(np.array([1, np.nan], kind), kind(0)), np.array([1, np.nan], kind))

@@ -77,6 +77,8 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("ternary_bfloat16", py::vectorize([](double t, uint16_t bits) { return Ternary{t}(compare(BFloat16{bits})); }));
   m.def("exp_float32", py::vectorize([](float x) { return portable_exp(x); }));
   m.def("exp_float64", py::vectorize([](double x) { return portable_exp(x); }));
+  m.def("power_float32", py::vectorize([](float x, float p) { return portable_power(x, p); }));
+  m.def("power_float64", py::vectorize([](double x, double p) { return portable_power(x, p); }));
   m.def("log_float32", py::vectorize([](float x) { return portable_log(x); }));
   m.def("log_float64", py::vectorize([](double x) { return portable_log(x); }));
   m.def("level_float64", py::vectorize([](int level) { return level_bits<double>(level); }));
