@@ -115,12 +115,16 @@ def test_steps(binarize, width):
 
 
 def test_levels(binarize):
-    levels = np.array([-1, 0, 1], np.int32)
+    """Their bits, of a NaN its own."""
+    x = np.array([-2, -0.5, 0, 0.5, 2, np.nan, -np.nan])
+    levels = np.array([-1, 0, 0, 0, 1, np.nan, -np.nan])
     for width in (64, 32, 16):
-        expected = levels.astype(f"float{width}").view(f"uint{width}")
-        np.testing.assert_array_equal(getattr(binarize, f"level_float{width}")(levels), expected)
-    expected = levels.astype(np.float32).view(np.uint32) >> 16
-    np.testing.assert_array_equal(binarize.level_bfloat16(levels), expected)
+        kind, bits = f"float{width}", f"uint{width}"
+        given = x.astype(kind) if width > 16 else x.astype(kind).view(bits)
+        received = getattr(binarize, f"ternary_bits_{kind}")(given)
+        np.testing.assert_array_equal(received, levels.astype(kind).view(bits))
+    top = [(numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) for numbers in (x, levels)]
+    np.testing.assert_array_equal(binarize.ternary_bits_bfloat16(top[0]), top[1])
 
 
 def test_numbers_of_the_surrogates_are_their_positions(binarize):
@@ -216,3 +220,14 @@ def test_log(binarize, width):
     x = x[x != 1]
     assert ulps(log(x), np.log(x.astype(EXACT[width]))).max() < 2
     np.testing.assert_array_equal(log(np.array([1, np.nan], kind)), np.array([0, np.nan], kind))
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_power(binarize, width):
+    kind, power = np.dtype(f"float{width}").type, getattr(binarize, f"power_float{width}")
+    random = np.random.default_rng(0)
+    x = (10.0 ** random.uniform(-6, 6, 400_000)).astype(kind)
+    for p in (kind(-2 / 3), kind(-0.1), kind(0), kind(1 / 3), kind(1)):
+        expected = x.astype(EXACT[width]) ** EXACT[width](p)
+        assert (ulps(power(x, p), expected) - np.abs(p * np.log2(x))).max() < 2
+    np.testing.assert_array_equal(power(np.array([1, np.nan], kind), kind(0)), np.array([1, np.nan], kind))

@@ -1,5 +1,5 @@
-// The steps of the binarize family: which level, -1, 0 or 1, the forward gives an element, and whether a NaN stays one.
-// Their gradients are the surrogates.
+// The steps of the binarize family: where the forward gives an element +1 (above), where -1 (below), and whether a NaN
+// stays one; 0 elsewhere. Their gradients are the surrogates.
 #pragma once
 
 #include "dtype.h"
@@ -13,8 +13,12 @@ struct Heaviside {
   static constexpr bool keeps_nan = false;
 
   template <class A>
-  STE_HD int operator()(A x) const {
-    return x > A(0) ? 1 : 0;
+  STE_HD bool above(A x) const {
+    return x > A(0);
+  }
+  template <class A>
+  STE_HD bool below(A) const {
+    return false;
   }
 };
 
@@ -23,8 +27,12 @@ struct Sign {
   static constexpr bool keeps_nan = false;
 
   template <class A>
-  STE_HD int operator()(A x) const {
-    return x >= A(0) ? 1 : -1;
+  STE_HD bool above(A x) const {
+    return x >= A(0);
+  }
+  template <class A>
+  STE_HD bool below(A x) const {
+    return !above(x);
   }
 };
 
@@ -34,10 +42,12 @@ struct Ternary {
   Constant threshold;
 
   template <class A>
-  STE_HD int operator()(A x) const {
-    A bound(threshold);
-    int positive = x > bound, negative = x < -bound;
-    return positive - negative;
+  STE_HD bool above(A x) const {
+    return x > A(threshold);
+  }
+  template <class A>
+  STE_HD bool below(A x) const {
+    return x < -A(threshold);
   }
 };
 
@@ -60,18 +70,14 @@ struct Level<Half> {
   static constexpr uint16_t one = 0x3c00u, minus_one = 0xbc00u;
 };
 
-// The bits of a level as a T: three constants, so nothing is converted or rounded.
-template <class T>
-STE_HD bits_t<T> level_bits(int level) {
-  bits_t<T> one = level > 0 ? Level<T>::one : bits_t<T>(0);
-  return level < 0 ? Level<T>::minus_one : one;
-}
-
-// The bits of what a step makes of x; `value` is x as the step compares it.
+// The bits of what a step makes of x; `value` is x as the step compares it. Three constants, so nothing is converted or
+// rounded, and no integer narrower or wider than x, which would have to be spread over the lanes of a loop.
 template <class T, class Step, class A>
 STE_HD bits_t<T> step_bits(const Step& step, T x, A value) {
-  bits_t<T> bits = level_bits<T>(step(value));
-  if constexpr (Step::keeps_nan) bits = is_nan(x) ? bit_cast<bits_t<T>>(x) : bits;
+  using U = bits_t<T>;
+  U above = step.above(value) ? U(Level<T>::one) : U(0);
+  U bits = step.below(value) ? U(Level<T>::minus_one) : above;
+  if constexpr (Step::keeps_nan) bits = is_nan(x) ? bit_cast<U>(x) : bits;
   return bits;
 }
 

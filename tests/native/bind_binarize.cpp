@@ -47,6 +47,17 @@ py::array_t<bool> passes16(int64_t number, double a, double b, Array<uint16_t> x
   return result;
 }
 
+// -1, 0 or 1.
+template <class Step, class A>
+int level(const Step& step, A x) {
+  return int(step.above(x)) - int(step.below(x));
+}
+
+template <class T>
+uint16_t bits16(uint16_t bits) {
+  return step_bits(Ternary{0.5}, T{bits}, compare(T{bits}));
+}
+
 // Bit k says whether x compares true with the constant t: >, >=, <, <=, and the same four with -t.
 template <class T>
 int comparisons(uint16_t bits, float t) {
@@ -67,31 +78,35 @@ Array<uint8_t> unpack(uint8_t byte) {
 }
 
 const Bindings binarize("binarize", [](py::module_& m) {
-  m.def("heaviside_float32", py::vectorize([](float x) { return Heaviside()(x); }));
-  m.def("heaviside_float64", py::vectorize([](double x) { return Heaviside()(x); }));
-  m.def("sign_float32", py::vectorize([](float x) { return Sign()(x); }));
-  m.def("sign_float64", py::vectorize([](double x) { return Sign()(x); }));
-  m.def("ternary_float32", py::vectorize([](double t, float x) { return Ternary{t}(x); }));
-  m.def("ternary_float64", py::vectorize([](double t, double x) { return Ternary{t}(x); }));
-  m.def("ternary_float16", py::vectorize([](double t, uint16_t bits) { return Ternary{t}(compare(Half{bits})); }));
-  m.def("ternary_bfloat16", py::vectorize([](double t, uint16_t bits) { return Ternary{t}(compare(BFloat16{bits})); }));
+  m.def("heaviside_float32", py::vectorize([](float x) { return level(Heaviside(), x); }));
+  m.def("heaviside_float64", py::vectorize([](double x) { return level(Heaviside(), x); }));
+  m.def("sign_float32", py::vectorize([](float x) { return level(Sign(), x); }));
+  m.def("sign_float64", py::vectorize([](double x) { return level(Sign(), x); }));
+  m.def("ternary_float32", py::vectorize([](double t, float x) { return level(Ternary{t}, x); }));
+  m.def("ternary_float64", py::vectorize([](double t, double x) { return level(Ternary{t}, x); }));
+  m.def("ternary_float16",
+        py::vectorize([](double t, uint16_t bits) { return level(Ternary{t}, compare(Half{bits})); }));
+  m.def("ternary_bfloat16",
+        py::vectorize([](double t, uint16_t bits) { return level(Ternary{t}, compare(BFloat16{bits})); }));
   m.def("exp_float32", py::vectorize([](float x) { return portable_exp(x); }));
   m.def("exp_float64", py::vectorize([](double x) { return portable_exp(x); }));
+  m.def("power_float32", py::vectorize([](float x, float p) { return portable_power(x, p); }));
+  m.def("power_float64", py::vectorize([](double x, double p) { return portable_power(x, p); }));
   m.def("log_float32", py::vectorize([](float x) { return portable_log(x); }));
   m.def("log_float64", py::vectorize([](double x) { return portable_log(x); }));
-  m.def("level_float64", py::vectorize([](int level) { return level_bits<double>(level); }));
-  m.def("level_float32", py::vectorize([](int level) { return level_bits<float>(level); }));
-  m.def("level_float16", py::vectorize([](int level) { return level_bits<Half>(level); }));
-  m.def("level_bfloat16", py::vectorize([](int level) { return level_bits<BFloat16>(level); }));
+  m.def("ternary_bits_float64", py::vectorize([](double x) { return step_bits(Ternary{0.5}, x, x); }));
+  m.def("ternary_bits_float32", py::vectorize([](float x) { return step_bits(Ternary{0.5}, x, x); }));
+  m.def("ternary_bits_float16", py::vectorize([](uint16_t x) { return bits16<Half>(x); }));
+  m.def("ternary_bits_bfloat16", py::vectorize([](uint16_t x) { return bits16<BFloat16>(x); }));
   m.def("surrogates", [] { return names(std::make_index_sequence<std::tuple_size_v<Surrogates>>()); });
   m.def("passes_float32", &passes<float>);
   m.def("passes_float64", &passes<double>);
   m.def("passes_float16", &passes16<Half>);
   m.def("passes_bfloat16", &passes16<BFloat16>);
-  m.def("heaviside_float16", py::vectorize([](uint16_t bits) { return Heaviside()(compare(Half{bits})); }));
-  m.def("heaviside_bfloat16", py::vectorize([](uint16_t bits) { return Heaviside()(compare(BFloat16{bits})); }));
-  m.def("sign_float16", py::vectorize([](uint16_t bits) { return Sign()(compare(Half{bits})); }));
-  m.def("sign_bfloat16", py::vectorize([](uint16_t bits) { return Sign()(compare(BFloat16{bits})); }));
+  m.def("heaviside_float16", py::vectorize([](uint16_t bits) { return level(Heaviside(), compare(Half{bits})); }));
+  m.def("heaviside_bfloat16", py::vectorize([](uint16_t bits) { return level(Heaviside(), compare(BFloat16{bits})); }));
+  m.def("sign_float16", py::vectorize([](uint16_t bits) { return level(Sign(), compare(Half{bits})); }));
+  m.def("sign_bfloat16", py::vectorize([](uint16_t bits) { return level(Sign(), compare(BFloat16{bits})); }));
   m.def("comparisons_float16", py::vectorize(&comparisons<Half>));
   m.def("comparisons_bfloat16", py::vectorize(&comparisons<BFloat16>));
   m.def("pack8", &pack);
