@@ -7,11 +7,13 @@ from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
+from ste_ops.clip_result import ClipResult
 from ste_ops.quantize import sr_ste
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 __all__ = [
     "AliasTable",
+    "ClipResult",
     "__version__",
     "bernoulli_ste",
     "build_info",

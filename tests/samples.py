@@ -83,6 +83,8 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "sr_ste": lambda device: [(w, 2, 4) for w in pruned(device)],
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "total_norm": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, float("inf"), 0.0, 3.0)],
+    "total_norms": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, 3.0)],
+    "clip_grad_norms_": lambda device: [(grads, 0.5, 2.0, 2) for grads in lists(device)],
     "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0) for grads in lists(device)],
     "clip_grads_with_norm_": lambda device: [(g, torch.ones((), device=device), 0.5) for g in lists(device)],
     "clip_grad_value_": lambda device: [(grads, 0.1) for grads in lists(device)],

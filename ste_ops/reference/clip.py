@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops.clip_result import ClipResult
+
 _Tensors = Tensor | Iterable[Tensor]
 
 
@@ -59,22 +61,33 @@ def _check_norm_type(operator: str, norm_type: float) -> float:
     return -math.inf if float(norm_type) == -math.inf else _check(operator, "norm_type", norm_type)
 
 
-def get_total_norm(
-    tensors: _Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
-) -> Tensor:
-    """The p-norm of all elements of the distinct tensors; 0 where there is none."""
-    p = _check_norm_type("get_total_norm", norm_type)
-    tensors = _distinct([tensors] if isinstance(tensors, Tensor) else tensors)
-    if not tensors:
-        return torch.tensor(0.0)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+def _norm_of(tensors: Sequence[Tensor], p: float, dtype: torch.dtype) -> Tensor:
     dense = [t.detach().coalesce().values() if t.is_sparse else t.detach() for t in tensors]
     magnitudes = torch.cat([t.to(tensors[0].device).double().abs().flatten() for t in dense])
     total_norm = _vector_norm(magnitudes, p).reshape(()) if magnitudes.numel() else torch.tensor(0.0)
-    total_norm = total_norm.to(dtype).to(tensors[0].device)
+    return total_norm.to(dtype).to(tensors[0].device)
+
+
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: bool = False,
+) -> Any:
+    """The p-norm of all elements of the distinct tensors, 0 where there is none; with return_norms of each one too."""
+    p = _check_norm_type("get_total_norm", norm_type)
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not tensors:
+        return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    total_norm = _norm_of(_distinct(tensors), p, dtype)
     if error_if_nonfinite and not total_norm.isfinite():
         raise RuntimeError(f"The total norm of order {p} for gradients from `parameters` is non-finite")
-    return total_norm
+    if not return_norms:
+        return total_norm
+    return total_norm, torch.stack([_norm_of([t], p, dtype).to(total_norm.device) for t in tensors])
 
 
 @torch.no_grad()
@@ -107,17 +120,32 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
-) -> Tensor:
-    """`get_total_norm` of the gradients, then `clip_grads_with_norm_`."""
+    *,
+    nonfinite: str = "propagate",
+    return_norms: bool = False,
+    return_result: bool = False,
+) -> Any:
+    """`get_total_norm` of the gradients, then `clip_grads_with_norm_`; where the norm is NaN or infinite and nonfinite
+    is "skip" nothing, and where it is "zero" zeros in all gradients."""
     max_norm = _check("clip_grad_norm_", "max_norm", max_norm)
     if not isinstance(parameters, Tensor):
         given = parameters
         parameters = list(given)
         if not parameters and isinstance(given, types.GeneratorType):
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    total_norm = get_total_norm(_gradients(parameters), norm_type, error_if_nonfinite)
-    clip_grads_with_norm_(parameters, max_norm, total_norm)
-    return total_norm
+    else:
+        parameters = [parameters]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    total_norm, norms = get_total_norm(grads, norm_type, error_if_nonfinite, return_norms=True)
+    if total_norm.isfinite() or nonfinite == "propagate":
+        clip_grads_with_norm_(parameters, max_norm, total_norm)
+    elif nonfinite == "zero":
+        for grad in _gradients(parameters):
+            _rewrite(grad, torch.zeros_like)
+    if return_result:
+        positions = tuple(i for i, p in enumerate(parameters) if p.grad is not None)
+        return ClipResult(total_norm, norms, max_norm, positions)
+    return (total_norm, norms) if return_norms else total_norm
 
 
 def _clamp(values: Tensor, bound: float) -> Tensor:
