@@ -80,6 +80,9 @@ class Gradients {
   int32_t device_type = 0;
   int32_t device_index = 0;
 
+  // The tensor of the list itself.
+  AtenTensorHandle handle(size_t index) const { return handles_.owned[index]; }
+
   // A tensor on the gradients' device, to allocate like.
   Tensor any() const {
     AtenTensorHandle handle;

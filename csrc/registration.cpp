@@ -62,6 +62,11 @@ STE_OPS_LIBRARY(m) {
       "clip_grad_norms_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> "
       "(Tensor total_norm, Tensor norms)");
   m.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
+  // Adaptive clipping of units (csrc/units.h): each gradient beside its parameter, of the same shape.
+  m.def("clip_grad_agc_(Tensor[] parameters, Tensor(a!)[] grads, float clip_factor, float eps) -> ()");
+  // Adds to each of `sums` the samples of a contiguous [batch, ...], each multiplied by min(1, max_norm / (norm +
+  // 1e-6)) of its norm over all tensors. Returns these norms.
+  m.def("clip_per_sample_(Tensor[] grad_samples, Tensor(a!)[] sums, float max_norm) -> Tensor");
   // The gradients of the in-graph clips. A row is the last row_dims dimensions of grad, and each row has its own norm.
   m.def("clip_gradient_value_backward(Tensor grad, float clip_value) -> Tensor");
   m.def("clip_gradient_norm_backward(Tensor grad, int row_dims, float max_norm, float norm_type) -> Tensor");

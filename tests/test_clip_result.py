@@ -169,8 +169,8 @@ def test_refuses_bad_arguments(device):
     assert p.grad.tolist() == [math.inf] * 2
 
 
-def test_compiled(device):
-    grads = gradients(device, [torch.float32], shapes=((5, 4), (6,)))
+def test_compiled():
+    grads = gradients("cpu", [torch.float32], shapes=((5, 4), (6,)))
 
     def step(parameters):
         result = ste_ops.clip_grad_norm_(parameters, 0.1, nonfinite="zero", return_result=True)

@@ -159,6 +159,19 @@ STE_HD Scaling scaling(double norm, double max_norm, NonFinite nonfinite) {
   return {leaves_alone(coefficient) ? Scaling::kLeave : Scaling::kMultiply, coefficient};
 }
 
+// Adaptive clipping (Brock et al., arXiv:2102.06171): a unit's gradient is scaled down to clip_factor times the norm of
+// its weights, which counts as eps at least. The 1e-6 is the authors' own; 1 leaves the gradient alone.
+STE_HD double agc_coefficient(double weight_norm, double grad_norm, double clip_factor, double eps) {
+  const double max_norm = (weight_norm < eps ? eps : weight_norm) * clip_factor;
+  return grad_norm < max_norm ? 1 : max_norm / (grad_norm < 1e-6 ? 1e-6 : grad_norm);
+}
+
+// What a sample's gradient is multiplied by.
+STE_HD double sample_coefficient(double norm, double max_norm) {
+  const double coefficient = clip_coefficient(norm, max_norm);
+  return leaves_alone(coefficient) ? 1 : coefficient;
+}
+
 // Clamps to [-bound, bound]; NaN stays.
 template <class A>
 STE_HD A clamp_magnitude(A x, A bound) {

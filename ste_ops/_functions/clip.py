@@ -50,6 +50,16 @@ def _(grads: list[Tensor], clip_value: float) -> None:
     pass
 
 
+@fake("clip_grad_agc_")
+def _(parameters: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
+    pass
+
+
+@fake("clip_per_sample_")
+def _(grad_samples: list[Tensor], sums: list[Tensor], max_norm: float) -> Tensor:
+    return _empty_norm(grad_samples).new_empty(grad_samples[0].shape[0])
+
+
 @fake("clip_gradient_value_backward")
 def _(grad: Tensor, clip_value: float) -> Tensor:
     return torch.empty_like(grad)

@@ -160,6 +160,45 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
         _rewrite(grad, functools.partial(_clamp, bound=torch.tensor(clip_value, dtype=grad.dtype).item()))
 
 
+def _unit_norms(x: Tensor) -> Tensor:
+    """The norm over all dimensions but the first; over all where there are fewer than two. In float64."""
+    return _vector_norm(x.detach().double().abs(), 2.0, tuple(range(1 if x.dim() > 1 else 0, x.dim())))
+
+
+def clip_grad_agc_(parameters: _Tensors, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+    """Where a unit's gradient norm is not below clip_factor times its weights' norm, scales it down to that."""
+    clip_factor, eps = _check("clip_grad_agc_", "clip_factor", clip_factor), _check("clip_grad_agc_", "eps", eps)
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    of_grad = {id(p.grad): p for p in parameters if p.grad is not None and p.grad.numel()}
+    for grad in _gradients(parameters):
+        if grad.numel() == 0:
+            continue
+        max_norm = _unit_norms(of_grad[id(grad)]).clamp(min=eps) * clip_factor
+        norm = _unit_norms(grad)
+        coefficient = torch.where(norm < max_norm, 1.0, max_norm / norm.clamp(min=1e-6))
+        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        _rewrite(grad, functools.partial(torch.mul, coefficient.to(arithmetic)))
+
+
+def clip_per_sample_(
+    grad_samples: _Tensors, max_norm: float, *, out: Sequence[Tensor] | None = None, return_norms: bool = False
+) -> Any:
+    """The sum over the first dimension, each sample times min(1, max_norm / (its norm over all tensors + 1e-6))."""
+    max_norm = _check("clip_per_sample_", "max_norm", max_norm)
+    grads = [grad_samples] if isinstance(grad_samples, Tensor) else list(grad_samples)
+    sums = [torch.zeros_like(g[:1].sum(0)) for g in grads] if out is None else list(out)
+    if not grads:
+        return (sums, torch.zeros(0)) if return_norms else sums
+    squares = sum(g.detach().double().flatten(1).square().sum(1) if g.dim() > 1 else g.double() ** 2 for g in grads)
+    assert isinstance(squares, Tensor)
+    norms = squares.sqrt()
+    coefficient = (max_norm / (norms + 1e-6)).clamp(max=1)
+    for total, g in zip(sums, grads, strict=True):
+        total.copy_(total.double() + torch.einsum("i,i...->...", coefficient, g.detach().double()))
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
+    return (sums, norms.to(dtype)) if return_norms else sums
+
+
 class _ClipGradientValue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip_value: float) -> Tensor:

@@ -79,8 +79,8 @@ void for_each_tile(const Gradient& gradient, int64_t begin, int64_t end, F&& f) 
 // Calls f(gradient, begin, end, number of the block) for every block of every gradient, in parallel. Threads divide the
 // elements, so that one large and many small gradients weigh what they should.
 template <class F>
-void for_each_block(const Blocks& blocks, const F& f) {
-  torch::stable::parallel_for(0, blocks.numel(), kReduceGrain, [&](int64_t begin, int64_t end) {
+void for_each_block(const Blocks& blocks, const F& f, int64_t grain = kReduceGrain) {
+  torch::stable::parallel_for(0, blocks.numel(), grain, [&](int64_t begin, int64_t end) {
     for (size_t g = blocks.find_element(begin); g < blocks.count() && blocks.first_element(g) < end; ++g) {
       const Gradient& gradient = blocks.gradient(g);
       int64_t start = blocks.first_element(g);
@@ -90,6 +90,24 @@ void for_each_block(const Blocks& blocks, const F& f) {
       }
     }
   });
+}
+
+inline void scale_block(const Gradient& gradient, int64_t begin, int64_t end, double coefficient) {
+  visit_storage(gradient.storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    for_each_tile<T>(gradient, begin, end, [&](T* x, int64_t count) {
+      scale_loop(x, x, count, arithmetic_t<T>(coefficient));
+      return true;
+    });
+  });
+}
+
+inline void write_norm(const Tensor& out, int64_t index, double norm) {
+  if (out.scalar_type() == ScalarType::Double) {
+    static_cast<double*>(out.mutable_data_ptr())[index] = norm;
+  } else {
+    static_cast<float*>(out.mutable_data_ptr())[index] = float(norm);
+  }
 }
 
 }  // namespace ste_ops

@@ -12,16 +12,12 @@ STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> boun
 
 void rewrite(const Blocks& blocks, const Scaling& scaling) {
   if (scaling.action == Scaling::kLeave) return;
-  const bool zero = scaling.action == Scaling::kZero;
   for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t) {
+    if (scaling.action == Scaling::kMultiply) return scale_block(gradient, begin, end, scaling.coefficient);
     visit_storage(gradient.storage, [&](auto type) {
       using T = typename decltype(type)::type;
-      for_each_tile<T>(gradient, begin, end, [&](T* x, int64_t count) {
-        if (zero) {
-          std::fill_n(x, count, T{});
-        } else {
-          scale_loop(x, x, count, arithmetic_t<T>(scaling.coefficient));
-        }
+      for_each_tile<T>(gradient, begin, end, [](T* x, int64_t count) {
+        std::fill_n(x, count, T{});
         return true;
       });
     });
@@ -47,14 +43,6 @@ void clamp(const Blocks& blocks, double clip_value) {
       });
     });
   });
-}
-
-void write_norm(const Tensor& out, int64_t index, double norm) {
-  if (out.scalar_type() == ScalarType::Double) {
-    static_cast<double*>(out.mutable_data_ptr())[index] = norm;
-  } else {
-    static_cast<float*>(out.mutable_data_ptr())[index] = float(norm);
-  }
 }
 
 double value_of(const Tensor& norm) {

@@ -1,8 +1,8 @@
 // Many gradients in few launches, and the vectors of one gradient in a block.
 #pragma once
 
-#include "../clip.h"
-#include "vector.cuh"
+#include "../../clip.h"
+#include "../vector.cuh"
 
 #ifdef STE_OPS_EMULATED
 #define __grid_constant__
@@ -32,8 +32,8 @@ static_assert(sizeof(Table<kLargeTable>) <= 4096 - 128, "room for the other para
 #endif
 
 // The gradient that this block works on.
-template <int N>
-__device__ int find_gradient(const Table<N>& table) {
+template <class Table>
+__device__ int find_gradient(const Table& table) {
   int low = 0, high = table.count;
   while (high - low > 1) {
     int middle = (low + high) / 2;
@@ -84,6 +84,39 @@ __device__ void for_each_vector(T* x, int64_t count, OfVector of_vector, OfEleme
   }
   int64_t tail = head + vectors * Vector<T>::size + threadIdx.x;
   if (tail < count) of_element(x + tail);
+}
+
+template <class T, class Rule>
+__device__ bool apply(Rule rule, T& x) {
+  T before = x;
+  x = rule(x);
+  return bit_cast<bits_t<T>>(before) != bit_cast<bits_t<T>>(x);
+}
+
+// The block's elements through rule, in place. Vectors that come out as they were are not written.
+template <class T, class Rule>
+__device__ void rewrite_dense(T* x, int64_t count, Rule rule) {
+  for_each_vector<kAhead>(
+      x, count,
+      [&](T* place, Vector<T> v) {
+        bool changed = false;
+#pragma unroll
+        for (int i = 0; i < Vector<T>::size; ++i) changed |= apply(rule, v.value[i]);
+        if (changed) write_vector(place, 0, Vector<T>::size, true, v);
+      },
+      [&](T* element) {
+        T value = *element;
+        if (apply(rule, value)) *element = value;
+      });
+}
+
+template <class T, class Rule>
+__device__ void rewrite_strided(T* data, const Strided& layout, int64_t begin, int64_t end, Rule rule) {
+  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    T* element = data + layout.offset(i);
+    T value = *element;
+    if (apply(rule, value)) *element = value;
+  }
 }
 
 // Gradients as the launches take them: the dense ones by tables, then the others one by one.

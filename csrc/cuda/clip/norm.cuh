@@ -46,6 +46,27 @@ __device__ double strided_total(Terms terms, const T* data, const Strided& layou
   return combine_block<Terms>(total);
 }
 
+// The norm from a first total; where that left the range, from a second look at what total_of(terms) reads.
+template <class Terms, class TotalOf>
+__device__ double norm_from(Terms terms, double total, bool may_leave, TotalOf total_of) {
+  if constexpr (may_leave_range<Terms>(true)) {
+    if (may_leave && left_range(total)) {
+      const double largest = total_of(Maximum{});
+      if (!has_scale(largest)) return largest;
+      const auto scaled = terms.scaled(largest);
+      return scaled.finish(total_of(scaled));
+    }
+  }
+  return terms.finish(total);
+}
+
+// The norm of x, by one block.
+template <class Terms, class T>
+__device__ double dense_norm(Terms terms, const T* x, int64_t count) {
+  return norm_from(terms, dense_total(terms, x, count), may_leave_range<Terms>(sizeof(T) == 8),
+                   [&](auto other) { return dense_total(other, x, count); });
+}
+
 // Totals that the kernels of one norm hand on: state[0] is the first pass's, state[1] the largest magnitude.
 // A kernel of the second look gets them and leaves where the first total is in range.
 __device__ inline bool nothing_to_do(const double* state) { return state != nullptr && !left_range(state[0]); }
@@ -140,15 +161,7 @@ __device__ double norm_of_one(Terms terms, const double* partials, int64_t count
   double total = Terms::identity();
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) total = Terms::combine(total, partials[i]);
   total = combine_block<Terms>(total);
-  if constexpr (may_leave_range<Terms>(true)) {
-    if (may_leave && left_range(total)) {
-      const double largest = total_of(Maximum{});
-      if (!has_scale(largest)) return largest;
-      const auto scaled = terms.scaled(largest);
-      return scaled.finish(total_of(scaled));
-    }
-  }
-  return terms.finish(total);
+  return norm_from(terms, total, may_leave, total_of);
 }
 
 // A block for each gradient of the table.

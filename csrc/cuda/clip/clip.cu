@@ -1,6 +1,6 @@
-#include "../clip.h"
+#include "../../clip.h"
 
-#include "../library.h"
+#include "../../library.h"
 #include "norm.cuh"
 
 namespace ste_ops {
@@ -37,13 +37,6 @@ struct Clamp {
   }
 };
 
-template <class T, class Rule>
-__device__ bool apply(Rule rule, T& x) {
-  T before = x;
-  x = rule(x);
-  return bit_cast<bits_t<T>>(before) != bit_cast<bits_t<T>>(x);
-}
-
 template <class Change, int N>
 __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant__ Table<N> table, Change change) {
   if (change.leaves()) return;
@@ -52,18 +45,7 @@ __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant
   with_storage(table.storage[g], [&](auto type) {
     using T = typename decltype(type)::type;
     const auto rule = change.template rule<T>();
-    for_each_vector<kAhead>(
-        static_cast<T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock),
-        [&](T* place, Vector<T> v) {
-          bool changed = false;
-#pragma unroll
-          for (int i = 0; i < Vector<T>::size; ++i) changed |= apply(rule, v.value[i]);
-          if (changed) write_vector(place, 0, Vector<T>::size, true, v);
-        },
-        [&](T* element) {
-          T x = *element;
-          if (apply(rule, x)) *element = x;
-        });
+    rewrite_dense(static_cast<T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock), rule);
   });
 }
 
@@ -76,11 +58,7 @@ __global__ void __launch_bounds__(kThreads)
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto rule = change.template rule<T>();
-    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-      T* element = static_cast<T*>(data) + layout.offset(i);
-      T x = *element;
-      if (apply(rule, x)) *element = x;
-    }
+    rewrite_strided(static_cast<T*>(data), layout, begin, end, rule);
   });
 }
 
@@ -196,17 +174,7 @@ __global__ void __launch_bounds__(kThreads)
     clip_rows_kernel(Terms terms, const T* x, T* out, int64_t rows, int64_t length, double max_norm) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* source = x + row * length;
-    const double total = dense_total(terms, source, length);
-    double norm = terms.finish(total);
-    if constexpr (may_leave_range<Terms>(sizeof(T) == 8)) {
-      if (left_range(total)) {
-        norm = dense_total(Maximum{}, source, length);
-        if (has_scale(norm)) {
-          const auto scaled = terms.scaled(norm);
-          norm = scaled.finish(dense_total(scaled, source, length));
-        }
-      }
-    }
+    const double norm = dense_norm(terms, source, length);
     const double coefficient = clip_coefficient(norm, max_norm);
     const arithmetic_t<T> factor = leaves_alone(coefficient) ? 1 : arithmetic_t<T>(coefficient);
     rewrite_to(source, out + row * length, length, threadIdx.x, blockDim.x,
