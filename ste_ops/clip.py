@@ -17,14 +17,18 @@ import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
+from ste_ops import clip_distributed
 from ste_ops._functions.clip import FLOATING
 from ste_ops._library import ops
 from ste_ops.clip_result import ClipResult
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _Tensors = Tensor | Iterable[Tensor]
 NonFinite = Literal["propagate", "skip", "zero"]
@@ -43,6 +47,12 @@ def checked_norm_type(operator: str, value: float) -> float:
     if not (p >= 0 or p == -math.inf):
         raise ValueError(f"{operator}: norm_type must be a non-negative number, inf or -inf, got {value}")
     return p
+
+
+def _listed(tensors: _Tensors) -> Sequence[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
 
 
 def _gradients(operator: str, parameters: _Tensors) -> list[Tensor]:
@@ -95,6 +105,8 @@ def _norm(operator: str, grads: list[Tensor], p: float) -> Tensor:
         return ops.total_norm(grads, p)
     except (RuntimeError, TypeError):
         groups = _by_device(operator, grads)
+        if clip_distributed.has_dtensor(grads):
+            return _norm_of_ranks(operator, grads, grads, p, None)
         if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
             raise
     norms = [ops.total_norm(_coalesced(group), p).to(grads[0].device) for group in groups]
@@ -108,6 +120,7 @@ def _norms(operator: str, grads: list[Tensor], p: float) -> tuple[Tensor, Tensor
         return ops.total_norms(grads, p)
     except (RuntimeError, TypeError):
         groups = _by_device(operator, grads)
+        _refuse_norms_of_ranks(operator, clip_distributed.has_dtensor(grads))
         if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
             raise
     totals: list[Tensor] = []
@@ -121,7 +134,29 @@ def _norms(operator: str, grads: list[Tensor], p: float) -> tuple[Tensor, Tensor
     return total_norm, torch.stack([norm_of[grad].to(total_norm.dtype) for grad in grads])
 
 
-def _written(grads: list[Tensor]) -> None:
+def _spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
+    """Whether other ranks wait for this one though its own gradients do not say so."""
+    return process_group is not None or (len(grads) < len(parameters) and clip_distributed.has_dtensor(parameters))
+
+
+def _norm_of_ranks(
+    operator: str, parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None
+) -> Tensor:
+    def norm(tensors: list[Tensor], p: float) -> Tensor:
+        return _norm(operator, tensors, p)
+
+    return clip_distributed.total_norm(parameters, grads, p, process_group, norm)
+
+
+def _refuse_norms_of_ranks(operator: str, refuse: bool) -> None:
+    if refuse:
+        raise ValueError(
+            f"{operator}: the norm of each gradient (return_norms, return_result) are taken on one machine, got "
+            "DTensors or a process_group; only the total is taken over ranks"
+        )
+
+
+def _written(grads: Sequence[Tensor]) -> None:
     # Compiled graphs do this for every input that they mutate.
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grads)
@@ -131,14 +166,17 @@ def _scale(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: flo
     try:
         ops.clip_grads_with_norm_(grads, total_norm, max_norm, nonfinite)
     except RuntimeError:
-        groups = _by_device(operator, grads)
-        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+        own = clip_distributed.to_local(grads)
+        groups = _by_device(operator, own)
+        if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
             raise
-        # Scaling is linear, so it does not matter whether a sparse gradient is coalesced.
+        # Scaling is linear, so it does not matter whether a sparse gradient is coalesced, or a DTensor reduced.
         values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
         _check_writable(operator, values)
         for group in values:
             ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm, nonfinite)
+        if own is not grads:
+            _written(own)
     _written(grads)
 
 
@@ -164,6 +202,7 @@ def get_total_norm(
     foreach: bool | None = None,
     *,
     return_norms: Literal[False] = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor: ...
 
 
@@ -185,6 +224,7 @@ def get_total_norm(
     foreach: bool | None = None,
     *,
     return_norms: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The p-norm of tensors taken together as one vector, as `torch.nn.utils.get_total_norm`.
 
@@ -195,7 +235,10 @@ def get_total_norm(
             the number of elements that are not zero.
         error_if_nonfinite: raise where the norm is NaN or infinite. This is the one option that waits for the device.
         foreach: taken for compatibility; there is one implementation.
-        return_norms: give the norm of each tensor too, from the same pass.
+        return_norms: give the norm of each tensor too, from the same pass; on one machine.
+        process_group: where the tensors are parts that were divided among ranks by hand, the ranks that hold the other
+            parts; every one of them has to call, also without tensors. `DTensor`s need none: their norm is taken over
+            their own mesh, before that of the group.
 
     Returns:
         A 0-d float32 tensor, float64 if any tensor is, on the first tensor's device; 0 for an empty list or tensors
@@ -217,11 +260,14 @@ def get_total_norm(
     """
     p = checked_norm_type("get_total_norm", norm_type)
     grads = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    if not grads:
+    _refuse_norms_of_ranks("get_total_norm", return_norms and process_group is not None)
+    if not grads and process_group is None:
         return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
     with torch.no_grad():
         if return_norms:
             total_norm, norms = _norms("get_total_norm", grads, p)
+        elif process_group is not None:
+            total_norm = _norm_of_ranks("get_total_norm", grads, grads, p, process_group)
         else:
             total_norm = _norm("get_total_norm", grads, p)
         if error_if_nonfinite:
@@ -266,6 +312,8 @@ def clip_grads_with_norm_(
     grads = _gradients("clip_grads_with_norm_", parameters)
     if not grads:
         return
+    if clip_distributed.has_dtensor([total_norm]):  # torch's own norm of DTensors is one, and not yet reduced
+        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     if total_norm.dtype != torch.float64:
         total_norm = total_norm.float()
     with torch.no_grad():
@@ -283,6 +331,7 @@ def clip_grad_norm_(
     nonfinite: NonFinite = "propagate",
     return_norms: Literal[False] = False,
     return_result: Literal[False] = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor: ...
 
 
@@ -324,6 +373,7 @@ def clip_grad_norm_(
     nonfinite: NonFinite = "propagate",
     return_norms: bool = False,
     return_result: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, Tensor] | ClipResult:
     """Clips the gradients' norm, taken over all of them together, in place, as `torch.nn.utils.clip_grad_norm_`.
 
@@ -343,8 +393,9 @@ def clip_grad_norm_(
             the coefficient as torch does: a NaN norm makes every gradient NaN. ``"skip"`` leaves every gradient as it
             is: for a step that is skipped anyway (``GradScaler``, ``found_inf``), with the evidence kept. ``"zero"``
             makes every gradient 0, those that were finite too: for a loop that steps without looking.
-        return_norms: give the norm of each gradient too, from the same pass.
-        return_result: give a `ClipResult` (which has the norms).
+        return_norms: give the norm of each gradient too, from the same pass; on one machine.
+        return_result: give a `ClipResult` (which has the norms); on one machine.
+        process_group: as in `get_total_norm`. Each rank scales its own parts.
 
     Returns:
         The norm before clipping, as `get_total_norm` gives it. With ``return_norms`` ``(total_norm, norms)``, norms 1-D
@@ -373,13 +424,20 @@ def clip_grad_norm_(
     p = checked_norm_type("clip_grad_norm_", norm_type)
     mode = _checked_nonfinite(nonfinite, error_if_nonfinite)
     with_norms = return_norms or return_result
-    generated = isinstance(parameters, types.GeneratorType)
-    if return_result:
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    given, parameters = parameters, _listed(parameters)
     grads = _gradients("clip_grad_norm_", parameters)
+    spans_ranks = _spans_ranks(parameters, grads, process_group)
+    _refuse_norms_of_ranks("clip_grad_norm_", with_norms and spans_ranks)
     norms = None
-    if not grads:
-        if generated:
+    if spans_ranks:
+        with torch.no_grad():
+            total_norm = _norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+            if error_if_nonfinite:
+                _require_finite(total_norm, p)
+            if grads:
+                _scale("clip_grad_norm_", grads, total_norm, max_norm, mode)
+    elif not grads:
+        if isinstance(given, types.GeneratorType) and not parameters:
             message = "`parameters` is an empty generator, no gradient clipping will occur."
             warnings.warn(message, stacklevel=2)
         total_norm, norms = torch.tensor(0.0), torch.zeros(0)
@@ -461,10 +519,12 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
         try:
             ops.clip_grad_value_(grads, clip_value)
         except RuntimeError:
-            groups = _by_device(operator, grads)
-            if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+            clip_distributed.refuse_partial(operator, grads)
+            own = clip_distributed.to_local(grads)
+            groups = _by_device(operator, own)
+            if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
                 raise
-            pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(grads)]
+            pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(own)]
             groups = _by_device(operator, [c._values() if c.is_sparse else c for _, c in pairs])
             _check_writable(operator, groups)
             for group in groups:
@@ -472,4 +532,6 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
             for grad, coalesced in pairs:
                 if coalesced is not grad:
                     grad.copy_(coalesced)
+            if own is not grads:
+                _written(own)
         _written(grads)
