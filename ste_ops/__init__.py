@@ -7,6 +7,7 @@ from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from ste_ops.clip_agc import clip_grad_agc_
+from ste_ops.clip_fold import fold_grad_clip_
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.clip_result import ClipResult
 from ste_ops.clip_samples import clip_per_sample_
@@ -27,6 +28,7 @@ __all__ = [
     "clip_grads_with_norm_",
     "clip_per_sample_",
     "data",
+    "fold_grad_clip_",
     "get_total_norm",
     "heaviside",
     "multinomial",
