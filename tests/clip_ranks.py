@@ -160,7 +160,12 @@ def non_finite(rank, world):
             assert math.isnan(norm) if math.isnan(bad) else norm == math.inf
             with pytest.raises(RuntimeError, match="is non-finite"):
                 ste_ops.clip_grad_norm_(p, 0.1, norm_type, error_if_nonfinite=True)
+            ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="skip")
             torch.testing.assert_close(p.grad.to_local(), full[rank : rank + 1], rtol=0, atol=0, equal_nan=True)
+            ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="zero")
+            assert not p.grad.to_local().any()  # on the ranks that hold finite ones too
+            with pytest.raises(ValueError, match="the norm of each gradient .* on one machine"):
+                ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_norms=True)
 
 
 class Model(nn.Module):
