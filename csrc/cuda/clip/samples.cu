@@ -141,8 +141,8 @@ void launch_partials(const Launcher& launch, const SampleLists& lists, Terms ter
                      double* partials, int64_t blocks_per_sample) {
   for_each_table(lists.items, [&](const auto& table, int64_t blocks, int64_t first) {
     constexpr int N = sizeof(table.length) / sizeof(int64_t);
-    launch(sample_partials_kernel<Terms, N>, {blocks, std::min(lists.batch, kMostSamples)}, kSampleThreads, table, terms, largest,
-           partials + first, blocks_per_sample, lists.batch);
+    launch(sample_partials_kernel<Terms, N>, {blocks, std::min(lists.batch, kMostSamples)}, kSampleThreads, table,
+           terms, largest, partials + first, blocks_per_sample, lists.batch);
   });
 }
 
