@@ -84,3 +84,10 @@ $(VENV)/peers: pyproject.toml $(VENV)/torch
 $(VENV)/wheel-tools: pyproject.toml $(VENV)/torch
 	$(PIP) install --group wheel
 	@touch $@
+
+# Without their dependencies, which would replace torch. Where they cannot be had, tests/test_recipes.py skips them.
+test: $(VENV)/recipes
+
+$(VENV)/recipes: pyproject.toml $(VENV)/torch
+	$(PIP) install --no-deps --group recipes || echo "ste_ops: no trainers to try, their recipes will be skipped"
+	@touch $@

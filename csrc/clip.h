@@ -8,6 +8,9 @@
 
 namespace ste_ops {
 
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+
 // Gradients divided into blocks of kBlock elements. A block never crosses from one gradient into the next, so a
 // gradient's partial results do not depend on its neighbours.
 class Blocks {
@@ -40,6 +43,12 @@ class Blocks {
 inline double checked_norm_type(const char* op, double p) {
   STD_TORCH_CHECK(p >= 0 || p == -INFINITY, op, ": norm_type must be a non-negative number, inf or -inf, got ", p);
   return p;
+}
+
+inline NonFinite checked_nonfinite(const char* op, int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value <= int64_t(NonFinite::kZero), op,
+                  ": nonfinite must be 0 (propagate), 1 (skip) or 2 (zero), got ", value);
+  return NonFinite(value);
 }
 
 // Whether the norm's total can leave float64's range on these gradients.

@@ -66,16 +66,22 @@ class Gradients {
     const std::vector<AtenTensorHandle>& tensors = handles_.owned;
     STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
     items.reserve(tensors.size());
+    places.reserve(tensors.size());
     place_of_.assign(table_size(tensors.size()), -1);
     device_of(tensors[0], device_type, device_index);
     for (size_t i = 0; i < tensors.size(); ++i) add(op, tensors[i], i, access, placed);
   }
 
   std::vector<Gradient> items;
+  // Of each tensor of the list its place in `items`, -1 where it has no element.
+  std::vector<int32_t> places;
   int64_t numel = 0;
   bool has_float64 = false;
   int32_t device_type = 0;
   int32_t device_index = 0;
+
+  // The tensor of the list itself.
+  AtenTensorHandle handle(size_t index) const { return handles_.owned[index]; }
 
   // A tensor on the gradients' device, to allocate like.
   Tensor any() const {
@@ -85,9 +91,10 @@ class Gradients {
   }
 
   // Float64 as soon as one gradient is; float32 for halves too, where torch would round the norm to their 11 bits.
-  Tensor empty_norm() const {
-    return empty_strided({}, {}, has_float64 ? ScalarType::Double : ScalarType::Float, any());
-  }
+  ScalarType norm_type() const { return has_float64 ? ScalarType::Double : ScalarType::Float; }
+  Tensor empty_norm() const { return empty_strided({}, {}, norm_type(), any()); }
+  // One for each tensor of the list.
+  Tensor empty_norms() const { return empty_vector(int64_t(places.size()), norm_type(), any()); }
 
  private:
   struct Handles {
@@ -149,12 +156,17 @@ class Gradients {
     Gradient item{nullptr, 0, nullptr, storage_of(op, index, ScalarType(dtype))};
     has_float64 |= item.storage == Storage::kDouble;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &item.numel));
-    if (item.numel == 0) return;
+    if (item.numel == 0) {
+      places.push_back(-1);
+      return;
+    }
     item.data = data_of(tensor, access);
     bool contiguous;
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
     if (!contiguous) item.layout = layout_of(op, tensor, index, access);
-    if (!insert(item)) return;
+    const int32_t place = find_or_insert(item);
+    places.push_back(place);
+    if (place < int32_t(items.size())) return;
     items.push_back(item);
     numel += item.numel;
   }
@@ -175,17 +187,17 @@ class Gradients {
     return &layouts_.back();
   }
 
-  // False where the same gradient is there already. Open addressing on the data pointer.
-  bool insert(const Gradient& item) {
+  // The place of the same gradient, or of this one where there is none. Open addressing on the data pointer.
+  int32_t find_or_insert(const Gradient& item) {
     size_t mask = place_of_.size() - 1;
     size_t slot = (reinterpret_cast<uintptr_t>(item.data) >> 4) * 0x9e3779b97f4a7c15ull >> 32;
     for (;; ++slot) {
       int32_t& place = place_of_[slot & mask];
       if (place < 0) {
         place = int32_t(items.size());
-        return true;
+        return place;
       }
-      if (items[place] == item) return false;
+      if (items[place] == item) return place;
     }
   }
 

@@ -93,13 +93,23 @@ STE_OPS_LIBRARY(m) {
   m.def("sr_ste_backward(Tensor grad, Tensor w, int n, int m, float decay) -> Tensor");
 
   // Clipping. A list of gradients is of one device and of any floating dtypes; a tensor that is in it twice counts
-  // once. The norm is 0-d, float32 unless a gradient is float64.
+  // once. The norm is 0-d, float32 unless a gradient is float64; `norms` has one for each tensor of the list.
   m.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
-  // Multiplies by max_norm / (total_norm + 1e-6) where that is below 1, and writes nothing where it is not.
-  m.def("clip_grads_with_norm_(Tensor(a!)[] grads, Tensor total_norm, float max_norm) -> ()");
+  m.def("total_norms(Tensor[] tensors, float norm_type) -> (Tensor total_norm, Tensor norms)");
+  // Multiplies by max_norm / (total_norm + 1e-6) where that is below 1, and writes nothing where it is not. A norm that
+  // is NaN or infinite is multiplied in (nonfinite = 0), writes nothing (1) or makes every gradient zero (2).
+  m.def("clip_grads_with_norm_(Tensor(a!)[] grads, Tensor total_norm, float max_norm, int nonfinite=0) -> ()");
   // The two above in one call, which reads the list once.
-  m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type) -> Tensor");
+  m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> Tensor");
+  m.def(
+      "clip_grad_norms_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> "
+      "(Tensor total_norm, Tensor norms)");
   m.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
+  // Adaptive clipping of units (csrc/units.h): each gradient beside its parameter, of the same shape.
+  m.def("clip_grad_agc_(Tensor[] parameters, Tensor(a!)[] grads, float clip_factor, float eps) -> ()");
+  // Adds to each of `sums` the samples of a contiguous [batch, ...], each multiplied by min(1, max_norm / (norm +
+  // 1e-6)) of its norm over all tensors. Returns these norms.
+  m.def("clip_per_sample_(Tensor[] grad_samples, Tensor(a!)[] sums, float max_norm) -> Tensor");
   // The gradients of the in-graph clips. A row is the last row_dims dimensions of grad, and each row has its own norm.
   m.def("clip_gradient_value_backward(Tensor grad, float clip_value) -> Tensor");
   m.def("clip_gradient_norm_backward(Tensor grad, int row_dims, float max_norm, float norm_type) -> Tensor");

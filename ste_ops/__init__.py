@@ -6,6 +6,8 @@ from ste_ops import data, reference, surrogate, testing
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign, ternary
 from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from ste_ops.clip_agc import clip_grad_agc_
+from ste_ops.clip_fold import fold_grad_clip_
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
 from ste_ops.quantize import (
     bitnet_activation,
@@ -25,6 +27,9 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
+from ste_ops.clip_result import ClipResult
+from ste_ops.clip_samples import clip_per_sample_
+from ste_ops.quantize import sr_ste
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 # isort: split
@@ -33,6 +38,7 @@ from ste_ops import nn
 
 __all__ = [
     "AliasTable",
+    "ClipResult",
     "__version__",
     "bernoulli_ste",
     "bitnet_activation",
@@ -40,16 +46,19 @@ __all__ = [
     "build_info",
     "ceil",
     "clamp",
+    "clip_grad_agc_",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_gradient_norm",
     "clip_gradient_value",
     "clip_grads_with_norm_",
+    "clip_per_sample_",
     "data",
     "dorefa_activation",
     "dorefa_weight",
     "fake_quantize",
     "floor",
+    "fold_grad_clip_",
     "get_total_norm",
     "heaviside",
     "lsq",

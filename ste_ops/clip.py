@@ -17,7 +17,7 @@ import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -25,11 +25,14 @@ from torch import Tensor
 from ste_ops import clip_distributed
 from ste_ops._functions.clip import FLOATING
 from ste_ops._library import ops
+from ste_ops.clip_result import ClipResult
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Tensors = Tensor | Iterable[Tensor]
+NonFinite = Literal["propagate", "skip", "zero"]
+_NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/core/norm.h numbers them
 
 
 def checked_number(operator: str, argument: str, value: float) -> float:
@@ -111,6 +114,26 @@ def _norm(operator: str, grads: list[Tensor], p: float) -> Tensor:
     return ops.total_norm(norms, 1.0 if p == 0 else p)
 
 
+def _norms(operator: str, grads: list[Tensor], p: float) -> tuple[Tensor, Tensor]:
+    """The norm of all, and of each in the order of the list."""
+    try:
+        return ops.total_norms(grads, p)
+    except (RuntimeError, TypeError):
+        groups = _by_device(operator, grads)
+        _refuse_norms_of_ranks(operator, clip_distributed.has_dtensor(grads))
+        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+            raise
+    totals: list[Tensor] = []
+    norm_of: dict[Tensor, Tensor] = {}
+    for group in groups:
+        distinct = list(dict.fromkeys(group))
+        total_norm, norms = ops.total_norms(_coalesced(distinct), p)
+        totals.append(total_norm.to(grads[0].device))
+        norm_of |= zip(distinct, norms.to(grads[0].device).unbind(), strict=True)
+    total_norm = ops.total_norm(totals, 1.0 if p == 0 else p)
+    return total_norm, torch.stack([norm_of[grad].to(total_norm.dtype) for grad in grads])
+
+
 def _spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
     """Whether other ranks wait for this one though its own gradients do not say so."""
     return process_group is not None or (len(grads) < len(parameters) and clip_distributed.has_dtensor(parameters))
@@ -125,15 +148,23 @@ def _norm_of_ranks(
     return clip_distributed.total_norm(parameters, grads, p, process_group, norm)
 
 
+def _refuse_norms_of_ranks(operator: str, refuse: bool) -> None:
+    if refuse:
+        raise ValueError(
+            f"{operator}: the norm of each gradient (return_norms, return_result) are taken on one machine, got "
+            "DTensors or a process_group; only the total is taken over ranks"
+        )
+
+
 def _written(grads: Sequence[Tensor]) -> None:
     # Compiled graphs do this for every input that they mutate.
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(grads)
 
 
-def _scale(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float) -> None:
+def _scale(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int = 0) -> None:
     try:
-        ops.clip_grads_with_norm_(grads, total_norm, max_norm)
+        ops.clip_grads_with_norm_(grads, total_norm, max_norm, nonfinite)
     except RuntimeError:
         own = clip_distributed.to_local(grads)
         groups = _by_device(operator, own)
@@ -143,7 +174,7 @@ def _scale(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: flo
         values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
         _check_writable(operator, values)
         for group in values:
-            ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm)
+            ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm, nonfinite)
         if own is not grads:
             _written(own)
     _written(grads)
@@ -163,14 +194,38 @@ def _require_finite(total_norm: Tensor, p: float) -> None:
         )
 
 
+@overload
 def get_total_norm(
     tensors: _Tensors,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
+    return_norms: Literal[False] = False,
     process_group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: bool = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """The p-norm of tensors taken together as one vector, as `torch.nn.utils.get_total_norm`.
 
     Args:
@@ -180,13 +235,16 @@ def get_total_norm(
             the number of elements that are not zero.
         error_if_nonfinite: raise where the norm is NaN or infinite. This is the one option that waits for the device.
         foreach: taken for compatibility; there is one implementation.
+        return_norms: give the norm of each tensor too, from the same pass; on one machine.
         process_group: where the tensors are parts that were divided among ranks by hand, the ranks that hold the other
             parts; every one of them has to call, also without tensors. `DTensor`s need none: their norm is taken over
             their own mesh, before that of the group.
 
     Returns:
         A 0-d float32 tensor, float64 if any tensor is, on the first tensor's device; 0 for an empty list or tensors
-        without elements. NaN where an element is (but for ``norm_type=0``, which counts it).
+        without elements. NaN where an element is (but for ``norm_type=0``, which counts it). With ``return_norms``
+        ``(total_norm, norms)``: norms is 1-D, of the same dtype and device, with one entry for each tensor in the
+        order of the list, one that is listed twice included.
 
     Raises:
         ValueError: norm_type is NaN, or negative and not -inf.
@@ -197,19 +255,24 @@ def get_total_norm(
         >>> import torch, ste_ops
         >>> ste_ops.get_total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
         tensor(5.)
+        >>> ste_ops.get_total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])], return_norms=True)
+        (tensor(5.), tensor([3., 4.]))
     """
     p = checked_norm_type("get_total_norm", norm_type)
     grads = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    _refuse_norms_of_ranks("get_total_norm", return_norms and process_group is not None)
     if not grads and process_group is None:
-        return torch.tensor(0.0)
+        return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
     with torch.no_grad():
-        if process_group is None:
-            total_norm = _norm("get_total_norm", grads, p)
-        else:
+        if return_norms:
+            total_norm, norms = _norms("get_total_norm", grads, p)
+        elif process_group is not None:
             total_norm = _norm_of_ranks("get_total_norm", grads, grads, p, process_group)
+        else:
+            total_norm = _norm("get_total_norm", grads, p)
         if error_if_nonfinite:
             _require_finite(total_norm, p)
-    return total_norm
+    return (total_norm, norms) if return_norms else total_norm
 
 
 def clip_grads_with_norm_(
@@ -257,6 +320,7 @@ def clip_grads_with_norm_(
         _scale("clip_grads_with_norm_", grads, total_norm.detach().to(grads[0].device), max_norm)
 
 
+@overload
 def clip_grad_norm_(
     parameters: _Tensors,
     max_norm: float,
@@ -264,8 +328,53 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: Literal[False] = False,
+    return_result: Literal[False] = False,
     process_group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def clip_grad_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: Literal[True],
+    return_result: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def clip_grad_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: bool = False,
+    return_result: Literal[True],
+) -> ClipResult: ...
+
+
+def clip_grad_norm_(
+    parameters: _Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: bool = False,
+    return_result: bool = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, Tensor] | ClipResult:
     """Clips the gradients' norm, taken over all of them together, in place, as `torch.nn.utils.clip_grad_norm_`.
 
     `get_total_norm` followed by `clip_grads_with_norm_`, in one native call: a step that needs no clipping reads each
@@ -277,15 +386,25 @@ def clip_grad_norm_(
             twice counts once.
         max_norm: the bound, >= 0.
         norm_type: as in `get_total_norm`.
-        error_if_nonfinite: raise where the norm is NaN or infinite, before anything is scaled.
+        error_if_nonfinite: raise where the norm is NaN or infinite, before anything is scaled. This waits for the
+            device.
         foreach: taken for compatibility; there is one implementation.
+        nonfinite: what happens where the norm is NaN or infinite, decided on the device. ``"propagate"`` multiplies by
+            the coefficient as torch does: a NaN norm makes every gradient NaN. ``"skip"`` leaves every gradient as it
+            is: for a step that is skipped anyway (``GradScaler``, ``found_inf``), with the evidence kept. ``"zero"``
+            makes every gradient 0, those that were finite too: for a loop that steps without looking.
+        return_norms: give the norm of each gradient too, from the same pass; on one machine.
+        return_result: give a `ClipResult` (which has the norms); on one machine.
         process_group: as in `get_total_norm`. Each rank scales its own parts.
 
     Returns:
-        The norm before clipping, as `get_total_norm` gives it.
+        The norm before clipping, as `get_total_norm` gives it. With ``return_norms`` ``(total_norm, norms)``, norms 1-D
+        with one entry for each parameter that has a gradient, in their order. With ``return_result`` a `ClipResult`:
+        these two, whether it clipped, and which gradient was the first that is not finite.
 
     Raises:
-        As `get_total_norm` and `clip_grads_with_norm_`. No gradient has been written then.
+        As `get_total_norm` and `clip_grads_with_norm_`. ValueError for another ``nonfinite``, or one beside
+        ``error_if_nonfinite``. No gradient has been written then.
 
     Example:
         >>> import torch, ste_ops
@@ -295,35 +414,78 @@ def clip_grad_norm_(
         tensor(5.)
         >>> w.grad
         tensor([0.6000, 0.8000])
+        >>> w.grad[0] = torch.inf
+        >>> ste_ops.clip_grad_norm_([w], max_norm=1.0, nonfinite="zero")
+        tensor(inf)
+        >>> w.grad
+        tensor([0., 0.])
     """
     max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
     p = checked_norm_type("clip_grad_norm_", norm_type)
+    mode = _checked_nonfinite(nonfinite, error_if_nonfinite)
+    with_norms = return_norms or return_result
     given, parameters = parameters, _listed(parameters)
     grads = _gradients("clip_grad_norm_", parameters)
     spans_ranks = _spans_ranks(parameters, grads, process_group)
-    if not grads and not spans_ranks:
+    _refuse_norms_of_ranks("clip_grad_norm_", with_norms and spans_ranks)
+    norms = None
+    if spans_ranks:
+        with torch.no_grad():
+            total_norm = _norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+            if error_if_nonfinite:
+                _require_finite(total_norm, p)
+            if grads:
+                _scale("clip_grad_norm_", grads, total_norm, max_norm, mode)
+    elif not grads:
         if isinstance(given, types.GeneratorType) and not parameters:
             message = "`parameters` is an empty generator, no gradient clipping will occur."
             warnings.warn(message, stacklevel=2)
-        return torch.tensor(0.0)
-    with torch.no_grad():
-        if not error_if_nonfinite and not spans_ranks:
-            try:
-                total_norm = ops.clip_grad_norm_(grads, max_norm, p)
-            except RuntimeError:
-                pass  # a list that needs more than one call, or has something in it to explain
+        total_norm, norms = torch.tensor(0.0), torch.zeros(0)
+    else:
+        with torch.no_grad():
+            total_norm, norms = _clip_grad_norm(grads, max_norm, p, error_if_nonfinite, mode, with_norms)
+    if not with_norms:
+        return total_norm
+    assert norms is not None
+    if not return_result:
+        return total_norm, norms
+    positions = tuple(i for i, parameter in enumerate(parameters) if parameter.grad is not None)
+    return ClipResult(total_norm, norms, max_norm, positions)
+
+
+def _checked_nonfinite(nonfinite: str, error_if_nonfinite: bool) -> int:
+    if nonfinite not in _NONFINITE:
+        raise ValueError(f'clip_grad_norm_: nonfinite must be "propagate", "skip" or "zero", got {nonfinite!r}')
+    if error_if_nonfinite and nonfinite != "propagate":
+        raise ValueError(
+            f"clip_grad_norm_: error_if_nonfinite raises where nonfinite={nonfinite!r} would not; ask for one"
+        )
+    return _NONFINITE[nonfinite]
+
+
+def _clip_grad_norm(
+    grads: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, nonfinite: int, with_norms: bool
+) -> tuple[Tensor, Tensor | None]:
+    norms = None
+    if not error_if_nonfinite:
+        try:
+            if with_norms:
+                total_norm, norms = ops.clip_grad_norms_(grads, max_norm, p, nonfinite)
             else:
-                _written(grads)
-                return total_norm
-        if spans_ranks:
-            total_norm = _norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+                total_norm = ops.clip_grad_norm_(grads, max_norm, p, nonfinite)
+        except RuntimeError:
+            pass  # a list that needs more than one call, or has something in it to explain
         else:
-            total_norm = _norm("clip_grad_norm_", grads, p)
-        if error_if_nonfinite:
-            _require_finite(total_norm, p)
-        if grads:
-            _scale("clip_grad_norm_", grads, total_norm, max_norm)
-    return total_norm
+            _written(grads)
+            return total_norm, norms
+    if with_norms:
+        total_norm, norms = _norms("clip_grad_norm_", grads, p)
+    else:
+        total_norm = _norm("clip_grad_norm_", grads, p)
+    if error_if_nonfinite:
+        _require_finite(total_norm, p)
+    _scale("clip_grad_norm_", grads, total_norm, max_norm, nonfinite)
+    return total_norm, norms
 
 
 def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | None = None) -> None:

@@ -160,7 +160,12 @@ def non_finite(rank, world):
             assert math.isnan(norm) if math.isnan(bad) else norm == math.inf
             with pytest.raises(RuntimeError, match="is non-finite"):
                 ste_ops.clip_grad_norm_(p, 0.1, norm_type, error_if_nonfinite=True)
+            ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="skip")
             torch.testing.assert_close(p.grad.to_local(), full[rank : rank + 1], rtol=0, atol=0, equal_nan=True)
+            ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="zero")
+            assert not p.grad.to_local().any()  # on the ranks that hold finite ones too
+            with pytest.raises(ValueError, match="the norm of each gradient .* on one machine"):
+                ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_norms=True)
 
 
 class Model(nn.Module):
@@ -217,5 +222,31 @@ def fsdp_and_tensor_parallel(rank, world):
     check_model(gradients_of(model, x), gradients_of(alone, x))
 
 
-OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, non_finite, fsdp, tensor_parallel]
+def fold(rank, world):
+    """The step divides DTensors, and a NaN on one rank skips it on all."""
+    mesh = init_device_mesh("cpu", (world,))
+    alone, model = Model(), Model()
+    model.load_state_dict(alone.state_dict())
+    fully_shard(model, mesh=mesh)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1, fused=True) for m in (model, alone)]
+    for bad in (False, True, False):
+        x = torch.randn(4, 6)
+        gradients_of(model, x)
+        gradients_of(alone, x)
+        if bad and rank == world - 1:
+            next(model.parameters()).grad.to_local()[0, 0] = math.nan
+        norm = ste_ops.fold_grad_clip_(optimizers[0], 0.5)
+        if bad:
+            assert math.isnan(norm)
+        else:
+            check_norm(norm, ste_ops.clip_grad_norm_(alone.parameters(), 0.5), rtol=1e-6)
+            optimizers[1].step()
+        optimizers[0].step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for a, b in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a.full_tensor(), b, rtol=1e-4, atol=1e-4)
+
+
+OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, non_finite, fsdp, tensor_parallel, fold]
 CASES = {2: OF_ANY_WORLD, 4: [*OF_ANY_WORLD, two_dimensions, stages, fsdp_and_tensor_parallel]}

@@ -71,6 +71,15 @@ def lists(device: str) -> list[list[torch.Tensor]]:
     return [gradients(device)[:2], gradients(device), gradients(device)[:1]]
 
 
+def per_sample(device: str) -> list[Arguments]:
+    shapes = [(3, 5, 7), (3,), (3, 0), (3, 2)]
+    grads = [
+        torch.randn(s, device=device).to(d) for s, d in zip(shapes, [torch.float32, torch.float64] * 2, strict=True)
+    ]
+    sums = [torch.ones_like(g[0]) for g in grads]
+    return [(grads, sums, 0.5), (grads[:1], sums[:1], 0.5), ([grads[0][:0]], sums[:1], 0.5)]
+
+
 def rows(device: str) -> list[torch.Tensor]:
     return [
         *gradients(device)[:3],
@@ -185,9 +194,13 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "curve_backward": lambda device: curved(device, 1),
     "curve_second": lambda device: curved(device, 2),
     "total_norm": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, float("inf"), 0.0, 3.0)],
+    "total_norms": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, 3.0)],
+    "clip_grad_norms_": lambda device: [(grads, 0.5, 2.0, 2) for grads in lists(device)],
     "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0) for grads in lists(device)],
     "clip_grads_with_norm_": lambda device: [(g, torch.ones((), device=device), 0.5) for g in lists(device)],
     "clip_grad_value_": lambda device: [(grads, 0.1) for grads in lists(device)],
+    "clip_grad_agc_": lambda device: [(grads, [g * 9 for g in grads], 0.01, 1e-3) for grads in lists(device)],
+    "clip_per_sample_": per_sample,
     "clip_gradient_value_backward": lambda device: [(grad, 0.1) for grad in rows(device)],
     "clip_gradient_norm_backward": lambda device: [(grad, grad.dim() - 1, 0.5, 2.0) for grad in rows(device)],
     "alias_table": lambda device: [(torch.rand(10, device=device),), (torch.rand(3, 7, device=device),)],

@@ -16,8 +16,6 @@ namespace ste_ops {
 // Elements whose sum is one partial result. Fixed, because the partition decides the order of addition.
 constexpr int64_t kBlock = 16384;
 
-// A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
-// double.
 struct Terms {
   // Whether the total can leave float64's range. The terms of the second look are then scaled(largest magnitude).
   static constexpr bool may_leave_range = false;
@@ -141,6 +139,38 @@ STE_HD bool has_scale(double largest) { return largest > 0 && largest < INFINITY
 // they are left alone; a NaN (from a NaN norm, or inf / inf) is multiplied in, as torch does.
 STE_HD double clip_coefficient(double norm, double max_norm) { return max_norm / (norm + 1e-6); }
 STE_HD bool leaves_alone(double coefficient) { return coefficient >= 1; }
+
+// What happens to gradients whose norm is NaN or infinite: torch's product, nothing, or zeros.
+enum class NonFinite : int32_t { kPropagate, kSkip, kZero };
+
+STE_HD bool is_finite(double x) { return x - x == 0; }
+
+// What a norm asks of the gradients.
+struct Scaling {
+  enum Action : int32_t { kLeave, kMultiply, kZero } action;
+  double coefficient;
+};
+
+STE_HD Scaling scaling(double norm, double max_norm, NonFinite nonfinite) {
+  const double coefficient = clip_coefficient(norm, max_norm);
+  if (!is_finite(norm) && nonfinite != NonFinite::kPropagate) {
+    return {nonfinite == NonFinite::kSkip ? Scaling::kLeave : Scaling::kZero, coefficient};
+  }
+  return {leaves_alone(coefficient) ? Scaling::kLeave : Scaling::kMultiply, coefficient};
+}
+
+// Adaptive clipping (Brock et al., arXiv:2102.06171): a unit's gradient is scaled down to clip_factor times the norm of
+// its weights, which counts as eps at least. The 1e-6 is the authors' own; 1 leaves the gradient alone.
+STE_HD double agc_coefficient(double weight_norm, double grad_norm, double clip_factor, double eps) {
+  const double max_norm = (weight_norm < eps ? eps : weight_norm) * clip_factor;
+  return grad_norm < max_norm ? 1 : max_norm / (grad_norm < 1e-6 ? 1e-6 : grad_norm);
+}
+
+// What a sample's gradient is multiplied by.
+STE_HD double sample_coefficient(double norm, double max_norm) {
+  const double coefficient = clip_coefficient(norm, max_norm);
+  return leaves_alone(coefficient) ? 1 : coefficient;
+}
 
 // Clamps to [-bound, bound]; NaN stays.
 template <class A>

@@ -23,19 +23,41 @@ def _(tensors: list[Tensor], norm_type: float) -> Tensor:
     return _empty_norm(tensors)
 
 
+@fake("total_norms")
+def _(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
+    total_norm = _empty_norm(tensors)
+    return total_norm, total_norm.new_empty(len(tensors))
+
+
 @fake("clip_grad_norm_")
-def _(grads: list[Tensor], max_norm: float, norm_type: float) -> Tensor:
+def _(grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0) -> Tensor:
     return _empty_norm(grads)
 
 
+@fake("clip_grad_norms_")
+def _(grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0) -> tuple[Tensor, Tensor]:
+    total_norm = _empty_norm(grads)
+    return total_norm, total_norm.new_empty(len(grads))
+
+
 @fake("clip_grads_with_norm_")
-def _(grads: list[Tensor], total_norm: Tensor, max_norm: float) -> None:
+def _(grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int = 0) -> None:
     pass
 
 
 @fake("clip_grad_value_")
 def _(grads: list[Tensor], clip_value: float) -> None:
     pass
+
+
+@fake("clip_grad_agc_")
+def _(parameters: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
+    pass
+
+
+@fake("clip_per_sample_")
+def _(grad_samples: list[Tensor], sums: list[Tensor], max_norm: float) -> Tensor:
+    return _empty_norm(grad_samples).new_empty(grad_samples[0].shape[0])
 
 
 @fake("clip_gradient_value_backward")

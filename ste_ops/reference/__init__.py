@@ -5,11 +5,13 @@ The same names and signatures as `ste_ops`, in plain torch operations.
 
 from ste_ops.reference.binarize import heaviside, sign, ternary
 from ste_ops.reference.clip import (
+    clip_grad_agc_,
     clip_grad_norm_,
     clip_grad_value_,
     clip_gradient_norm,
     clip_gradient_value,
     clip_grads_with_norm_,
+    clip_per_sample_,
     get_total_norm,
 )
 from ste_ops.reference.quantize import (
@@ -39,11 +41,13 @@ __all__ = [
     "bitnet_weight",
     "ceil",
     "clamp",
+    "clip_grad_agc_",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_gradient_norm",
     "clip_gradient_value",
     "clip_grads_with_norm_",
+    "clip_per_sample_",
     "dorefa_activation",
     "dorefa_weight",
     "fake_quantize",

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops.clip_result import ClipResult
+
 _Tensors = Tensor | Iterable[Tensor]
 
 
@@ -59,22 +61,33 @@ def _check_norm_type(operator: str, norm_type: float) -> float:
     return -math.inf if float(norm_type) == -math.inf else _check(operator, "norm_type", norm_type)
 
 
-def get_total_norm(
-    tensors: _Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
-) -> Tensor:
-    """The p-norm of all elements of the distinct tensors; 0 where there is none."""
-    p = _check_norm_type("get_total_norm", norm_type)
-    tensors = _distinct([tensors] if isinstance(tensors, Tensor) else tensors)
-    if not tensors:
-        return torch.tensor(0.0)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+def _norm_of(tensors: Sequence[Tensor], p: float, dtype: torch.dtype) -> Tensor:
     dense = [t.detach().coalesce().values() if t.is_sparse else t.detach() for t in tensors]
     magnitudes = torch.cat([t.to(tensors[0].device).double().abs().flatten() for t in dense])
     total_norm = _vector_norm(magnitudes, p).reshape(()) if magnitudes.numel() else torch.tensor(0.0)
-    total_norm = total_norm.to(dtype).to(tensors[0].device)
+    return total_norm.to(dtype).to(tensors[0].device)
+
+
+def get_total_norm(
+    tensors: _Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: bool = False,
+) -> Any:
+    """The p-norm of all elements of the distinct tensors, 0 where there is none; with return_norms of each one too."""
+    p = _check_norm_type("get_total_norm", norm_type)
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if not tensors:
+        return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    total_norm = _norm_of(_distinct(tensors), p, dtype)
     if error_if_nonfinite and not total_norm.isfinite():
         raise RuntimeError(f"The total norm of order {p} for gradients from `parameters` is non-finite")
-    return total_norm
+    if not return_norms:
+        return total_norm
+    return total_norm, torch.stack([_norm_of([t], p, dtype).to(total_norm.device) for t in tensors])
 
 
 @torch.no_grad()
@@ -107,17 +120,32 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
-) -> Tensor:
-    """`get_total_norm` of the gradients, then `clip_grads_with_norm_`."""
+    *,
+    nonfinite: str = "propagate",
+    return_norms: bool = False,
+    return_result: bool = False,
+) -> Any:
+    """`get_total_norm` of the gradients, then `clip_grads_with_norm_`; where the norm is NaN or infinite and nonfinite
+    is "skip" nothing, and where it is "zero" zeros in all gradients."""
     max_norm = _check("clip_grad_norm_", "max_norm", max_norm)
     if not isinstance(parameters, Tensor):
         given = parameters
         parameters = list(given)
         if not parameters and isinstance(given, types.GeneratorType):
             warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    total_norm = get_total_norm(_gradients(parameters), norm_type, error_if_nonfinite)
-    clip_grads_with_norm_(parameters, max_norm, total_norm)
-    return total_norm
+    else:
+        parameters = [parameters]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    total_norm, norms = get_total_norm(grads, norm_type, error_if_nonfinite, return_norms=True)
+    if total_norm.isfinite() or nonfinite == "propagate":
+        clip_grads_with_norm_(parameters, max_norm, total_norm)
+    elif nonfinite == "zero":
+        for grad in _gradients(parameters):
+            _rewrite(grad, torch.zeros_like)
+    if return_result:
+        positions = tuple(i for i, p in enumerate(parameters) if p.grad is not None)
+        return ClipResult(total_norm, norms, max_norm, positions)
+    return (total_norm, norms) if return_norms else total_norm
 
 
 def _clamp(values: Tensor, bound: float) -> Tensor:
@@ -130,6 +158,45 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
     clip_value = _check("clip_grad_value_", "clip_value", clip_value)
     for grad in _gradients(parameters):
         _rewrite(grad, functools.partial(_clamp, bound=torch.tensor(clip_value, dtype=grad.dtype).item()))
+
+
+def _unit_norms(x: Tensor) -> Tensor:
+    """The norm over all dimensions but the first; over all where there are fewer than two. In float64."""
+    return _vector_norm(x.detach().double().abs(), 2.0, tuple(range(1 if x.dim() > 1 else 0, x.dim())))
+
+
+def clip_grad_agc_(parameters: _Tensors, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+    """Where a unit's gradient norm is not below clip_factor times its weights' norm, scales it down to that."""
+    clip_factor, eps = _check("clip_grad_agc_", "clip_factor", clip_factor), _check("clip_grad_agc_", "eps", eps)
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    of_grad = {id(p.grad): p for p in parameters if p.grad is not None and p.grad.numel()}
+    for grad in _gradients(parameters):
+        if grad.numel() == 0:
+            continue
+        max_norm = _unit_norms(of_grad[id(grad)]).clamp(min=eps) * clip_factor
+        norm = _unit_norms(grad)
+        coefficient = torch.where(norm < max_norm, 1.0, max_norm / norm.clamp(min=1e-6))
+        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        _rewrite(grad, functools.partial(torch.mul, coefficient.to(arithmetic)))
+
+
+def clip_per_sample_(
+    grad_samples: _Tensors, max_norm: float, *, out: Sequence[Tensor] | None = None, return_norms: bool = False
+) -> Any:
+    """The sum over the first dimension, each sample times min(1, max_norm / (its norm over all tensors + 1e-6))."""
+    max_norm = _check("clip_per_sample_", "max_norm", max_norm)
+    grads = [grad_samples] if isinstance(grad_samples, Tensor) else list(grad_samples)
+    sums = [torch.zeros_like(g[:1].sum(0)) for g in grads] if out is None else list(out)
+    if not grads:
+        return (sums, torch.zeros(0)) if return_norms else sums
+    squares = sum(g.detach().double().flatten(1).square().sum(1) if g.dim() > 1 else g.double() ** 2 for g in grads)
+    assert isinstance(squares, Tensor)
+    norms = squares.sqrt()
+    coefficient = (max_norm / (norms + 1e-6)).clamp(max=1)
+    for total, g in zip(sums, grads, strict=True):
+        total.copy_(total.double() + torch.einsum("i,i...->...", coefficient, g.detach().double()))
+    dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
+    return (sums, norms.to(dtype)) if return_norms else sums
 
 
 class _ClipGradientValue(torch.autograd.Function):

@@ -1,8 +1,8 @@
 // Many gradients in few launches, and the vectors of one gradient in a block.
 #pragma once
 
-#include "../clip.h"
-#include "vector.cuh"
+#include "../../clip.h"
+#include "../vector.cuh"
 
 #ifdef STE_OPS_EMULATED
 #define __grid_constant__
@@ -32,8 +32,8 @@ static_assert(sizeof(Table<kLargeTable>) <= 4096 - 128, "room for the other para
 #endif
 
 // The gradient that this block works on.
-template <int N>
-__device__ int find_gradient(const Table<N>& table) {
+template <class Table>
+__device__ int find_gradient(const Table& table) {
   int low = 0, high = table.count;
   while (high - low > 1) {
     int middle = (low + high) / 2;
@@ -42,7 +42,7 @@ __device__ int find_gradient(const Table<N>& table) {
   return low;
 }
 
-__device__ int64_t at_most(int64_t count, int64_t limit) { return count < limit ? count : limit; }
+__device__ inline int64_t at_most(int64_t count, int64_t limit) { return count < limit ? count : limit; }
 
 template <class F>
 __device__ void with_storage(Storage storage, F f) {
@@ -86,18 +86,53 @@ __device__ void for_each_vector(T* x, int64_t count, OfVector of_vector, OfEleme
   if (tail < count) of_element(x + tail);
 }
 
+template <class T, class Rule>
+__device__ bool apply(Rule rule, T& x) {
+  T before = x;
+  x = rule(x);
+  return bit_cast<bits_t<T>>(before) != bit_cast<bits_t<T>>(x);
+}
+
+// The block's elements through rule, in place. Vectors that come out as they were are not written.
+template <class T, class Rule>
+__device__ void rewrite_dense(T* x, int64_t count, Rule rule) {
+  for_each_vector<kAhead>(
+      x, count,
+      [&](T* place, Vector<T> v) {
+        bool changed = false;
+#pragma unroll
+        for (int i = 0; i < Vector<T>::size; ++i) changed |= apply(rule, v.value[i]);
+        if (changed) write_vector(place, 0, Vector<T>::size, true, v);
+      },
+      [&](T* element) {
+        T value = *element;
+        if (apply(rule, value)) *element = value;
+      });
+}
+
+template <class T, class Rule>
+__device__ void rewrite_strided(T* data, const Strided& layout, int64_t begin, int64_t end, Rule rule) {
+  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    T* element = data + layout.offset(i);
+    T value = *element;
+    if (apply(rule, value)) *element = value;
+  }
+}
+
 // Gradients as the launches take them: the dense ones by tables, then the others one by one.
 class Launches {
  public:
-  Launches(const Launcher& launch, std::vector<Gradient> gradients)
-      : launch_(launch), gradients_(dense_first(std::move(gradients))), blocks_(gradients_) {
+  Launches(const Launcher& launch, const std::vector<Gradient>& gradients)
+      : launch_(launch), order_(dense_first(gradients)), gradients_(in_order(gradients, order_)), blocks_(gradients_) {
     while (dense_ < gradients_.size() && gradients_[dense_].layout == nullptr) ++dense_;
   }
 
   const Launcher& launch() const { return launch_; }
   const Blocks& blocks() const { return blocks_; }
+  // Of each launched gradient its place in the list that was given.
+  const std::vector<int32_t>& order() const { return order_; }
 
-  // of_table(table, blocks, first block) and of_strided(gradient, blocks, first block)
+  // of_table(table, blocks, first block, first gradient) and of_strided(gradient, blocks, first block, its number)
   template <class OfTable, class OfStrided>
   void run(OfTable of_table, OfStrided of_strided) const {
     for (size_t g = 0; g < dense_;) {
@@ -105,14 +140,24 @@ class Launches {
       g += rest <= kSmallTable ? run_table<kSmallTable>(of_table, g) : run_table<kLargeTable>(of_table, g);
     }
     for (size_t g = dense_; g < gradients_.size(); ++g) {
-      of_strided(gradients_[g], blocks_.first_block(g + 1) - blocks_.first_block(g), blocks_.first_block(g));
+      of_strided(gradients_[g], blocks_.first_block(g + 1) - blocks_.first_block(g), blocks_.first_block(g),
+                 int64_t(g));
     }
   }
 
  private:
-  static std::vector<Gradient> dense_first(std::vector<Gradient> gradients) {
-    std::stable_partition(gradients.begin(), gradients.end(), [](const Gradient& g) { return g.layout == nullptr; });
-    return gradients;
+  static std::vector<int32_t> dense_first(const std::vector<Gradient>& gradients) {
+    std::vector<int32_t> order(gradients.size());
+    for (size_t g = 0; g < order.size(); ++g) order[g] = int32_t(g);
+    std::stable_partition(order.begin(), order.end(), [&](int32_t g) { return gradients[g].layout == nullptr; });
+    return order;
+  }
+
+  static std::vector<Gradient> in_order(const std::vector<Gradient>& gradients, const std::vector<int32_t>& order) {
+    std::vector<Gradient> launched;
+    launched.reserve(order.size());
+    for (int32_t g : order) launched.push_back(gradients[g]);
+    return launched;
   }
 
   template <int N, class OfTable>
@@ -130,11 +175,12 @@ class Launches {
     // The launch refuses more blocks than 31 bits count, so what fits below is exact.
     int64_t blocks = blocks_.first_block(begin + count) - blocks_.first_block(begin);
     table.first_block[count] = uint32_t(blocks);
-    of_table(table, blocks, blocks_.first_block(begin));
+    of_table(table, blocks, blocks_.first_block(begin), int64_t(begin));
     return count;
   }
 
   const Launcher& launch_;
+  std::vector<int32_t> order_;
   std::vector<Gradient> gradients_;
   Blocks blocks_;
   size_t dense_ = 0;

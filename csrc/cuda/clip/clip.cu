@@ -1,6 +1,6 @@
-#include "../clip.h"
+#include "../../clip.h"
 
-#include "../library.h"
+#include "../../library.h"
 #include "norm.cuh"
 
 namespace ste_ops {
@@ -11,16 +11,19 @@ struct Scale {
   const void* norm;
   bool float64;
   double max_norm;
+  NonFinite nonfinite;
 
-  __device__ double coefficient() const {
+  __device__ Scaling scaling() const {
     double value = float64 ? *static_cast<const double*>(norm) : double(*static_cast<const float*>(norm));
-    return clip_coefficient(value, max_norm);
+    return ste_ops::scaling(value, max_norm, nonfinite);
   }
-  __device__ bool leaves() const { return leaves_alone(coefficient()); }
+  __device__ bool leaves() const { return scaling().action == Scaling::kLeave; }
   template <class T>
   __device__ auto rule() const {
-    arithmetic_t<T> c = arithmetic_t<T>(coefficient());
-    return [c](T x) { return store<T>(load(x) * c); };
+    const Scaling how = scaling();
+    const bool zero = how.action == Scaling::kZero;
+    arithmetic_t<T> c = arithmetic_t<T>(how.coefficient);
+    return [zero, c](T x) { return zero ? T{} : store<T>(load(x) * c); };
   }
 };
 
@@ -34,13 +37,6 @@ struct Clamp {
   }
 };
 
-template <class T, class Rule>
-__device__ bool apply(Rule rule, T& x) {
-  T before = x;
-  x = rule(x);
-  return bit_cast<bits_t<T>>(before) != bit_cast<bits_t<T>>(x);
-}
-
 template <class Change, int N>
 __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant__ Table<N> table, Change change) {
   if (change.leaves()) return;
@@ -49,18 +45,7 @@ __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant
   with_storage(table.storage[g], [&](auto type) {
     using T = typename decltype(type)::type;
     const auto rule = change.template rule<T>();
-    for_each_vector<kAhead>(
-        static_cast<T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock),
-        [&](T* place, Vector<T> v) {
-          bool changed = false;
-#pragma unroll
-          for (int i = 0; i < Vector<T>::size; ++i) changed |= apply(rule, v.value[i]);
-          if (changed) write_vector(place, 0, Vector<T>::size, true, v);
-        },
-        [&](T* element) {
-          T x = *element;
-          if (apply(rule, x)) *element = x;
-        });
+    rewrite_dense(static_cast<T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock), rule);
   });
 }
 
@@ -73,64 +58,86 @@ __global__ void __launch_bounds__(kThreads)
   with_storage(storage, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto rule = change.template rule<T>();
-    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-      T* element = static_cast<T*>(data) + layout.offset(i);
-      T x = *element;
-      if (apply(rule, x)) *element = x;
-    }
+    rewrite_strided(static_cast<T*>(data), layout, begin, end, rule);
   });
 }
 
 template <class Change>
 void enqueue_rewrite(const Launches& over, Change change) {
   over.run(
-      [&](const auto& table, int64_t blocks, int64_t) {
+      [&](const auto& table, int64_t blocks, int64_t, int64_t) {
         constexpr int N = sizeof(table.numel) / sizeof(int64_t);
         over.launch()(rewrite_kernel<Change, N>, blocks, kThreads, table, change);
       },
-      [&](const Gradient& g, int64_t blocks, int64_t) {
+      [&](const Gradient& g, int64_t blocks, int64_t, int64_t) {
         over.launch()(strided_rewrite_kernel<Change>, blocks, kThreads, g.data, g.numel, g.storage, *g.layout, change);
       });
 }
 
-Scale scale_by(const Tensor& norm, double max_norm) {
-  return {norm.const_data_ptr(), norm.scalar_type() == ScalarType::Double, max_norm};
+Scale scale_by(const Tensor& norm, double max_norm, NonFinite nonfinite = NonFinite::kPropagate) {
+  return {norm.const_data_ptr(), norm.scalar_type() == ScalarType::Double, max_norm, nonfinite};
 }
 
 void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("total_norm", stack[0], Access::kRead, Placed::kAnywhere);
-  const double p = checked_norm_type("total_norm", torch::stable::detail::to<double>(stack[1]));
+  const double p = checked_norm_type("total_norm", to<double>(stack[1]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
   enqueue_norm(Launches(launch, gradients.items), p, gradients.has_float64, out);
-  stack[0] = torch::stable::detail::from(out);
+  stack[0] = from(out);
+}
+
+void total_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  Gradients gradients("total_norms", stack[0], Access::kRead, Placed::kAnywhere);
+  const double p = checked_norm_type("total_norms", to<double>(stack[1]));
+  Tensor out = gradients.empty_norm();
+  Launcher launch(out);
+  Launches over(launch, gradients.items);
+  stack[1] = from(enqueue_norms(over, p, gradients, out));
+  stack[0] = from(out);
 }
 
 void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Tensor norm = torch::stable::detail::to<Tensor>(stack[1]);
+  Tensor norm = to<Tensor>(stack[1]);
   Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
   check_total_norm(gradients, norm);
-  double max_norm = torch::stable::detail::to<double>(stack[2]);
+  const double max_norm = to<double>(stack[2]);
+  const NonFinite nonfinite = checked_nonfinite("clip_grads_with_norm_", to<int64_t>(stack[3]));
   Launcher launch(norm);
-  enqueue_rewrite(Launches(launch, gradients.items), scale_by(norm, max_norm));
+  enqueue_rewrite(Launches(launch, gradients.items), scale_by(norm, max_norm, nonfinite));
 }
 
 void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
-  double max_norm = torch::stable::detail::to<double>(stack[1]);
-  const double p = checked_norm_type("clip_grad_norm_", torch::stable::detail::to<double>(stack[2]));
+  const double max_norm = to<double>(stack[1]);
+  const double p = checked_norm_type("clip_grad_norm_", to<double>(stack[2]));
+  const NonFinite nonfinite = checked_nonfinite("clip_grad_norm_", to<int64_t>(stack[3]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
   Launches over(launch, gradients.items);
   enqueue_norm(over, p, gradients.has_float64, out);
-  enqueue_rewrite(over, scale_by(out, max_norm));
-  stack[0] = torch::stable::detail::from(out);
+  enqueue_rewrite(over, scale_by(out, max_norm, nonfinite));
+  stack[0] = from(out);
+}
+
+void clip_grad_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  Gradients gradients("clip_grad_norms_", stack[0], Access::kWrite, Placed::kAnywhere);
+  const double max_norm = to<double>(stack[1]);
+  const double p = checked_norm_type("clip_grad_norms_", to<double>(stack[2]));
+  const NonFinite nonfinite = checked_nonfinite("clip_grad_norms_", to<int64_t>(stack[3]));
+  Tensor out = gradients.empty_norm();
+  Launcher launch(out);
+  Launches over(launch, gradients.items);
+  Tensor of_each = enqueue_norms(over, p, gradients, out);
+  enqueue_rewrite(over, scale_by(out, max_norm, nonfinite));
+  stack[0] = from(out);
+  stack[1] = from(of_each);
 }
 
 void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Gradients gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kAnywhere);
   Launcher launch(gradients.any());
-  enqueue_rewrite(Launches(launch, gradients.items), Clamp{torch::stable::detail::to<double>(stack[1])});
+  enqueue_rewrite(Launches(launch, gradients.items), Clamp{to<double>(stack[1])});
 }
 
 // In the graph: out of place, on dense memory.
@@ -167,17 +174,7 @@ __global__ void __launch_bounds__(kThreads)
     clip_rows_kernel(Terms terms, const T* x, T* out, int64_t rows, int64_t length, double max_norm) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* source = x + row * length;
-    const double total = dense_total(terms, source, length);
-    double norm = terms.finish(total);
-    if constexpr (may_leave_range<Terms>(sizeof(T) == 8)) {
-      if (left_range(total)) {
-        norm = dense_total(Maximum{}, source, length);
-        if (has_scale(norm)) {
-          const auto scaled = terms.scaled(norm);
-          norm = scaled.finish(dense_total(scaled, source, length));
-        }
-      }
-    }
+    const double norm = dense_norm(terms, source, length);
     const double coefficient = clip_coefficient(norm, max_norm);
     const arithmetic_t<T> factor = leaves_alone(coefficient) ? 1 : arithmetic_t<T>(coefficient);
     rewrite_to(source, out + row * length, length, threadIdx.x, blockDim.x,
@@ -228,7 +225,9 @@ Tensor clip_gradient_value_backward_cuda(const Tensor& grad, double clip_value) 
 
 STE_OPS_CUDA_IMPL(m) {
   m.impl("total_norm", &total_norm_cuda);
+  m.impl("total_norms", &total_norms_cuda);
   m.impl("clip_grad_norm_", &clip_grad_norm_cuda);
+  m.impl("clip_grad_norms_", &clip_grad_norms_cuda);
   m.impl("clip_grads_with_norm_", &clip_grads_with_norm_cuda);
   m.impl("clip_grad_value_", &clip_grad_value_cuda);
   m.impl("clip_gradient_value_backward", TORCH_BOX(&clip_gradient_value_backward_cuda));

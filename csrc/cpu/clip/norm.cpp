@@ -1,0 +1,144 @@
+#include "blocks.h"
+
+namespace ste_ops {
+namespace {
+
+// Partial results that a block keeps side by side: four registers of AVX-512, and the same order of addition on every
+// level of the instruction set.
+constexpr int kLanes = 32;
+
+// Bytes that a block asks for before it reads them. The processor's own prefetcher stops at every page of 4 KiB.
+constexpr int64_t kPrefetch = 16384;
+
+// A square of a float32 is exact in float64, so that a fused multiply-add rounds as the two operations do: the same
+// bits where there is none.
+template <bool fused, class Terms, class State, class T>
+STE_OPS_INLINE State with_term(const Terms& terms, State total, T x) {
+  if constexpr (fused && std::is_same<Terms, Squares>::value && !std::is_same<T, double>::value) {
+    return __builtin_fma(double(load(x)), double(load(x)), total);
+  } else {
+    return Terms::combine(total, State(terms.term(load(x))));
+  }
+}
+
+// The total of x[0, count); `readable` elements from x on belong to the tensor.
+template <bool fused, class Terms, class T>
+STE_OPS_INLINE double partial_lanes(const Terms& terms, const T* x, int64_t count, int64_t readable) {
+  using State = typename Terms::template State<arithmetic_t<T>>;
+  constexpr int64_t kAhead = kPrefetch / sizeof(T), kLine = 64 / sizeof(T);
+  State lanes[kLanes];
+  for (int l = 0; l < kLanes; ++l) lanes[l] = State(Terms::identity());
+  int64_t i = 0;
+  const int64_t ahead = std::min(count, readable - kAhead);
+  for (; i + kLanes <= ahead; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; l += kLine) __builtin_prefetch(x + i + kAhead + l);
+    for (int l = 0; l < kLanes; ++l) lanes[l] = with_term<fused>(terms, lanes[l], x[i + l]);
+  }
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) lanes[l] = with_term<fused>(terms, lanes[l], x[i + l]);
+  }
+  for (int l = 0; i + l < count; ++l) lanes[l] = with_term<fused>(terms, lanes[l], x[i + l]);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) lanes[l] = Terms::combine(lanes[l], lanes[l + width]);
+  }
+  return double(lanes[0]);
+}
+
+template <class Terms, class T>
+STE_OPS_BELOW_AVX512 double partial_below_avx512(Terms terms, const T* x, int64_t count, int64_t readable) {
+  return partial_lanes<false>(terms, x, count, readable);
+}
+
+#ifdef STE_OPS_AVX512
+template <class Terms, class T>
+STE_OPS_AVX512 double partial_avx512(Terms terms, const T* x, int64_t count, int64_t readable) {
+  return partial_lanes<true>(terms, x, count, readable);
+}
+#endif
+
+template <class Terms, class T>
+double partial_loop(Terms terms, const T* x, int64_t count, int64_t readable) {
+#ifdef STE_OPS_AVX512
+  if (has_avx512()) return partial_avx512(terms, x, count, readable);
+#endif
+  return partial_below_avx512(terms, x, count, readable);
+}
+
+template <class Terms>
+std::vector<double> partials_of(const Blocks& blocks, const Terms& terms) {
+  std::vector<double> partials(blocks.block_count());
+  for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t block) {
+    visit_storage(gradient.storage, [&](auto type) {
+      using T = typename decltype(type)::type;
+      double partial = Terms::identity();
+      for_each_tile<T>(gradient, begin, end, [&](const T* x, int64_t count) {
+        const int64_t readable = gradient.layout ? count : gradient.numel - begin;
+        partial = Terms::combine(partial, partial_loop(terms, x, count, readable));
+        return false;
+      });
+      partials[block] = partial;
+    });
+  });
+  return partials;
+}
+
+template <class Terms>
+double total_of(const std::vector<double>& partials, int64_t begin, int64_t end) {
+  double total = Terms::identity();
+  for (int64_t b = begin; b < end; ++b) total = Terms::combine(total, partials[b]);
+  return total;
+}
+
+template <class Terms>
+double total_of(const Blocks& blocks, const Terms& terms) {
+  return total_of<Terms>(partials_of(blocks, terms), 0, blocks.block_count());
+}
+
+// The norm from the first look's total, or from a second one where that left the range.
+template <class Terms>
+double norm_from(const Blocks& blocks, const Terms& terms, double total, bool has_float64) {
+  if constexpr (may_leave_range<Terms>(true)) {
+    if (may_leave_range<Terms>(has_float64) && left_range(total)) {
+      const double largest = total_of(blocks, Maximum{});
+      if (!has_scale(largest)) return largest;
+      const auto scaled = terms.scaled(largest);
+      return scaled.finish(total_of(blocks, scaled));
+    }
+  }
+  return terms.finish(total);
+}
+
+}  // namespace
+
+double norm_of_blocks(const Blocks& blocks, double p, bool has_float64, double* of_each) {
+  if (blocks.numel() == 0) return 0;
+  return visit_norm(p, [&](const auto& terms) {
+    using Terms = std::decay_t<decltype(terms)>;
+    const std::vector<double> partials = partials_of(blocks, terms);
+    for (size_t g = 0; of_each != nullptr && g < blocks.count(); ++g) {
+      const double total = total_of<Terms>(partials, blocks.first_block(g), blocks.first_block(g + 1));
+      const Gradient& gradient = blocks.gradient(g);
+      of_each[g] = norm_from(Blocks(&gradient, 1), terms, total, gradient.storage == Storage::kDouble);
+    }
+    return norm_from(blocks, terms, total_of<Terms>(partials, 0, blocks.block_count()), has_float64);
+  });
+}
+
+double norm_of_row(const void* x, int64_t length, Storage storage, double p) {
+  return visit_storage(storage, [&](auto type) {
+    using T = typename decltype(type)::type;
+    // One block needs no list of blocks.
+    if (length <= kBlock) {
+      const double norm = visit_norm(p, [&](const auto& terms) {
+        using Terms = std::decay_t<decltype(terms)>;
+        const double total = partial_loop(terms, static_cast<const T*>(x), length, length);
+        return may_leave_range<Terms>(sizeof(T) == 8) && left_range(total) ? -1 : terms.finish(total);
+      });
+      if (!(norm < 0)) return norm;
+    }
+    const Gradient row{const_cast<void*>(x), length, nullptr, storage};
+    return norm_of_blocks(Blocks(&row, 1), p, sizeof(T) == 8);
+  });
+}
+
+}  // namespace ste_ops

@@ -1,0 +1,98 @@
+"""Clipping between the steps of a recurrent net."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import ste_ops
+from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
+
+
+def unroll(clip, steps=6):
+    """What the steps of a cell that blows gradients up hand back to one another, and the cell."""
+    torch.manual_seed(0)
+    cell = torch.nn.GRUCell(3, 4)
+    with torch.no_grad():
+        for p in cell.parameters():
+            p.mul_(4)
+    h, given = torch.zeros(2, 4), []
+    for x in torch.randn(steps, 2, 3):
+        h = cell(x, h)
+        h.retain_grad()
+        given.append(h)
+        h = clip(h)
+    (10 * h).sum().backward()
+    return [h.grad for h in given], cell
+
+
+@pytest.mark.parametrize("clip", [ClipGradientValue(0.05), ClipGradientNorm(0.1), ClipGradientNorm(0.1, math.inf, -1)])
+def test_bounds_the_gradient_of_every_step(clip):
+    bounded, cell = unroll(clip)
+    free, _ = unroll(lambda h: h)
+    for grad in bounded:
+        if isinstance(clip, ClipGradientValue):
+            assert grad.abs().max() <= 0.05
+        else:
+            dims = None if clip.dim is None else [clip.dim]
+            assert torch.linalg.vector_norm(grad, clip.norm_type, dims).max() <= 0.1 * (1 + 1e-6)
+    assert max(grad.abs().max() for grad in free) > 1
+    assert all(p.grad.isfinite().all() for p in cell.parameters())
+
+
+def test_equals_the_function():
+    x = torch.randn(3, 5, requires_grad=True)
+    grad = torch.randn(3, 5)
+    for module, function in [
+        (ClipGradientValue(0.3), lambda t: ste_ops.clip_gradient_value(t, 0.3)),
+        (ClipGradientNorm(0.5, 1.0, [1]), lambda t: ste_ops.clip_gradient_norm(t, 0.5, 1.0, 1)),
+    ]:
+        for clone in (module, copy.deepcopy(module)):
+            assert torch.equal(*(torch.autograd.grad(f(x), x, grad)[0] for f in (clone, function)))
+
+
+def test_structures():
+    clip = ClipGradientValue(0.5)
+    x = torch.ones(2, requires_grad=True)
+    out = clip((x, [x, None], (x,)))
+    assert [type(out), type(out[1]), out[1][1], type(out[2])] == [tuple, list, None, tuple]
+    packed = pack_sequence([torch.ones(3, 2, requires_grad=True), torch.ones(2, 2, requires_grad=True)])
+    clipped = clip(packed)
+    assert torch.equal(clipped.batch_sizes, packed.batch_sizes)
+    (grad,) = torch.autograd.grad(clipped.data, packed.data, torch.full_like(packed.data, 9.0))
+    assert (grad == 0.5).all()
+    output, _ = torch.nn.GRU(2, 3)(clipped)
+    assert output.data.shape == (5, 3)
+
+
+def test_compiles():
+    cell, clip = torch.nn.GRUCell(3, 4), ClipGradientNorm(0.1, dim=-1)
+
+    def loss(x):
+        h = torch.zeros(2, 4)
+        for step in x:
+            (h,) = clip((cell(step, h),))
+        return h.square().sum()
+
+    x = torch.randn(3, 2, 3)
+    found = []
+    for f in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        cell.zero_grad()
+        f(x).backward()
+        found.append([p.grad for p in cell.parameters()])
+    torch.testing.assert_close(*found)
+
+
+def test_representation_and_refusals():
+    assert repr(ClipGradientNorm(2, dim=-1)) == "ClipGradientNorm(2, norm_type=2, dim=-1)"
+    assert repr(ClipGradientValue(0.1)) == "ClipGradientValue(0.1)"
+    with pytest.raises(ValueError, match="ClipGradientNorm: max_norm must be a non-negative number"):
+        ClipGradientNorm(-1.0)
+    with pytest.raises(ValueError, match="ClipGradientValue: clip_value must be a non-negative number"):
+        ClipGradientValue(math.nan)
+    with pytest.raises(TypeError, match="x must be a tensor, got float"):
+        ClipGradientValue(1.0)(3.0)
