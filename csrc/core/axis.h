@@ -95,7 +95,8 @@ struct Partition {
       parts_inner = (groups.inner + length_ - 1) / length_;
       pieces = groups.size * parts_inner;
       rows = groups.outer;
-      outers = at_least_one(block / groups.inner);
+      // A task for each channel, in the order of the memory, unless it were too short to be worth its fold.
+      outers = at_least_one(4 * span / groups.inner);
     }
     outer_tasks = (rows + outers - 1) / outers;
   }

@@ -18,20 +18,39 @@ namespace ste_ops {
 
 // Accumulators of one row: they stay in the first-level cache, and adding lane by lane needs no reordering to become
 // vector code.
-constexpr int64_t kReduceSpan = 1024;
+constexpr int64_t kReduceSpan = 512;
 
 template <class Reduction, class State, class Term>
-STE_OPS_CLONES void reduce_row(Term term, int64_t begin, int64_t count, State* totals) {
+STE_OPS_INLINE void add_row(const Term& term, int64_t begin, int64_t count, State* totals) {
 #pragma GCC ivdep
   for (int64_t lane = 0; lane < count; ++lane) {
     totals[lane] = Reduction::combine(totals[lane], State(term(begin + lane, lane)));
   }
 }
 
-// The total of a group's neighbouring lanes, by eight chains of additions.
-template <class Reduction, class State>
-STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
-  constexpr int kChains = 8;
+template <class Reduction, class State, class Term>
+STE_OPS_BELOW_AVX512 void add_row_below_avx512(Term term, int64_t begin, int64_t count, State* totals) {
+  add_row<Reduction>(term, begin, count, totals);
+}
+
+#ifdef STE_OPS_AVX512
+template <class Reduction, class State, class Term>
+STE_OPS_AVX512 void add_row_avx512(Term term, int64_t begin, int64_t count, State* totals) {
+  add_row<Reduction>(term, begin, count, totals);
+}
+#endif
+
+template <class Reduction, class State, class Term>
+void reduce_row(const Term& term, int64_t begin, int64_t count, State* totals) {
+#ifdef STE_OPS_AVX512
+  if (has_avx512()) return add_row_avx512<Reduction>(term, begin, count, totals);
+#endif
+  add_row_below_avx512<Reduction>(term, begin, count, totals);
+}
+
+// The total of a group's neighbouring lanes, by independent chains of additions.
+template <class Reduction, int kChains, class State>
+STE_OPS_INLINE State fold_chains(const State* totals, int64_t count) {
   State chains[kChains];
   for (State& chain : chains) chain = State(Reduction::identity());
   int64_t i = 0;
@@ -43,6 +62,11 @@ STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
     for (int k = 0; k < step; ++k) chains[k] = Reduction::combine(chains[k], chains[k + step]);
   }
   return chains[0];
+}
+
+template <class Reduction, class State>
+STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
+  return count >= 128 ? fold_chains<Reduction, 32>(totals, count) : fold_chains<Reduction, 8>(totals, count);
 }
 
 template <class Reduction, class State>
