@@ -9,6 +9,8 @@ from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm
 from ste_ops.clip_agc import clip_grad_agc_
 from ste_ops.clip_fold import fold_grad_clip_
 from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
+from ste_ops.clip_result import ClipResult
+from ste_ops.clip_samples import clip_per_sample_
 from ste_ops.quantize import (
     bitnet_activation,
     bitnet_weight,
@@ -27,9 +29,6 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.clip_result import ClipResult
-from ste_ops.clip_samples import clip_per_sample_
-from ste_ops.quantize import sr_ste
 from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
 
 # isort: split

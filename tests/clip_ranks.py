@@ -164,7 +164,7 @@ def non_finite(rank, world):
             torch.testing.assert_close(p.grad.to_local(), full[rank : rank + 1], rtol=0, atol=0, equal_nan=True)
             ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="zero")
             assert not p.grad.to_local().any()  # on the ranks that hold finite ones too
-            with pytest.raises(ValueError, match="the norm of each gradient .* on one machine"):
+            with pytest.raises(ValueError, match=r"the norm of each gradient .* on one machine"):
                 ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_norms=True)
 
 
