@@ -18,7 +18,7 @@ namespace ste_ops {
 
 // Accumulators of one row: they stay in the first-level cache, and adding lane by lane needs no reordering to become
 // vector code.
-constexpr int64_t kReduceSpan = 512;
+constexpr int64_t kReduceSpan = 1024;
 
 template <class Reduction, class State, class Term>
 STE_OPS_INLINE void add_row(const Term& term, int64_t begin, int64_t count, State* totals) {
