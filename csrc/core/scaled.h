@@ -87,7 +87,7 @@ struct DoReFaWeight {
   double levels;
   template <class A>
   STE_HD A operator()(A w, A exponential, A divisor) const {
-    A size = -exponential / ((exponential + A(2)) * divisor);
+    A size = magnitude(exponential) / ((exponential + A(2)) * divisor);
     A unit = with_sign(size > A(1) ? A(1) : size, w);
     return round_even((unit * A(0.5) + A(0.5)) * A(levels)) / A(levels) * A(2) - A(1);
   }

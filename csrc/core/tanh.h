@@ -28,7 +28,7 @@ STE_HD A tanh_exponential(A x) {
 // tanh(|x|) of that. Within 4 units in the last place, 1 where the next number below 1 is farther; NaN at NaN.
 template <class A>
 STE_HD A tanh_of_exponential(A e) {
-  return -e / (e + A(2));
+  return magnitude(e) / (e + A(2));
 }
 
 template <class A>
