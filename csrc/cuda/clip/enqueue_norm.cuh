@@ -114,10 +114,14 @@ __global__ void __launch_bounds__(kNormsThreads)
   const bool may_leave = may_leave_range<Terms>(table.storage[g] == Storage::kDouble);
   const int64_t blocks = table.first_block[g + 1] - table.first_block[g];
   const double norm = norm_of_one(terms, partials + table.first_block[g], blocks, may_leave, [&](auto other) {
-    double total = 0;
+    double total = decltype(other)::identity();
     with_storage(table.storage[g], [&](auto type) {
       using T = typename decltype(type)::type;
-      total = dense_total(other, static_cast<const T*>(table.data[g]), table.numel[g]);
+      const T* x = static_cast<const T*>(table.data[g]);
+      for (int64_t i = threadIdx.x; i < table.numel[g]; i += blockDim.x) {
+        total = other.combine(total, double(other.term(load(x[i]))));
+      }
+      total = combine_block<decltype(other)>(total);
     });
     return total;
   });
