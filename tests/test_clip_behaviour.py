@@ -85,6 +85,10 @@ for own in (p, q):
     extra.grad = torch.ones(3)
     assert ste_ops.clip_grad_norm_([own, extra], float(sys.argv[1])) > 1
     ste_ops.clip_grad_value_([own, extra], 0.5)
+    ste_ops.clip_grad_agc_([own, extra], 1e9)
+    extra.grad[0] = torch.inf
+    ste_ops.clip_grad_norm_([own, extra], 1.0, nonfinite="skip")
+ste_ops.clip_per_sample_([grad.view(16, -1)], 1e-3)
 print("lived")
 """
 

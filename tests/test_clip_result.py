@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import torch.utils._python_dispatch
 from clip_cases import (
     FLOATING,
     LAYOUTS,
@@ -167,6 +170,38 @@ def test_refuses_bad_arguments(device):
     with pytest.raises(RuntimeError, match="nonfinite must be 0"):
         ops.clip_grad_norm_([p.grad], 1.0, 2.0, 3)
     assert p.grad.tolist() == [math.inf] * 2
+
+
+class NoHostAnswers(torch.utils._python_dispatch.TorchDispatchMode):
+    """Refuses what would wait for a device, and so could not be captured in a CUDA graph."""
+
+    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "copy_", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        assert name not in self.WAITS, f"{name} would wait for the device"
+        assert (kwargs or {}).get("device") is None or name != "_to_copy", "a copy to another device"
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device(device):
+    """Neither the calls nor a ClipResult's tensors, and the kernels' sources have nothing to wait with. Which kernels
+    run does not depend on what the gradients hold: the decision is in the kernel."""
+    own = copies(gradients(device, MIXED))
+    with NoHostAnswers():
+        for nonfinite in ("propagate", "skip", "zero"):
+            ste_ops.clip_grad_norm_(own, 0.5, nonfinite=nonfinite)
+            result = ste_ops.clip_grad_norm_(own, 0.5, nonfinite=nonfinite, return_result=True)
+            assert [t.dim() for t in (result.clipped, result.nonfinite, result.first_bad)] == [0, 0, 0]
+        ste_ops.clip_grad_value_(own, 0.1)
+        ste_ops.clip_grad_agc_(own)
+        ste_ops.clip_per_sample_([p.grad for p in own if p.dim() > 1 and len(p) == 40], 1.0)
+        with pytest.raises(AssertionError, match="_local_scalar_dense would wait"):
+            ste_ops.clip_grad_norm_(own, 0.5, error_if_nonfinite=True)
+    sources = [*(Path(__file__).parent.parent / "csrc" / "cuda" / "clip").iterdir()]
+    assert len(sources) > 4
+    waiting = re.compile(r"cuda\w*Synchronize|cudaMemcpy|cudaMalloc|cudaFree|item<|\.item\(")
+    assert [source.name for source in sources if waiting.search(source.read_text())] == []
 
 
 def test_compiled():

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import ste_ops
-from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
+from ste_ops.nn import ClipGradientNorm, ClipGradientValue
 
 
 def unroll(clip, steps=6):

@@ -4,6 +4,7 @@ A quantizer is any module or function from a tensor to a tensor of the same shap
 `ste_ops` (``weight_quantizer=ste_ops.sign``), or one of yours.
 """
 
+from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.quantizers import (
@@ -25,6 +26,8 @@ __all__ = [
     "SRSTE",
     "BitNetActivation",
     "BitNetWeight",
+    "ClipGradientNorm",
+    "ClipGradientValue",
     "DoReFaActivation",
     "DoReFaWeight",
     "FakeQuantize",

@@ -39,7 +39,7 @@ class ClipGradientValue(nn.Module):
 
     Example:
         >>> import torch, ste_ops
-        >>> from ste_ops.nn.clip import ClipGradientValue
+        >>> from ste_ops.nn import ClipGradientValue
         >>> cell, clip = torch.nn.LSTMCell(3, 4), ClipGradientValue(0.1)
         >>> state = torch.zeros(2, 4), torch.zeros(2, 4)
         >>> for x in torch.randn(5, 2, 3):
@@ -78,7 +78,7 @@ class ClipGradientNorm(nn.Module):
 
     Example:
         >>> import torch, ste_ops
-        >>> from ste_ops.nn.clip import ClipGradientNorm
+        >>> from ste_ops.nn import ClipGradientNorm
         >>> h = torch.zeros(2, 2, requires_grad=True)
         >>> ClipGradientNorm(1.0, dim=-1)(h).backward(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
         >>> h.grad

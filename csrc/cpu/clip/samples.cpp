@@ -5,14 +5,27 @@
 namespace ste_ops {
 namespace {
 
-// Sums that a thread keeps in float64 while it goes through the samples; they stay in the first-level cache.
-constexpr int64_t kColumns = 1024;
+// Sums that a thread keeps in float64 while it goes through the samples, `kTogether` of them at a time.
+constexpr int64_t kColumns = 2048;
+constexpr int kTogether = 4;
 
-template <class T>
-STE_OPS_CLONES void add_scaled_loop(const T* x, double* totals, int64_t count, double coefficient) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) totals[i] += double(load(x[i])) * coefficient;
-}
+template <int samples, class T>
+struct AddScaled {
+  const T* x;
+  int64_t stride;
+  double* totals;
+  double coefficients[samples];
+
+  AddScaled(const T* x, int64_t stride, double* totals, const double* of_sample)
+      : x(x), stride(stride), totals(totals) {
+    std::copy_n(of_sample, samples, coefficients);
+  }
+  STE_OPS_INLINE void operator()(int64_t i) const {
+    double total = totals[i];
+    for (int b = 0; b < samples; ++b) total += double(load(x[b * stride + i])) * coefficients[b];
+    totals[i] = total;
+  }
+};
 
 template <class T>
 STE_OPS_CLONES void add_to_sum_loop(const double* totals, T* sum, int64_t count) {
@@ -50,9 +63,13 @@ void add_clipped(const SampleLists& lists, const std::vector<double>& coefficien
           for (int64_t column = begin; column < end; column += kColumns) {
             const int64_t count = std::min(kColumns, end - column);
             std::fill_n(totals, count, 0.0);
-            for (int64_t b = 0; b < lists.batch; ++b) {
-              add_scaled_loop(static_cast<const T*>(samples.data) + b * samples.length + column, totals, count,
-                              coefficients[b]);
+            const T* x = static_cast<const T*>(samples.data) + column;
+            int64_t b = 0;
+            for (; b + kTogether <= lists.batch; b += kTogether) {
+              each(AddScaled<kTogether, T>(x + b * samples.length, samples.length, totals, &coefficients[b]), 0, count);
+            }
+            for (; b < lists.batch; ++b) {
+              each(AddScaled<1, T>(x + b * samples.length, samples.length, totals, &coefficients[b]), 0, count);
             }
             add_to_sum_loop(totals, static_cast<T*>(sum.data) + column, count);
           }

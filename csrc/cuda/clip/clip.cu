@@ -1,7 +1,7 @@
 #include "../../clip.h"
 
 #include "../../library.h"
-#include "norm.cuh"
+#include "enqueue_norm.cuh"
 
 namespace ste_ops {
 namespace {
