@@ -203,7 +203,7 @@ def fold_grad_clip_(
         norm_type: as in `get_total_norm`. An infinite gradient does not show in the norms of order 0 and -inf.
         grad_scaler: the scaler of the loss, if there is one. Its ``unscale_`` may be called before, after or never;
             only where it was called before may the scaler be left out.
-        process_group: as in `get_total_norm`.
+        process_group: as in `get_total_norm`. Scalers of several ranks must hold the same scale.
 
     Returns:
         The norm before clipping, of unscaled gradients, as `get_total_norm` gives it; 0 where there are none.

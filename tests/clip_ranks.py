@@ -98,12 +98,16 @@ def values(rank, world):
     mesh = init_device_mesh("cpu", (world,))
     full = [torch.randn(7, 3), torch.randn(4)]
     ours = [sharded(full[0], mesh, [Shard(0)]), sharded(full[1], mesh, [Replicate()]), parameter(full[1].clone())]
-    versions = [p.grad._version for p in ours]
+    own = [ours[0].grad._local_tensor, ours[1].grad._local_tensor]
+    versions = [g._version for g in (*(p.grad for p in ours), *own)]
     ste_ops.clip_grad_value_(ours, 0.3)
+    assert all(g._version > v for g, v in zip((*(p.grad for p in ours), *own), versions, strict=True))
+    versions = [g._version for g in own]
+    ste_ops.clip_grad_norm_(ours, 1e9)
+    assert all(g._version > v for g, v in zip(own, versions, strict=True))
     assert torch.equal(ours[0].grad.full_tensor(), full[0].clamp(-0.3, 0.3))
     assert torch.equal(ours[1].grad.to_local(), full[1].clamp(-0.3, 0.3))
     assert torch.equal(ours[2].grad, full[1].clamp(-0.3, 0.3))
-    assert all(p.grad._version > v for p, v in zip(ours, versions, strict=True))
     norm = torch.nn.utils.get_total_norm([p.grad for p in ours[:2]])  # a DTensor that is still to be reduced
     ste_ops.clip_grads_with_norm_(ours[:2], 0.1, norm)
     torch.testing.assert_close(ste_ops.get_total_norm(p.grad for p in ours[:2]), torch.tensor(0.1), rtol=1e-4, atol=0)
@@ -248,5 +252,23 @@ def fold(rank, world):
             torch.testing.assert_close(a.full_tensor(), b, rtol=1e-4, atol=1e-4)
 
 
-OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, non_finite, fsdp, tensor_parallel, fold]
+def fold_with_a_scaler(rank, world):
+    """A scaler sees this rank's gradients alone; the step is skipped on every rank."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([p], lr=1.0, fused=True)
+    for bad in (True, False):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(p.sum()).backward()
+        if bad and rank == 0:
+            p.grad[1] = math.nan
+        norm = ste_ops.fold_grad_clip_(optimizer, 0.5, grad_scaler=scaler, process_group=dist.group.WORLD)
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+        assert p.any() != bad
+    check_norm(norm, torch.tensor(math.sqrt(3 * world)))
+    torch.testing.assert_close(p.detach(), torch.full((3,), -0.5 / math.sqrt(3 * world)), rtol=1e-5, atol=0)
+
+
+OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, non_finite, fsdp, tensor_parallel]
+OF_ANY_WORLD += [fold, fold_with_a_scaler]
 CASES = {2: OF_ANY_WORLD, 4: [*OF_ANY_WORLD, two_dimensions, stages, fsdp_and_tensor_parallel]}
