@@ -1,6 +1,5 @@
 #include "../../scaled.h"
 
-#include <algorithm>
 #include <type_traits>
 
 #include "../../library.h"
@@ -245,69 +244,44 @@ struct DoReFaTerms {
   __device__ Lanes for_lanes(const int64_t* group) const { return {*this, LaneScales<T>(largest, group)}; }
 };
 
-template <class T>
-struct LaneReciprocals {
-  arithmetic_t<T> value[Vector<T>::size];
-  __device__ LaneReciprocals(const arithmetic_t<T>* largest, const int64_t* group) {
-#pragma unroll
-    for (int k = 0; k < Vector<T>::size; ++k) value[k] = DoReFaScale<arithmetic_t<T>>::of(largest[group[k]]).reciprocal;
-  }
-};
-
-// Writes the gradient with the maximum held, and sums what the maximum's is made of.
+// What the gradient of the maximum is made of.
 template <class T>
 struct DoReFaBackwardTerms {
-  const arithmetic_t<T>* largest;
   const T *grad, *w;
-  T* out;
-
-  struct Lanes {
-    DoReFaBackwardTerms all;
-    LaneReciprocals<T> reciprocals;
-    __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
-      Vector<T> g = read_vector(all.grad, begin, end, aligned16(all.grad + begin));
-      Vector<T> v = read_vector(all.w, begin, end, aligned16(all.w + begin));
+  __device__ DoReFaBackwardTerms for_lanes(const int64_t*) const { return *this; }
+  __device__ void operator()(int64_t begin, int64_t end, double* terms) const {
+    Vector<T> g = read_vector(grad, begin, end, aligned16(grad + begin));
+    Vector<T> v = read_vector(w, begin, end, aligned16(w + begin));
 #pragma unroll
-      for (int k = 0; k < Vector<T>::size; ++k) {
-        const arithmetic_t<T> t = portable_tanh(load(v.value[k])), grad = load(g.value[k]);
-        v.value[k] = store<T>(dorefa_gradient(grad, t, reciprocals.value[k]));
-        terms[k] = double(grad) * double(t);
-      }
-      write_vector(all.out, begin, end, aligned16(all.out + begin), v);
+    for (int k = 0; k < Vector<T>::size; ++k) {
+      terms[k] = double(load(g.value[k])) * double(portable_tanh(load(v.value[k])));
     }
-  };
-  __device__ Lanes for_lanes(const int64_t* group) const { return {*this, LaneReciprocals<T>(largest, group)}; }
+  }
 };
 
 template <class A>
-struct KeepTaken {
+struct DoReFaGroup {
+  A exponential, reciprocal, taken;
+};
+
+template <class A>
+struct KeepDoReFaGroup {
   const A *largest, *ties;
-  A* taken;
+  DoReFaGroup<A>* parameters;
   __device__ void operator()(int64_t group, double total) const {
-    taken[group] = dorefa_taken(DoReFaScale<A>::of(largest[group]), total, double(ties[group]));
+    const auto scale = DoReFaScale<A>::of(largest[group]);
+    parameters[group] = {scale.exponential, scale.reciprocal, dorefa_taken(scale, total, double(ties[group]))};
   }
 };
 
-// The maxima are few: a pass over the weights alone finds them.
-template <class T>
-__global__ void __launch_bounds__(256)
-    dorefa_maxima_kernel(Groups groups, const arithmetic_t<T>* largest, const arithmetic_t<T>* taken, const T* grad,
-                         const T* w, T* out, bool aligned) {
-  using A = arithmetic_t<T>;
-  constexpr int N = Vector<T>::size;
-  const int64_t numel = groups.numel();
-  for (int64_t begin = grid_index() * N; begin < numel; begin += grid_stride() * N) {
-    const Vector<T> v = read_vector(w, begin, numel, aligned);
-    for (int k = 0; k < N && begin + k < numel; ++k) {
-      const int64_t i = begin + k, group = groups.of(i);
-      const A x = load(v.value[k]);
-      if (!(magnitude(x) >= dorefa_candidate(largest[group]))) continue;
-      const auto scale = DoReFaScale<A>::of(largest[group]);
-      if (tanh_exponential(x) != scale.exponential) continue;
-      out[i] = store<T>(dorefa_gradient_at_maximum(load(grad[i]), portable_tanh(x), scale.reciprocal, taken[group]));
-    }
+struct DoReFaBackward {
+  template <class A>
+  __device__ A operator()(A grad, A w, const DoReFaGroup<A>& group) const {
+    const A t = portable_tanh(w);
+    const A taken = tanh_exponential(w) == group.exponential ? group.taken : A(0);
+    return dorefa_gradient_at_maximum(grad, t, group.reciprocal, taken);
   }
-}
+};
 
 std::tuple<Tensor, Tensor> dorefa_weight_cuda(Tensor w, int64_t bits, bool per_channel) {
   Launcher launch(w);
@@ -328,14 +302,12 @@ Tensor dorefa_weight_backward_cuda(Tensor grad, Tensor w, Tensor statistic, bool
       "dorefa_weight_backward", grad, w, statistic, per_channel, 2,
       [&](const Groups& groups, const auto* grad, const auto* x, const auto* largest, auto* out) {
         using T = std::remove_pointer_t<decltype(out)>;
-        using A = arithmetic_t<T>;
-        Tensor memory = new_statistic(w, 1, groups.count());
-        A* taken = static_cast<A*>(memory.mutable_data_ptr());
-        reduce_groups<Additive, T>(launch, groups, w, DoReFaBackwardTerms<T>{largest, grad, x, out},
-                                   KeepTaken<A>{largest, largest + groups.count(), taken});
-        const int64_t blocks = blocks_for(groups.numel(), 256 * 4 * Vector<T>::size);
-        launch(dorefa_maxima_kernel<T>, std::min<int64_t>(blocks, INT32_MAX), 256, groups, largest,
-               static_cast<const A*>(taken), grad, x, out, aligned16(x));
+        using P = DoReFaGroup<arithmetic_t<T>>;
+        Tensor memory = new_parameters<P>(groups.count(), w);
+        P* parameters = static_cast<P*>(memory.mutable_data_ptr());
+        reduce_groups<Additive, T>(launch, groups, w, DoReFaBackwardTerms<T>{grad, x},
+                                   KeepDoReFaGroup<arithmetic_t<T>>{largest, largest + groups.count(), parameters});
+        map_in_groups(launch, DoReFaBackward{}, groups, static_cast<const P*>(parameters), grad, x, out);
       });
 }
 
