@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
@@ -66,38 +65,36 @@ def _disassembler(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    """_cuda.abi3.so for the default archs, kept under build/ until a source changes."""
+    """_cuda.abi3.so for the default archs, and beside it what ptxas says of it; kept under build/ until a source
+    changes."""
     folder = CACHE / _digest() / "library"
     path = folder / "ste_ops" / "_cuda.abi3.so"
     if not path.exists():
-        environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": setup_script.DEFAULT_ARCHS}
+        archs = setup_script.DEFAULT_ARCHS
+        environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs, "STE_OPS_PTXAS": "1"}
         build = ["build_ext", "--build-lib", folder, "--build-temp", folder / "temp"]
-        _run(sys.executable, "setup.py", *build, cwd=ROOT, env=environment)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "log").write_text(_run(sys.executable, "setup.py", *build, cwd=ROOT, env=environment))
     return path
 
 
-def _nvcc_flags() -> list[str]:
-    """setup.py's own, without the marks it leaves on this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_CUDA_ARCH_LIST", setup_script.DEFAULT_ARCHS)
-        patch.setenv("CUDA_HOME", setup_script.cuda_home())
-        patch.setattr(cpp_extension, "CUDA_HOME", None)
-        flags = setup_script.cuda_library(setup_script.cuda_home()).extra_compile_args["nvcc"]
-    standard = "-std=c++20" if "-std=c++20" in Path(cpp_extension.__file__).read_text() else "-std=c++17"
-    return [*flags, standard, *(f"-I{path}" for path in cpp_extension.include_paths())]
+@pytest.fixture(scope="module")
+def kernels(library) -> dict[tuple[str, str], tuple[int, int]]:
+    """(arch, mangled name) of every kernel, and its bytes of spill stores and loads."""
+    report = re.compile(
+        r"Compiling entry function '(\S+)' for '(\w+)'\n.*\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    )
+    found = report.findall((library.parents[1] / "log").read_text())
+    return {(arch, name): (int(stores), int(loads)) for name, arch, stores, loads in found}
 
 
-@pytest.fixture(scope="module", params=SOURCES, ids=lambda source: source.stem)
-def cubin(request) -> tuple[Path, Path, str]:
-    """One source, its cubin for one arch, and what ptxas says about it."""
-    source = request.param
-    path = CACHE / _digest() / f"{source.stem}.cubin"
-    log = path.with_suffix(".log")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nvcc = Path(setup_script.cuda_home(), "bin", "nvcc")
-        log.write_text(_run(nvcc, *_nvcc_flags(), "-Xptxas=-v", "-cubin", f"-arch={SASS_ARCH}", source, "-o", path))
-    return source, path, log.read_text()
+@pytest.fixture(scope="module")
+def sass(library) -> dict[str, str]:
+    """The machine code of every kernel for one arch, by mangled name."""
+    cuobjdump, nvdisasm = _disassembler("cuobjdump"), _disassembler("nvdisasm")
+    environment = {**os.environ, "PATH": os.pathsep.join([str(nvdisasm.parent), os.environ.get("PATH", "")])}
+    text = _run(cuobjdump, "-sass", "-arch", SASS_ARCH, library, env=environment)
+    return {body.split("\n", 1)[0]: body for body in text.split("Function : ")[1:]}
 
 
 @pytest.mark.slow
@@ -123,32 +120,20 @@ def test_depends_on_libtorch_and_its_c_shim_alone(library):
     assert [name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch)", name)] == []
 
 
-def _text(source: Path) -> str:
-    """A source with the kernel headers that it includes."""
-    text = source.read_text()
-    headers = re.findall(r'#include "([^"]+\.cuh)"', text)
-    return text + "".join(_text((source.parent / header).resolve()) for header in headers)
+def test_no_kernel_spills(kernels):
+    assert {arch for arch, _ in kernels} == {"sm_80", "sm_90", "sm_100", "sm_120"}
+    assert {place: spilled for place, spilled in kernels.items() if any(spilled)} == {}
 
 
-def test_no_kernel_spills(cubin):
-    source, _, log = cubin
-    spills = re.findall(r"Function properties for (\S+)\n.*?, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    has_kernels = "__global__" in _text(source)
-    assert bool(spills) == has_kernels
-    assert [name for name, stores, loads in spills if int(stores) or int(loads)] == []
-
-
-def test_elementwise_kernels_move_128_bits(cubin):
-    source, path, _ = cubin
-    kernels = sorted(set(ELEMENTWISE.findall(_text(source))))
-    if not kernels:
-        pytest.skip(f"{source.name} has no element-wise kernel")
-    sass = _run(_disassembler("nvdisasm"), "-c", path)
-    # A section for each instance: ".text.<mangled name>:"
-    instances = re.split(r"^\.text\.", sass, flags=re.MULTILINE)[1:]
-    for kernel in kernels:
-        bodies = {body.split(":", 1)[0]: body for body in instances if kernel in body.split(":", 1)[0]}
-        assert bodies, f"{kernel} is not in the cubin"
+def test_elementwise_kernels_move_128_bits(kernels, sass):
+    headers_and_sources = [*SOURCES, *(ROOT / "csrc" / "cuda").rglob("*.cuh")]
+    elementwise = {name for path in headers_and_sources for name in ELEMENTWISE.findall(path.read_text())}
+    assert elementwise
+    assert {name for arch, name in kernels if arch == SASS_ARCH} == set(sass)
+    for kernel in elementwise:
+        # A mangled name holds the length of each name before it, so that no kernel is taken for another.
+        bodies = {name: body for name, body in sass.items() if f"{len(kernel)}{kernel}" in name}
+        assert bodies, f"{kernel} is not in the library"
         for name, body in bodies.items():
             assert re.search(r"\bLDG\.E\S*\.128", body), f"{name} has no 128-bit load"
             assert re.search(r"\bSTG\.E\S*\.128", body), f"{name} has no 128-bit store"
