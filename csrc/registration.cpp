@@ -74,9 +74,9 @@ STE_OPS_LIBRARY(m) {
   m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");
   m.def("dorefa_activation(Tensor x, int bits) -> (Tensor out, Tensor mask)");
 
-  // Quantizers whose scale is a statistic of the tensor itself. Weights have one for each index of dimension 0 or one of
-  // all. The statistic is float32, float64 for float64; the results have w's layout.
-  // sign(w) times the mean of |w|, which is the statistic; magnitude_aware_sign and dorefa_weight of one bit, too.
+  // Quantizers whose scale is a statistic of the tensor itself. Weights have one for each index of dimension 0 or one
+  // of all. The statistic is float32, float64 for float64; the results have w's layout. sign(w) times the mean of |w|,
+  // which is the statistic; magnitude_aware_sign and dorefa_weight of one bit, too.
   m.def("xnor_weight(Tensor w, bool per_channel) -> (Tensor out, Tensor mean)");
   m.def("xnor_weight_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");
   m.def("magnitude_aware_sign_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");

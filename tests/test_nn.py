@@ -24,7 +24,6 @@ from ste_ops.nn import (
     Heaviside,
     MagnitudeAwareSign,
     Quantizer,
-    QuantLayer,
     Sign,
     StochasticRound,
     Ternary,

@@ -44,7 +44,18 @@ def round(x: Tensor) -> Tensor:
 def floor(x: Tensor) -> Tensor:
     """The largest integer not above x, with a straight-through gradient.
 
-    NaN and infinities stay. Arguments, gradient and errors as of `round`.
+    NaN and infinities stay.
+
+    Gradient and transforms as of `round`.
+
+    Args:
+        x: any shape and strides, float64, float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of x's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: x is no floating tensor of those dtypes.
 
     Example:
         >>> import torch, ste_ops
@@ -58,7 +69,18 @@ def floor(x: Tensor) -> Tensor:
 def ceil(x: Tensor) -> Tensor:
     """The smallest integer not below x, with a straight-through gradient.
 
-    -0.0 for x in (-1, 0); NaN and infinities stay. Arguments, gradient and errors as of `round`.
+    -0.0 for x in (-1, 0); NaN and infinities stay.
+
+    Gradient and transforms as of `round`.
+
+    Args:
+        x: any shape and strides, float64, float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of x's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: x is no floating tensor of those dtypes.
 
     Example:
         >>> import torch, ste_ops
@@ -72,7 +94,18 @@ def ceil(x: Tensor) -> Tensor:
 def trunc(x: Tensor) -> Tensor:
     """The integer part of x, toward zero, with a straight-through gradient.
 
-    -0.0 for x in (-1, 0); NaN and infinities stay. Arguments, gradient and errors as of `round`.
+    -0.0 for x in (-1, 0); NaN and infinities stay.
+
+    Gradient and transforms as of `round`.
+
+    Args:
+        x: any shape and strides, float64, float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of x's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: x is no floating tensor of those dtypes.
 
     Example:
         >>> import torch, ste_ops

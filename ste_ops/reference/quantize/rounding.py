@@ -17,14 +17,17 @@ def round(x: Tensor) -> Tensor:
 
 
 def floor(x: Tensor) -> Tensor:
+    """The largest integer not above x."""
     return through(torch.floor(widen(x)), x)
 
 
 def ceil(x: Tensor) -> Tensor:
+    """The smallest integer not below x."""
     return through(torch.ceil(widen(x)), x)
 
 
 def trunc(x: Tensor) -> Tensor:
+    """The integer part of x."""
     return through(torch.trunc(widen(x)), x)
 
 
