@@ -20,12 +20,16 @@ from ste_ops.testing import _operators as table
 # They have no gradient, or only ever write into one.
 WITHOUT_GRADIENT = {
     "AliasTable",
+    "ClipResult",
     "__version__",
     "build_info",
+    "clip_grad_agc_",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "clip_per_sample_",
     "data",
+    "fold_grad_clip_",
     "get_total_norm",
     "multinomial",
     "nn",

@@ -1,6 +1,5 @@
 """N:M sparsity against the reference, on every device."""
 
-import functools
 import math
 
 import pytest
@@ -35,7 +34,6 @@ LAYOUTS = {
 }
 
 
-@functools.cache
 def fill_of(dtype, seed=0):
     return filler(dtype, Clip(1.0), "cpu", seed)
 
