@@ -1,7 +1,7 @@
 """Every straight-through operator, forward and backward: against two copies, plain torch, torch.compile and peers.
 
 The plain torch is `ste_ops.reference`, an autograd.Function over torch operations as one writes it by hand.
-`torch.compile` gets the same arithmetic as it would stand in a compiled net: a forward graph and a backward graph.
+`torch.compile` gets the same arithmetic, a forward graph and a backward graph, in an autograd.Function too.
 """
 
 from __future__ import annotations
@@ -290,6 +290,25 @@ def _step(function: Run, x: Tensor, grad: Tensor, extra: list[Tensor]) -> Callab
     return lambda: torch.autograd.grad(function(x, *extra), inputs, grad)
 
 
+def _compiled(case: Case) -> Run:
+    forward, backward = torch.compile(case.forward, dynamic=False), torch.compile(case.backward, dynamic=False)
+
+    class Compiled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, *extra: Tensor) -> Tensor:
+            ctx.save_for_backward(x, *extra)
+            return forward(x, *extra)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            x, *extra = ctx.saved_tensors
+            gradients = backward(x, grad, *extra)
+            learned = sum(e.requires_grad for e in extra)
+            return gradients if learned else (gradients, *(None for _ in extra))
+
+    return Compiled.apply
+
+
 def _saved_bytes(function: Callable[[], Any]) -> int:
     storages: dict[int, int] = {}
 
@@ -316,20 +335,8 @@ def rows(device: str, quick: bool) -> Iterator[Row | Count]:
         yield Row(label, "two copies", ours, copies, case.bound, at_most=True, rounds=rounds)
         plain = _step(case.plain, x, grad, extra)
         yield Row(label, "plain torch", ours, plain, 1.0, at_most=False, rounds=max(3, rounds // 4))
-        numbers = [e.detach() for e in extra]
-        forward, backward = torch.compile(case.forward, dynamic=False), torch.compile(case.backward, dynamic=False)
-        forward(detached, *numbers), backward(detached, grad, *numbers)
         yield Row(
-            label,
-            "torch.compile",
-            ours,
-            lambda forward=forward, backward=backward, numbers=numbers: (
-                forward(detached, *numbers),
-                backward(detached, grad, *numbers),
-            ),
-            1.0,
-            at_most=False,
-            rounds=rounds,
+            label, "torch.compile", ours, _step(_compiled(case), x, grad, extra), 1.0, at_most=False, rounds=rounds
         )
         torch._dynamo.reset()
     for name, ours, peer, theirs in _peers(device):
