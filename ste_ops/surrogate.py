@@ -42,6 +42,11 @@ class Surrogate:
     def __init_subclass__(cls, native: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if native:
+            if cls.__name__ not in _NAMES:
+                raise ImportError(
+                    f"ste_ops: the compiled library has no surrogate {cls.__name__}, only {', '.join(_NAMES)}: it is "
+                    "not of these Python files. To mend it: make build in a clone, or install again"
+                )
             cls.number = _NAMES.index(cls.__name__)
             _CLASSES[cls.number] = cls
 
