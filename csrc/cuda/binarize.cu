@@ -1,43 +1,10 @@
 #include "../binarize.h"
 
 #include "../library.h"
-#include "vector.cuh"
+#include "mask.cuh"
 
 namespace ste_ops {
 namespace {
-
-// The lanes that fill one 32-bit word of the mask.
-template <class T>
-constexpr int kLanesPerWord = 32 / Vector<T>::size;
-
-// Every lane brings the bits of its vector; the lanes of a word join them, and the first writes it. Whole warps only.
-template <class T>
-__device__ void write_mask_bits(uint8_t* mask, int64_t begin, int64_t numel, uint32_t bits) {
-  int place = lane_index() % kLanesPerWord<T>;
-  uint32_t word = bits << (place * Vector<T>::size);
-  for (int lanes = 1; lanes < kLanesPerWord<T>; lanes *= 2) word |= __shfl_xor_sync(kFullWarp, word, lanes);
-  if (place != 0 || begin >= numel) return;
-  if (begin + 32 <= numel) {
-    *reinterpret_cast<uint32_t*>(mask + begin / 8) = word;
-  } else {
-    for (int64_t byte = begin / 8; byte < mask_bytes(numel); ++byte, word >>= 8) mask[byte] = uint8_t(word);
-  }
-}
-
-template <class T>
-__device__ uint32_t read_mask_bits(const uint8_t* mask, int64_t begin, int64_t numel) {
-  if (begin >= numel) return 0;
-  int64_t word_begin = begin - begin % 32;
-  uint32_t word = 0;
-  if (word_begin + 32 <= numel) {
-    word = *reinterpret_cast<const uint32_t*>(mask + word_begin / 8);
-  } else {
-    for (int64_t byte = word_begin / 8, shift = 0; byte < mask_bytes(numel); ++byte, shift += 8) {
-      word |= uint32_t(mask[byte]) << shift;
-    }
-  }
-  return word >> (begin % 32);
-}
 
 template <class Step, class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
@@ -58,7 +25,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
       v[k].value[i] = bit_cast<T>(step_bits(step, v[k].value[i], value));
     }
     write_vector(out, begin, numel, aligned, v[k]);
-    if constexpr (S::saves == Saves::mask) write_mask_bits<T>(mask, begin, numel, bits);
+    if constexpr (S::saves == Saves::mask) store_mask_bits<T>(mask, begin, numel, bits);
   }
 }
 
@@ -71,7 +38,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   for (int k = 0; k < kChunksPerWarp; ++k) {
     int64_t begin = vector_begin<U>(k);
     v[k] = read_vector(grad, begin, numel, aligned);
-    bits[k] = read_mask_bits<U>(mask, begin, numel);
+    bits[k] = load_mask_bits<U>(mask, begin, numel);
   }
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
@@ -91,7 +58,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   for (int k = 0; k < kChunksPerWarp; ++k) {
     int64_t begin = vector_begin<T>(k);
     v[k] = read_vector(grad, begin, numel, aligned);
-    bits[k] = read_mask_bits<T>(mask, begin, numel);
+    bits[k] = load_mask_bits<T>(mask, begin, numel);
   }
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
