@@ -10,7 +10,8 @@ import native
 import numpy as np
 import pytest
 
-from ste_ops.reference import sampling as reference
+from ste_ops.reference.sampling.alias import alias_columns
+from ste_ops.reference.sampling.random import philox, random_bits
 
 core = native.load().sampling
 FULL = 2**32 - 1
@@ -32,14 +33,14 @@ DTYPES = {"float64": (np.float64, np.uint64), "float32": (np.float32, np.uint32)
 def test_philox_has_the_published_vectors(counter: list[int], key: int, expected: list[int]) -> None:
     # Random123 1.14, tests/kat_vectors, "philox4x32 10".
     assert core.philox(counter, key) == expected
-    assert list(reference.philox(tuple(counter), (key & FULL, key >> 32))) == expected
+    assert list(philox(tuple(counter), (key & FULL, key >> 32))) == expected
 
 
 @pytest.mark.parametrize("first", [0, 2**32 - 20, 2**64 - 64])
 def test_philox_blocks_are_single_draws(first: int) -> None:
     low, high = core.philox_block(2**63 + 5, 77, first)
     assert [(int(a), int(b)) for a, b in zip(low, high, strict=True)] == [
-        reference.random_bits(2**63 + 5, 77, first + i) for i in range(64)
+        random_bits(2**63 + 5, 77, first + i) for i in range(64)
     ]
 
 
@@ -155,7 +156,7 @@ def test_alias_entries_are_those_of_the_sweep(masses: list[int]) -> None:
     assert sum(padded) == capacity * n
     assert all(m <= p for m, p in zip(masses, padded, strict=True))
     assert [m == 0 for m in masses] == [p == 0 for p in padded]
-    thresholds, aliases = reference.alias_columns(padded, capacity)
+    thresholds, aliases = alias_columns(padded, capacity)
     bits = (n - 1).bit_length()
     expected = [t << bits | a for t, a in zip(thresholds, aliases, strict=True)]
     for steps in (1, 7, n):

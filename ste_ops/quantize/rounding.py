@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ste_ops._functions.quantize import rounding as _functions
 from ste_ops.quantize._checks import check_number, check_tensor
-from ste_ops.sampling import _seed
+from ste_ops.sampling._checks import draw_seed
 
 
 def round(x: Tensor) -> Tensor:
@@ -176,10 +176,10 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
 
     Example:
         >>> import torch, ste_ops
-        >>> _ = torch.manual_seed(0)
+        >>> _ = torch.manualdraw_seed(0)
         >>> y = ste_ops.stochastic_round(torch.full((10000,), 2.25))
         >>> y.unique(), y.mean().mul(100).round().div(100)
         (tensor([2., 3.]), tensor(2.2500))
     """
     check_tensor("stochastic_round", "x", x)
-    return _functions.StochasticRound.apply(x, _seed("stochastic_round", x.device, generator))
+    return _functions.StochasticRound.apply(x, draw_seed("stochastic_round", x.device, generator))

@@ -1,3 +1,4 @@
+#include "../../core/philox.h"
 #include "../../library.h"
 #include "../../sampling.h"
 #include "steps.h"

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops.reference.quantize._common import through, widen
-from ste_ops.reference.sampling import _MASK64, _round_scaled, _seed, random_bits
+from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits, round_scaled
 
 
 def round(x: Tensor) -> Tensor:
@@ -42,14 +42,14 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
     The fraction abs(x) - trunc(abs(x)) is exact and read to 64 binary places, at least 2^-64. The draw belongs to the
     element's place in memory; NaN and infinities stay.
     """
-    seed = int(_seed(x.device, generator)) & _MASK64
+    seed = int(draw_seed(x.device, generator)) & MASK64
     out = torch.empty_like(x)
     memory, values = out.detach().as_strided((out.numel(),), (1,)), torch.empty_like(out).copy_(x.detach())
     for i, value in enumerate(values.as_strided((out.numel(),), (1,)).tolist()):
         if math.isfinite(value):
             low = math.floor(abs(value))
             fraction = abs(value) - low
-            threshold = max(_round_scaled(fraction, 64), int(fraction > 0))
+            threshold = max(round_scaled(fraction, 64), int(fraction > 0))
             away = random_bits(seed, 0, i)[0] < threshold
             memory[i] = math.copysign(float(low + away), value)
         else:

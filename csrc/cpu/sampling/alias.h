@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "../core/alias.h"
-#include "loop.h"
+#include "../../core/alias.h"
+#include "draws.h"
 
 namespace ste_ops {
 namespace {

@@ -3,40 +3,17 @@
 
 #include <algorithm>
 
-#include "../sampling.h"
-#include "launch.cuh"
+#include "../../alias.h"
+#include "tiles.cuh"
 
 namespace ste_ops {
-
-constexpr int kAliasThreads = 256;
-// Items of a row that one block takes at a time, a multiple of kAliasThreads.
-constexpr int64_t kAliasTile = 2048;
-// Blocks stride over what a grid of this size leaves.
-constexpr int64_t kMaxBlocks = 1 << 20;
-
-// The tiles of all rows, by number.
-struct Tiles {
-  int64_t rows, n, per_row;
-  STE_HD int64_t count() const { return rows * per_row; }
-  STE_HD int64_t row(int64_t tile) const { return tile / per_row; }
-  STE_HD int64_t offset(int64_t tile) const { return row(tile) * n; }
-  STE_HD int64_t begin(int64_t tile) const { return tile % per_row * kAliasTile; }
-  STE_HD int64_t end(int64_t tile) const { return begin(tile) + kAliasTile < n ? begin(tile) + kAliasTile : n; }
-};
-
-// CUDA's 64-bit atomics are declared for unsigned long long.
-__device__ inline unsigned long long* atomic(uint64_t& x) { return reinterpret_cast<unsigned long long*>(&x); }
-
-struct Greater {
-  STE_HD uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
-};
 
 template <class T>
 __global__ void inspect_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const bits_t<T>* w = weights + tiles.offset(tile);
     uint64_t largest = 0, invalid = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kAliasThreads) {
+    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
       largest = Greater()(largest, magnitude<T>(w[i]));
       if (!is_weight<T>(w[i])) invalid = Greater()(invalid, uint64_t(tiles.n - i));
     }
@@ -58,7 +35,7 @@ __global__ void coarse_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) 
     const bits_t<T>* w = weights + tiles.offset(tile);
     int64_t exponent = coarse_exponent<T>(row.largest, tiles.n);
     uint64_t sum = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kAliasThreads) {
+    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
       sum += coarse_mass<T>(w[i], exponent);
     }
     sum = block_sum(sum);
@@ -74,7 +51,7 @@ __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* ro
     const bits_t<T>* w = weights + tiles.offset(tile);
     int64_t exponent = mass_exponent<T>(row, tiles.n);
     uint64_t sum = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kAliasThreads) {
+    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
       uint64_t m = row.invalid == 0 ? mass<T>(w[i], exponent) : 0;
       masses[tiles.offset(tile) + i] = m;
       sum += m;
@@ -87,7 +64,7 @@ __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* ro
 // Turns one row's sums of tiles into the sums before each tile, a block to a row; returns the row's sum.
 __device__ inline uint64_t scan_row(uint64_t* sums, int64_t count) {
   uint64_t before = 0;
-  for (int64_t begin = 0; begin < count; begin += kAliasThreads) {
+  for (int64_t begin = 0; begin < count; begin += kSamplingThreads) {
     int64_t i = begin + threadIdx.x;
     uint64_t sum = i < count ? sums[i] : 0, total;
     uint64_t up_to = before + block_inclusive_scan(sum, total);
@@ -122,7 +99,7 @@ __global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_b
     uint64_t* m = masses + tiles.offset(tile);
     Columns column = columns[tiles.row(tile)];
     uint64_t before = mass_before[tile], excess = 0, heavies = 0;
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kAliasThreads) {
+    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
       int64_t i = begin + threadIdx.x;
       uint64_t mass = i < tiles.end(tile) ? m[i] : 0, total;
       uint64_t up_to = before + block_inclusive_scan(mass, total);
@@ -156,7 +133,7 @@ __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t
     int64_t* item = items + row * items_of(tiles.n);
     uint64_t exceeded = excess_before[tile], heavies = heavies_before[tile];
     uint64_t lacked = lacked_before(tiles.begin(tile), mass_before[tile], exceeded, column);
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kAliasThreads) {
+    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
       int64_t i = begin + threadIdx.x;
       uint64_t mass = i < tiles.end(tile) ? masses[tiles.offset(tile) + i] : column.capacity, total;
       uint64_t lacking = lacks(mass, column.capacity), exceeding = exceeds(mass, column.capacity);
@@ -183,7 +160,7 @@ __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t
 __global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const int64_t* items, const uint64_t* row_heavies,
                              const int64_t* capacity, uint64_t* table) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    int64_t row = tiles.row(tile), steps = kAliasTile / kAliasThreads;
+    int64_t row = tiles.row(tile), steps = kSamplingTile / kSamplingThreads;
     int64_t begin = tiles.begin(tile) + threadIdx.x * steps;
     int64_t end = begin + steps < tiles.end(tile) ? begin + steps : tiles.end(tile);
     if (begin >= end) continue;
@@ -202,7 +179,7 @@ __global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const int64_t*
 template <class T>
 void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n,
                   uint64_t* table, int64_t* capacity) {
-  Tiles tiles{rows, n, blocks_for(n, kAliasTile)};
+  Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
   auto allocate = [&](int64_t numel) { return empty_vector(numel, ScalarType::Long, like); };
   Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
   Tensor column_memory = allocate(rows * int64_t(sizeof(Columns) / 8));
@@ -217,15 +194,15 @@ void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* w
   int64_t* items = static_cast<int64_t*>(item_memory.mutable_data_ptr());
   int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
   // The masses stand in the table until its entries replace them.
-  launch(inspect_kernel<T>, blocks, kAliasThreads, tiles, weights, row);
-  launch(coarse_kernel<T>, blocks, kAliasThreads, tiles, weights, row);
-  launch(mass_kernel<T>, blocks, kAliasThreads, tiles, weights, row, table, mass_before);
-  launch(scan_mass_kernel, row_blocks, kAliasThreads, tiles, mass_before, row, columns, capacity);
-  launch(pad_kernel, blocks, kAliasThreads, tiles, table, mass_before, columns, excess_before, heavies_before);
-  launch(scan_heavy_kernel, row_blocks, kAliasThreads, tiles, excess_before, heavies_before, row_heavies);
-  launch(place_kernel, blocks, kAliasThreads, tiles, table, mass_before, excess_before, heavies_before, row_heavies,
+  launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
+  launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
+  launch(mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, table, mass_before);
+  launch(scan_mass_kernel, row_blocks, kSamplingThreads, tiles, mass_before, row, columns, capacity);
+  launch(pad_kernel, blocks, kSamplingThreads, tiles, table, mass_before, columns, excess_before, heavies_before);
+  launch(scan_heavy_kernel, row_blocks, kSamplingThreads, tiles, excess_before, heavies_before, row_heavies);
+  launch(place_kernel, blocks, kSamplingThreads, tiles, table, mass_before, excess_before, heavies_before, row_heavies,
          columns, bounds, items);
-  launch(merge_kernel, blocks, kAliasThreads, tiles, bounds, items, row_heavies, capacity, table);
+  launch(merge_kernel, blocks, kSamplingThreads, tiles, bounds, items, row_heavies, capacity, table);
 }
 
 }  // namespace ste_ops

@@ -1,4 +1,4 @@
-"""The Function of the Bernoulli draw, and the fake kernels of the sampling family."""
+"""The Function of the Bernoulli draw."""
 
 from __future__ import annotations
 
@@ -9,23 +9,6 @@ from torch import Tensor
 
 from ste_ops._functions._base import NativeFunction, fake
 from ste_ops._library import ops
-
-
-@fake("alias_table")
-def _(weights: Tensor) -> tuple[Tensor, Tensor]:
-    table = weights.new_empty(weights.shape, dtype=torch.int64)
-    return table, weights.new_empty(weights.shape[:-1], dtype=torch.int64)
-
-
-@fake("alias_sample")
-def _(table: Tensor, capacity: Tensor, seed: Tensor, start: int, num_samples: int) -> Tensor:
-    return table.new_empty((*table.shape[:-1], num_samples))
-
-
-@fake("exponential_keys")
-def _(weights: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    keys = weights.new_empty(weights.shape, dtype=torch.float64)
-    return keys, weights.new_empty(weights.shape[:-1], dtype=torch.int64)
 
 
 @fake("bernoulli")

@@ -1,0 +1,34 @@
+// Rows of weights cut into tiles, which blocks stride over.
+#pragma once
+
+#include <algorithm>
+
+#include "../../core/macros.h"
+#include "../launch.cuh"
+
+namespace ste_ops {
+
+constexpr int kSamplingThreads = 256;
+// Items of a row that one block takes at a time, a multiple of kSamplingThreads.
+constexpr int64_t kSamplingTile = 2048;
+// Blocks stride over what a grid of this size leaves.
+constexpr int64_t kMaxBlocks = 1 << 20;
+
+// The tiles of all rows, by number.
+struct Tiles {
+  int64_t rows, n, per_row;
+  STE_HD int64_t count() const { return rows * per_row; }
+  STE_HD int64_t row(int64_t tile) const { return tile / per_row; }
+  STE_HD int64_t offset(int64_t tile) const { return row(tile) * n; }
+  STE_HD int64_t begin(int64_t tile) const { return tile % per_row * kSamplingTile; }
+  STE_HD int64_t end(int64_t tile) const { return begin(tile) + kSamplingTile < n ? begin(tile) + kSamplingTile : n; }
+};
+
+// CUDA's 64-bit atomics are declared for unsigned long long.
+__device__ inline unsigned long long* atomic(uint64_t& x) { return reinterpret_cast<unsigned long long*>(&x); }
+
+struct Greater {
+  STE_HD uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
+};
+
+}  // namespace ste_ops

@@ -1,0 +1,7 @@
+"""References of the sampling family: Python integers, equal to the native draws seed for seed."""
+
+from ste_ops.reference.sampling.alias import AliasTable
+from ste_ops.reference.sampling.bernoulli import bernoulli_ste
+from ste_ops.reference.sampling.multinomial import multinomial
+
+__all__ = ["AliasTable", "bernoulli_ste", "multinomial"]
