@@ -118,7 +118,7 @@ STE_OPS_LIBRARY(m) {
   // its columns (csrc/core/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is negative,
   // NaN or infinite. Draws start, start + 1, ... of every row; -1 where the row's capacity is not positive.
   m.def("alias_table(Tensor weights) -> (Tensor table, Tensor capacity)");
-  m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples) -> Tensor");
+  m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples, int stride=1) -> Tensor");
   // Of each weight the key whose order is that of draws without replacement (csrc/core/exponential.h), float64, +inf
   // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
   // one.

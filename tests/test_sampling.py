@@ -121,6 +121,18 @@ def test_a_stream_is_cut_anywhere(device: str) -> None:
     assert torch.equal(far[:, 3:], table.sample_at(9, 2**40 - 2, 7))
 
 
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_share_a_stream(device: str, ranks: int) -> None:
+    for w in (torch.rand(50), torch.rand(3, 50)):
+        table, expected = ste_ops.AliasTable(w.to(device)), reference.AliasTable(w)
+        parts = [table.sample_at(9, 4 + rank, 200, stride=ranks) for rank in range(ranks)]
+        whole = torch.stack(parts, -1).reshape(*w.shape[:-1], -1)
+        assert torch.equal(whole, table.sample_at(9, 4, 200 * ranks))
+        assert torch.equal(parts[1].cpu(), expected.sample_at(9, 5, 200, stride=ranks))
+    far = table.sample_at(9, 2**40 - 1, 3, stride=2**40)
+    assert torch.equal(far.cpu(), expected.sample_at(9, 2**40 - 1, 3, stride=2**40))
+
+
 def test_seeds_follow_the_generator(device: str) -> None:
     w = torch.rand(100, device=device)
     draw = lambda seed: ste_ops.multinomial(w, 50, True, generator=torch.Generator(device).manual_seed(seed))  # noqa: E731
@@ -263,6 +275,10 @@ def test_bad_arguments_are_refused(device: str) -> None:
         table.sample_at(0, -1, 1)
     with pytest.raises(ValueError, match="num_samples must be >= 1, got 0"):
         table.sample(0)
+    with pytest.raises(ValueError, match="stride must be >= 1, got 0"):
+        table.sample_at(0, 0, 1, stride=0)
+    with pytest.raises(ValueError, match=r"numbers below 2\*\*63, got start 0, num_samples 8388608 and stride 10995"):
+        table.sample_at(0, 0, 2**23, stride=2**40)
 
 
 def test_operators_check_their_arguments(device: str) -> None:
@@ -275,6 +291,8 @@ def test_operators_check_their_arguments(device: str) -> None:
         ((table, capacity, seed.expand(2).contiguous(), 0, 1), "seed must have one element, got 2"),
         ((table, capacity, seed, -1, 1), "start must be >= 0, got -1"),
         ((table, capacity, seed, 0, -1), "num_samples must be >= 0, got -1"),
+        ((table, capacity, seed, 0, 1, 0), "stride must be >= 1, got 0"),
+        ((table, capacity, seed, 2**62, 2, 2**62), r"numbers below 2\^63, got start 4611686018427387904, num_samples 2"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             ops.alias_sample(*arguments)

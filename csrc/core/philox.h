@@ -40,7 +40,8 @@ STE_HD Random128 philox_draw(uint64_t seed, uint64_t stream, uint64_t index) {
   return philox({{uint32_t(index), uint32_t(index >> 32), uint32_t(stream), uint32_t(stream >> 32)}}, seed);
 }
 
-// The 64-bit halves of N consecutive draws, written lane by lane so that a compiler turns the loop into vector code.
+// The 64-bit halves of draws number first, first + stride, ..., written lane by lane so that a compiler turns the loop
+// into vector code.
 template <int N>
 struct RandomBlock {
   uint64_t low[N];
@@ -48,9 +49,9 @@ struct RandomBlock {
 };
 
 template <int N>
-STE_HD void philox_block(uint64_t seed, uint64_t stream, uint64_t first, RandomBlock<N>& block) {
+STE_HD void philox_block(uint64_t seed, uint64_t stream, uint64_t first, RandomBlock<N>& block, uint64_t stride = 1) {
   for (int lane = 0; lane < N; ++lane) {
-    Random128 r = philox_draw(seed, stream, first + uint64_t(lane));
+    Random128 r = philox_draw(seed, stream, first + stride * uint64_t(lane));
     block.low[lane] = low_bits(r);
     block.high[lane] = high_bits(r);
   }

@@ -88,29 +88,37 @@ class AliasTable:
         seed = draw_seed("AliasTable.sample", self.device, generator)
         return ops.alias_sample(self._table, self._capacity, seed, 0, num_samples)
 
-    def sample_at(self, seed: int | Tensor, start: int, num_samples: int) -> Tensor:
-        """Draws number start, start + 1, ... of the endless stream that `seed` names, in time O(num_samples).
+    def sample_at(self, seed: int | Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
+        """Draws number start, start + stride, ... of the endless stream that `seed` names, in time O(num_samples).
 
-        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. The rows of a 2-D table
-        have streams of their own.
+        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. Rank r of W processes that
+        share one stream takes ``sample_at(s, r, k, stride=W)``. The rows of a 2-D table have streams of their own.
 
         Args:
             seed: an int (its lower 64 bits count) or an int64 tensor of one element on the table's device.
             start: number of the first draw, >= 0.
             num_samples: draws from each row, >= 0.
+            stride: from the number of one draw to that of the next, >= 1.
 
         Returns:
             int64, shape [num_samples] or [rows, num_samples].
 
         Raises:
-            ValueError: start or num_samples is negative or above 2^40.
+            ValueError: start or num_samples is negative, stride is below 1, or one of them is above 2^40, or the last
+                draw's number is 2^63 or more.
         """
         check_count("AliasTable.sample_at", "start", start, 0, ValueError)
         check_count("AliasTable.sample_at", "num_samples", num_samples, 0, ValueError)
+        check_count("AliasTable.sample_at", "stride", stride, 1, ValueError)
+        if start + num_samples * stride >= 2**63:
+            raise ValueError(
+                f"AliasTable.sample_at: the draws must have numbers below 2**63, got start {start}, num_samples "
+                f"{num_samples} and stride {stride}"
+            )
         if not isinstance(seed, Tensor):
             signed = (int(seed) + 2**63) % 2**64 - 2**63
             seed = torch.full((1,), signed, dtype=torch.int64, device=self.device)
-        return ops.alias_sample(self._table, self._capacity, seed, start, num_samples)
+        return ops.alias_sample(self._table, self._capacity, seed, start, num_samples, stride)
 
     def mass(self) -> Tensor:
         """The exact integer mass of every category, int64 in the shape of the weights: a row sums to n times a whole

@@ -9,11 +9,11 @@ namespace {
 constexpr int kDrawsPerThread = 4;
 
 __global__ void alias_sample_kernel(const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows,
-                                    int64_t n, uint64_t start, int64_t num_samples, int64_t* out) {
+                                    int64_t n, uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
   for (int64_t i = grid_index(); i < rows * num_samples; i += grid_stride()) {
     int64_t row = rows == 1 ? 0 : i / num_samples;
     AliasDraw draw(n, capacity[row]);
-    Random128 random = philox_draw(*seed, uint64_t(row), start + uint64_t(i - row * num_samples));
+    Random128 random = philox_draw(*seed, uint64_t(row), start + stride * uint64_t(i - row * num_samples));
     uint64_t column = draw.column(low_bits(random));
     out[i] = capacity[row] > 0 ? draw.item(column, table[row * n + int64_t(column)], high_bits(random)) : -1;
   }
@@ -26,14 +26,15 @@ std::tuple<Tensor, Tensor> alias_table_cuda(Tensor weights) {
   });
 }
 
-Tensor alias_sample_cuda(Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples) {
+Tensor alias_sample_cuda(Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples,
+                         int64_t stride) {
   Launcher launch(table);
-  return alias_sample(table, capacity, seed, start, num_samples,
+  return alias_sample(table, capacity, seed, start, num_samples, stride,
                       [&](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed,
-                          int64_t rows, int64_t n, uint64_t start, int64_t num_samples, int64_t* out) {
+                          int64_t rows, int64_t n, uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
                         int64_t blocks = blocks_for(rows * num_samples, kSamplingThreads * kDrawsPerThread);
                         launch(alias_sample_kernel, std::min(blocks, kMaxBlocks), kSamplingThreads, table, capacity,
-                               seed, rows, n, start, num_samples, out);
+                               seed, rows, n, start, stride, num_samples, out);
                       });
 }
 

@@ -15,5 +15,5 @@ def _(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @fake("alias_sample")
-def _(table: Tensor, capacity: Tensor, seed: Tensor, start: int, num_samples: int) -> Tensor:
+def _(table: Tensor, capacity: Tensor, seed: Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
     return table.new_empty((*table.shape[:-1], num_samples))

@@ -89,11 +89,11 @@ class AliasTable:
         """Draws under a seed from `generator`."""
         return self.sample_at(draw_seed(self.device, generator), 0, num_samples)
 
-    def sample_at(self, seed: int | Tensor, start: int, num_samples: int) -> Tensor:
-        """Draws start, start + 1, ...: 64 bits choose a column, 64 others a unit of its capacity."""
+    def sample_at(self, seed: int | Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
+        """Draws start, start + stride, ...: 64 bits choose a column, 64 others a unit of its capacity."""
         draws = []
         for row, (_, thresholds, aliases, capacity) in enumerate(self._rows):
-            for index in range(start, start + num_samples):
+            for index in range(start, start + num_samples * stride, stride):
                 low, high = random_bits(int(seed) & MASK64, row, index)
                 column = low * self.shape[-1] >> 64
                 own = high * capacity >> 64 < thresholds[column]
