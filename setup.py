@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import struct
 import sys
 from glob import glob
 from pathlib import Path
@@ -108,6 +110,33 @@ def cuda_library(home: str) -> CppExtension:
     )
 
 
+def device_code(library: bytes) -> list[set[str]]:
+    """The archs of each bundle of device code in a library, "9.0" for machine code and "12.0+PTX" for PTX: each source
+    with kernels has a bundle, a header of 16 bytes and then entries that begin with kind, sizes and, at 28, arch."""
+    bundles, magic, place = [], struct.pack("<IHH", 0xBA55ED50, 1, 16), 0
+    while (place := library.find(magic, place)) >= 0:
+        entry, archs = place + 16, set()
+        place = entry + struct.unpack_from("<Q", library, place + 8)[0]
+        while entry < place:
+            kind, _, header, size = struct.unpack_from("<HHIQ", library, entry)
+            (arch,) = struct.unpack_from("<I", library, entry + 28)
+            archs.add(f"{arch // 10}.{arch % 10}{'+PTX' if kind == 1 else ''}")
+            entry += header + size
+        bundles.append(archs)
+    return bundles
+
+
+def refuse_missing_archs(library: Path, named: str) -> None:
+    """A library that lacks code for an arch it names would fail on that GPU alone, long after it was built."""
+    # Not "native" and the names of generations, which torch translates.
+    names = re.findall(r"(\d+\.\d)[af]?(\+PTX)?", named)
+    wanted = {number for number, _ in names} | {number + ptx for number, ptx in names}
+    bundles = device_code(library.read_bytes())
+    missing = sorted({arch for bundle in bundles for arch in wanted - bundle}) if bundles else sorted(wanted)
+    if missing:
+        raise SystemExit(f"ste_ops: {library} has no device code for {', '.join(missing)} of {named}")
+
+
 class Build(BuildExtension):
     """Compiles under build/ for `pip install -e` too, which would start anew in a temporary folder every time."""
 
@@ -119,6 +148,9 @@ class Build(BuildExtension):
 
     def run(self) -> None:
         super().run()
+        for extension in self.extensions:
+            if extension.name == "ste_ops._cuda":
+                refuse_missing_archs(Path(self.get_ext_fullpath(extension.name)), os.environ["TORCH_CUDA_ARCH_LIST"])
         # Python started in a clone imports the package there, also after `pip install .`: it needs the libraries too.
         if not self.inplace and not Path(self.build_lib).is_absolute():
             self.copy_extensions_to_source()

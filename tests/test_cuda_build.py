@@ -111,6 +111,18 @@ def test_holds_every_arch(library):
 
 
 @pytest.mark.slow
+def test_the_build_refuses_a_library_without_an_arch_that_it_names(library):
+    archs = setup_script.DEFAULT_ARCHS
+    assert setup_script.device_code(library.read_bytes()), "no bundle was found"
+    for bundle in setup_script.device_code(library.read_bytes()):
+        assert bundle == {"8.0", "9.0", "10.0", "12.0", "12.0+PTX"}
+    setup_script.refuse_missing_archs(library, archs)
+    setup_script.refuse_missing_archs(library, "9.0a")
+    with pytest.raises(SystemExit, match=r"has no device code for 7\.5, 9\.0\+PTX of 7\.5;9\.0\+PTX"):
+        setup_script.refuse_missing_archs(library, "7.5;9.0+PTX")
+
+
+@pytest.mark.slow
 def test_depends_on_libtorch_and_its_c_shim_alone(library):
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", _run("readelf", "-dW", library)))
     assert "libtorch.so" in needed
