@@ -1,0 +1,160 @@
+"""One wheel on every torch and Python that it names: installs it beside each torch, away from the sources, and runs the
+tests of its commit that need no compiler. Prints the table of the README and writes it to benchmarks/results/.
+
+    python tools/compat.py dist/ste_ops-*.whl             every cell below
+    python tools/compat.py dist/ste_ops-*.whl 3.13:2.15.0
+
+It downloads about 5 GB for each torch, which stay in build/compat; no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# Python and torch; every torch from the oldest that is served and every Python at least once.
+CELLS = ["3.10:2.11.0", "3.12:2.11.0", "3.11:2.12.1", "3.12:2.13.0", "3.13:2.14.1", "3.10:2.15.0", "3.13:2.15.0"]
+TOO_OLD = "3.12:2.10.0"
+TOOLS = ["pytest", "hypothesis", "numpy", "scikit-learn", "matplotlib", "tqdm", "setuptools"]
+# They compile something, or look at the sources rather than at what is installed.
+SOURCES = ["build", "contributing", "cuda_build", "docs", "emulator", "library", "native*"]
+
+PROBE = """
+import json, torch, ste_ops
+names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("ste_ops::")]
+missing = [n for n in names if not torch._C._dispatch_has_kernel_for_dispatch_key(n, "CPU")]
+info = ste_ops.build_info()
+print(json.dumps({"operators": len(names), "missing": missing, "cuda": info["cuda"], "cuda_reason": info["cuda_reason"],
+    "torch": torch.__version__, "place": ste_ops.__file__}))
+"""
+
+
+def interpreter(version: str) -> str | None:
+    """python3.X from PATH or from pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    candidates = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))]
+    for candidate in filter(None, candidates):
+        code = "import sys, venv; print('.'.join(map(str, sys.version_info[:2])))"
+        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
+        if done.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+
+
+def environment(folder: Path, cell: str) -> Path | str:
+    """The Python of a virtual environment with this torch, made where there is none; or why there can be none."""
+    version, torch = cell.split(":")
+    python = folder / f"{version}-{torch}" / "bin" / "python"
+    if not python.exists():
+        base = interpreter(version)
+        if base is None:
+            return f"no Python {version} was found"
+        run(base, "-m", "venv", python.parents[1], check=True)
+    done = run(python, "-m", "pip", "install", "--disable-pip-version-check", f"torch=={torch}", *TOOLS)
+    return python if done.returncode == 0 else f"torch {torch} cannot be installed: {done.stderr.strip()[-300:]}"
+
+
+def checkout(folder: Path) -> None:
+    """The files of the commit without the package, so that the tests import what is installed."""
+    archive = folder / "commit.tar"
+    run("git", "archive", "-o", archive, "HEAD", cwd=ROOT, check=True)
+    shutil.unpack_archive(archive, folder)
+    shutil.rmtree(folder / "ste_ops")
+
+
+def refused(python: Path) -> dict[str, Any]:
+    done = run(python, "-c", "import ste_ops", cwd="/")
+    said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
+    expected = re.search(r"ImportError: ste_ops: torch \S+ is installed; expected torch >= ", said[0])
+    return {"result": "refused, as it should be" if expected else f"FAILED: said {said[0]}", "cuda": "", "passed": 0}
+
+
+def tested(python: Path, folder: Path, extra: list[str]) -> dict[str, Any]:
+    probe = run(python, "-c", PROBE, cwd=folder)
+    if probe.returncode != 0:
+        return {"result": f"FAILED: {probe.stderr.strip()[-500:]}", "cuda": "", "passed": 0}
+    facts = json.loads(probe.stdout.splitlines()[-1])
+    assert str(folder) not in facts["place"], facts
+    ignored = [f"--ignore-glob=tests/test_{name}.py" for name in SOURCES]
+    done = run(python, "-m", "pytest", "tests", "-q", "-k", "not emulated", *ignored, *extra, cwd=folder)
+    closing = (done.stdout.strip().splitlines() or [done.stderr])[-1].strip("= ")
+    passed = re.search(r"(\d+) passed", closing)
+    ok = done.returncode == 0 and not facts["missing"]
+    if not ok:
+        print(done.stdout[-6000:], done.stderr[-2000:], facts["missing"], sep="\n")
+    return {
+        "result": "passed" if ok else f"FAILED: {closing}",
+        "torch": facts["torch"],
+        "operators": facts["operators"],
+        "cuda": "loads" if facts["cuda"] else f"not loaded: {facts['cuda_reason']}",
+        "passed": int(passed[1]) if passed else 0,
+        "closing": closing,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| Python | torch | CPU tests | CUDA library |", "|---|---|---|---|"]
+    for row in rows:
+        count = f"{row['passed']} passed" if row["result"] == "passed" else row["result"]
+        lines.append(f"| {row['python']} | {row.get('torch') or row['asked']} | {count} | {row['cuda']} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("cells", nargs="*", default=[*CELLS, TOO_OLD], help="PYTHON:TORCH")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "compat", help="of the environments")
+    parser.add_argument("--pytest", default="", help="more arguments for pytest")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    wheel = options.wheel.resolve(strict=True)
+    rows: list[dict[str, Any]] = []
+    for cell in options.cells:
+        version, torch = cell.split(":")
+        row: dict[str, Any] = {"python": version, "asked": torch, "cuda": "", "passed": 0}
+        python = environment(options.folder.resolve(), cell)
+        if isinstance(python, str):
+            row["result"] = python
+        else:
+            run(python, "-m", "pip", "install", "--no-deps", "--force-reinstall", wheel, check=True)
+            with tempfile.TemporaryDirectory() as folder:
+                checkout(Path(folder))
+                old = tuple(map(int, torch.split(".")[:2])) < (2, 11)
+                row |= refused(python) if old else tested(python, Path(folder), options.pytest.split())
+        rows.append(row)
+        print(f"{cell}: {row['result']} {row.get('closing', '')}", flush=True)
+    record = {
+        "wheel": wheel.name,
+        "bytes": wheel.stat().st_size,
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "commit": run("git", "rev-parse", "--short", "HEAD", cwd=ROOT).stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+        "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}, no GPU looked for",
+        "rows": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"compat-{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\n{wheel.name}, {record['bytes'] / 1e6:.1f} MB, commit {record['commit']}, {record['date']}\n")
+    print(table(rows))
+    return int(any(row["result"] not in ("passed", "refused, as it should be") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
