@@ -1,11 +1,16 @@
 # Everything sets itself up in $(VENV): a fresh clone needs Python >= 3.10, a C++ compiler and make.
 #
 #   make demo    train a binary network (writes demo.png)    make lint    ruff, mypy, clang-format
-#   make test    the whole test suite and the doctests       make wheel   dist/*.whl, checked by abi3audit
-#   make bench   the benchmark table                         make format  what lint would ask of the layout
-#   make build   the compiled extension                      make clean   remove what was built, keep $(VENV)
+#   make test    the whole test suite and the doctests       make format  what lint would ask of the layout
+#   make bench   the benchmark table                         make clean   remove what was built, keep $(VENV)
+#   make build   the compiled extension
 #
-# TEST=, DEMO= and BENCH= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
+# Slow, and not part of CI (CONTRIBUTING.md says when each was last run):
+#
+#   make wheel   dist/*.whl with the CUDA library, dist/cpu/*.whl without; checked by abi3audit and auditwheel
+#   make compat  the first of them on every torch and Python that it names
+#
+# TEST=, DEMO=, BENCH= and COMPAT= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,13 +18,14 @@ TORCH ?= 2.13.0
 TEST ?=
 DEMO ?=
 BENCH ?=
+COMPAT ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test bench lint format wheel build clean
+.PHONY: demo test bench lint format wheel wheel-cpu compat build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -44,10 +50,28 @@ format: $(VENV)/lint-tools
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-wheel: $(VENV)/wheel-tools
-	rm -rf build/lib* build/bdist* dist
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
-	$(VENV)/bin/abi3audit --strict --report dist/*.whl
+# torch is linked to and not packed in: the wheel finds the libraries of the torch that is installed.
+AUDIT = $(PY) -m auditwheel repair --only-plat --exclude 'libtorch*' --exclude 'libc10*'
+define make_wheel
+	rm -rf build/lib* build/bdist* build/wheel
+	FORCE_CUDA=$(1) $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(AUDIT) --wheel-dir $(2) build/wheel/*.whl
+	$(PY) -m auditwheel show $(2)/*.whl
+	$(VENV)/bin/abi3audit --strict --report $(2)/*.whl
+	ls -l $(2)/*.whl
+endef
+
+wheel: wheel-cpu
+	rm -f dist/*.whl
+	$(call make_wheel,1,dist)
+
+wheel-cpu: $(VENV)/wheel-tools
+	rm -rf dist/cpu
+	$(call make_wheel,0,dist/cpu)
+
+compat:
+	@ls dist/*.whl >/dev/null || { echo "no wheel in dist/: run make wheel first"; exit 1; }
+	$(PYTHON) tools/compat.py dist/*.whl $(COMPAT)
 
 clean:
 	rm -rf build dist *.egg-info ste_ops/*.so
