@@ -9,6 +9,8 @@
 #
 #   make wheel   dist/*.whl with the CUDA library, dist/cpu/*.whl without; checked by abi3audit and auditwheel
 #   make compat  the first of them on every torch and Python that it names
+#   make fuzz    5,000 random cases of every kind (FUZZ=) against the reference
+#   make large   more than 2^31 elements on the CPU, 19 GB of memory
 #
 # TEST=, DEMO=, BENCH= and COMPAT= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
 
@@ -18,6 +20,7 @@ TORCH ?= 2.13.0
 TEST ?=
 DEMO ?=
 BENCH ?=
+FUZZ ?= 5000
 COMPAT ?=
 
 PY := $(VENV)/bin/python
@@ -25,7 +28,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test bench lint format wheel wheel-cpu compat build clean
+.PHONY: demo test bench lint format wheel wheel-cpu compat fuzz large build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -72,6 +75,12 @@ wheel-cpu: $(VENV)/wheel-tools
 compat:
 	@ls dist/*.whl >/dev/null || { echo "no wheel in dist/: run make wheel first"; exit 1; }
 	$(PYTHON) tools/compat.py dist/*.whl $(COMPAT)
+
+fuzz: $(VENV)/extension
+	STE_OPS_FUZZ=$(FUZZ) $(PY) -m pytest tests/test_fuzz.py $(TEST)
+
+large: $(VENV)/extension
+	STE_OPS_LARGE=1 $(PY) -m pytest tests/test_large.py $(TEST)
 
 clean:
 	rm -rf build dist *.egg-info ste_ops/*.so
