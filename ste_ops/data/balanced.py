@@ -63,7 +63,9 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
             picked = subsets(u[:, :chosen], torch.full((count,), classes), torch.full((count,), chosen))
             shares = torch.full((count, chosen), least)
             if more:
-                favoured = subsets(u[:, chosen : chosen + more], torch.full((count,), chosen), torch.full((count,), more))
+                favoured = subsets(
+                    u[:, chosen : chosen + more], torch.full((count,), chosen), torch.full((count,), more)
+                )
                 shares.scatter_(1, favoured, most)
             picked, shares = picked.view(-1), shares.view(-1)
             places = subsets(u[:, chosen + more :].reshape(count * chosen, most), counts[picked], shares)
@@ -111,7 +113,7 @@ def subsets(u: Tensor, n: Tensor, k: Tensor) -> Tensor:
 
 
 class MPerClassBatchSampler(_ClassBatchSampler):
-    """Batches of m samples of each of batch_size / m classes, for metric learning: triplets always find their positives.
+    """Batches of m samples of each of batch_size / m classes, for metric learning: every sample has its positives.
 
     Each batch takes its classes at random, all sets of them equally likely, then m different samples of each; of a
     class that has fewer than m, samples are drawn with replacement. A class is as likely as any other, however few
