@@ -8,6 +8,18 @@ import torch
 from torch import Tensor
 
 
+def as_labels(operator: str, labels: Sequence[int] | Tensor) -> Tensor:
+    """Class numbers as int64, or the operator's error."""
+    tensor = torch.as_tensor(labels)
+    if tensor.dim() != 1 or tensor.numel() == 0:
+        raise ValueError(f"{operator}: labels must be 1-D and not empty, got shape {tuple(tensor.shape)}")
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise ValueError(f"{operator}: labels must be integers, got {tensor.dtype}")
+    if int(tensor.min()) < 0:
+        raise ValueError(f"{operator}: labels must be >= 0, got {int(tensor.min())}")
+    return tensor.to(torch.int64)
+
+
 def class_weights(labels: Sequence[int] | Tensor) -> Tensor:
     """One weight for each class that makes all classes equally likely: samples / (classes present * samples of it).
 
@@ -30,13 +42,7 @@ def class_weights(labels: Sequence[int] | Tensor) -> Tensor:
         >>> ste_ops.data.class_weights([0, 0, 0, 1])
         tensor([0.6667, 2.0000], dtype=torch.float64)
     """
-    tensor = torch.as_tensor(labels)
-    if tensor.dim() != 1 or tensor.numel() == 0:
-        raise ValueError(f"class_weights: labels must be 1-D and not empty, got shape {tuple(tensor.shape)}")
-    if tensor.is_floating_point() or tensor.is_complex():
-        raise ValueError(f"class_weights: labels must be integers, got {tensor.dtype}")
-    if int(tensor.min()) < 0:
-        raise ValueError(f"class_weights: labels must be >= 0, got {int(tensor.min())}")
-    counts = torch.bincount(tensor.to(torch.int64)).to(torch.float64)
+    tensor = as_labels("class_weights", labels)
+    counts = torch.bincount(tensor).to(torch.float64)
     weights = tensor.numel() / (torch.count_nonzero(counts) * counts)
     return torch.where(counts > 0, weights, 0.0)

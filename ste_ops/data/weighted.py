@@ -1,27 +1,98 @@
-"""Dataset indices drawn one by one in proportion to weights."""
+"""Dataset indices drawn in proportion to weights, one by one or in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Sampler
 
-from ste_ops.sampling._checks import draw_seed
+from ste_ops.data._state import Origin, Plan, ResumableSampler
+from ste_ops.data._stream import Stream, endless, fingerprint, ordered
+from ste_ops.sampling._checks import refuse_invalid
 from ste_ops.sampling.alias import AliasTable
-from ste_ops.sampling.multinomial import multinomial
 
-_CHUNK = 16384
+T = TypeVar("T")
+
+# Draws made at a time: what a call costs is spread over them, and the first index does not wait for many.
+CHUNK = 16384
 
 
-class WeightedRandomSampler(Sampler[int]):
+def check_positive(name: str, value: Any) -> None:
+    """The messages of this and the next are torch's."""
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"{name} should be a positive integer value, but got {name}={value}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} should be a boolean value, but got {name}={value}")
+
+
+class WeightedSampler(ResumableSampler[T]):
+    """What the weighted samplers share: the weights, checked, and an epoch's stream of draws from them."""
+
+    weights: Tensor
+    replacement: bool
+
+    def _take_weights(self, weights: Sequence[float] | Tensor, num_samples: int | None, replacement: bool) -> None:
+        if num_samples is not None:
+            check_positive("num_samples", num_samples)
+        check_bool("replacement", replacement)
+        weights_tensor = torch.as_tensor(weights, dtype=torch.double)
+        if len(weights_tensor.shape) != 1:
+            raise ValueError(
+                f"weights should be a 1d sequence but given weights have shape {tuple(weights_tensor.shape)}"
+            )
+        self.weights = weights_tensor.detach()
+        self.replacement = replacement
+        self._total = len(weights_tensor) if num_samples is None else num_samples
+        self._device = weights_tensor.device
+        self._table: AliasTable | None = None
+        if replacement:
+            self._table = AliasTable._for(self._kind, weights_tensor)
+            return
+        positive = _count_positive(self._kind, self.weights)
+        if self._total > positive:
+            raise ValueError(
+                f"{self._kind}: num_samples must be at most {positive}, the number of positive weights, "
+                f"without replacement, got {self._total}"
+            )
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "num_weights": len(self.weights),
+            "num_samples": self._total,
+            "replacement": self.replacement,
+            "weights": fingerprint(self.weights),
+        }
+
+    def _opener(self, seed: Callable[[Origin], int] = lambda origin: origin["seed"]) -> Callable[[Origin], Stream]:
+        table, kind, weights, total = self._table, self._kind, self.weights, self._total
+        if table is not None:
+            return lambda origin: endless(table, seed(origin))
+        return lambda origin: ordered(kind, weights, total, seed(origin))
+
+
+def _count_positive(operator: str, weights: Tensor) -> int:
+    invalid = ~torch.isfinite(weights) | (weights < 0)
+    if len(weights) == 0 or bool(invalid.any()) or not bool(weights.any()):
+        if len(weights) == 0:
+            raise ValueError(f"{operator}: weights must not be empty, got shape (0,)")
+        first = -1 - int(invalid.to(torch.uint8).argmax()) if bool(invalid.any()) else 0
+        refuse_invalid(operator, weights, torch.tensor(first), ValueError)
+    return int(torch.count_nonzero(weights))
+
+
+class WeightedRandomSampler(WeightedSampler[int]):
     """Draws dataset indices in proportion to weights: a drop-in for `torch.utils.data.WeightedRandomSampler`.
 
     The table is built once, when the sampler is made, and draws come in chunks: an epoch of any length holds no list of
     its indices, there may be more than 2^24 weights, and wrong weights are refused here rather than in mid-epoch. Every
-    iteration takes a fresh seed from `generator`, so a generator with a fixed seed fixes the epochs. Without
-    replacement an epoch is one call of `ste_ops.multinomial`.
+    iteration takes a fresh seed from `generator` with its first index, so a generator with a fixed seed fixes the
+    epochs. Without replacement an epoch is one call of `ste_ops.multinomial`, and holds its order. `state_dict` and
+    `load_state_dict` save a place in an epoch and go on from it. Weights must not be changed afterwards.
 
     Args:
         weights: one non-negative number for each sample, a sequence or a 1-D tensor; read as float64.
@@ -40,11 +111,16 @@ class WeightedRandomSampler(Sampler[int]):
         >>> sampler = ste_ops.data.WeightedRandomSampler(weights, 4000, generator=torch.Generator().manual_seed(0))
         >>> round(labels[list(sampler)].float().mean().item(), 1)
         0.5
+        >>> epoch = iter(sampler)
+        >>> used = [next(epoch) for _ in range(1000)]
+        >>> state = sampler.state_dict()
+        >>> rest = list(epoch)
+        >>> sampler.load_state_dict(state)
+        >>> list(sampler) == rest
+        True
     """
 
-    weights: Tensor
     num_samples: int
-    replacement: bool
 
     def __init__(
         self,
@@ -53,36 +129,93 @@ class WeightedRandomSampler(Sampler[int]):
         replacement: bool = True,
         generator: Generator | None = None,
     ) -> None:
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples <= 0:
-            raise ValueError(f"num_samples should be a positive integer value, but got num_samples={num_samples}")
-        if not isinstance(replacement, bool):
-            raise ValueError(f"replacement should be a boolean value, but got replacement={replacement}")
-        weights_tensor = torch.as_tensor(weights, dtype=torch.double)
-        if len(weights_tensor.shape) != 1:
-            raise ValueError(
-                f"weights should be a 1d sequence but given weights have shape {tuple(weights_tensor.shape)}"
-            )
-        self.weights = weights_tensor
+        check_positive("num_samples", num_samples)
+        self._take_weights(weights, num_samples, replacement)
         self.num_samples = num_samples
-        self.replacement = replacement
         self.generator = generator
-        self._table = AliasTable._for("WeightedRandomSampler", weights_tensor)
-        positive = int(torch.count_nonzero(weights_tensor))
-        if not replacement and num_samples > positive:
-            raise ValueError(
-                f"WeightedRandomSampler: num_samples must be at most {positive}, the number of positive weights, "
-                f"without replacement, got {num_samples}"
-            )
 
-    def __iter__(self) -> Iterator[int]:
-        if not self.replacement:
-            drawn = multinomial(self.weights, self.num_samples, generator=self.generator)
-            for chunk in drawn.split(_CHUNK):
-                yield from chunk.tolist()
-            return
-        seed = draw_seed("WeightedRandomSampler", self._table.device, self.generator)
-        for start in range(0, self.num_samples, _CHUNK):
-            yield from self._table.sample_at(seed, start, min(_CHUNK, self.num_samples - start)).tolist()
+    def _plan(self, position: int) -> Plan[int]:
+        def draw(stream: Stream, first: int, count: int) -> list[int]:
+            return stream(position + first, count, 1).tolist()
+
+        return Plan(position, self._total - position, 1, self._total, CHUNK, self._opener(), draw)
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self._total
+
+
+class WeightedBatchSampler(WeightedSampler[Any]):
+    """Draws whole batches of dataset indices in proportion to weights, for the `batch_sampler` of a `DataLoader`.
+
+    The batches of `torch.utils.data.BatchSampler` over a `WeightedRandomSampler`, drawn as such: no Python runs for
+    each index. A dataset with `__getitems__` gets a batch in one call.
+
+    Args:
+        weights, replacement, generator: as in `WeightedRandomSampler`.
+        batch_size: indices in a batch, > 0.
+        num_samples: draws in an epoch; default: the number of weights.
+        drop_last: whether the last batch of an epoch is left out where it is not full.
+        as_tensors: whether a batch is an int64 tensor, on the device of weights, and not a list. Without workers a
+            dataset whose `__getitems__` indexes a tensor gains from it; to send one to a worker costs more than a list.
+
+    Yields:
+        Lists of ints, or tensors.
+
+    Raises:
+        ValueError: as `WeightedRandomSampler` and `BatchSampler` do.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> sampler = ste_ops.data.WeightedBatchSampler([0.0, 1.0, 2.0], batch_size=4, num_samples=10)
+        >>> [len(batch) for batch in sampler]
+        [4, 4, 2]
+        >>> loader = DataLoader(TensorDataset(torch.arange(3)), batch_sampler=sampler)
+        >>> sum(len(batch) for batch, in loader)
+        10
+    """
+
+    num_samples: int
+
+    def __init__(
+        self,
+        weights: Sequence[float] | Tensor,
+        batch_size: int,
+        num_samples: int | None = None,
+        replacement: bool = True,
+        drop_last: bool = False,
+        generator: Generator | None = None,
+        *,
+        as_tensors: bool = False,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        check_bool("drop_last", drop_last)
+        check_bool("as_tensors", as_tensors)
+        self._take_weights(weights, num_samples, replacement)
+        self.num_samples = self._total
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.as_tensors = as_tensors
+        self.generator = generator
+
+    def _plan(self, position: int) -> Plan[Any]:
+        size, total, as_tensors = self.batch_size, self._total, self.as_tensors
+
+        def draw(stream: Stream, first: int, count: int) -> list[Any]:
+            start = position + first * size
+            drawn = stream(start, min(count * size, total - start), 1)
+            if as_tensors:  # each with memory of its own, or a worker is sent the whole chunk
+                return [batch.clone() for batch in drawn.split(size)]
+            full = len(drawn) // size * size
+            batches = drawn[:full].view(-1, size).tolist()
+            return [*batches, drawn[full:].tolist()] if full < len(drawn) else batches
+
+        items = _batches(total - position, size, self.drop_last)
+        return Plan(position, items, size, total, max(1, CHUNK // size), self._opener(), draw)
+
+    def __len__(self) -> int:
+        return _batches(self._total, self.batch_size, self.drop_last)
+
+
+def _batches(draws: int, size: int, drop_last: bool) -> int:
+    return draws // size if drop_last else -(-draws // size)

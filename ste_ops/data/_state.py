@@ -1,0 +1,238 @@
+"""What lets a sampler resume: an iterator that knows how far it has come, and the few numbers that say so."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
+from operator import length_hint
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Generator
+from torch.utils.data import Sampler
+
+from ste_ops.data._stream import Stream
+from ste_ops.sampling._checks import draw_seed
+
+T = TypeVar("T")
+Origin = dict[str, Any]
+"""What names the stream of an epoch: a seed, None until it is drawn, and what else the sampler makes one from."""
+
+
+@dataclass(frozen=True)
+class Plan(Generic[T]):
+    """What is left of an epoch from draw number `position` on: so many items, each of them worth `unit` draws.
+
+    Its functions know nothing of the sampler, so that a sampler is not kept alive by its own iterations.
+    """
+
+    position: int
+    items: int
+    unit: int
+    total: int
+    chunk: int
+    open: Callable[[Origin], Stream]
+    draw: Callable[[Stream, int, int], list[T]]
+
+    def after(self, items: int) -> int:
+        return min(self.position + self.unit * min(items, self.items), self.total)
+
+
+class Cursor(Generic[T]):
+    """How far an iteration has come. The seed is drawn when it is first needed, as torch's samplers do."""
+
+    def __init__(self, origin: Origin, plan: Plan[T], seed: Callable[[], int]) -> None:
+        self._seed: Callable[[], int] | None = seed
+        self._active: Iterator[T] = iter(())
+        self.finished = False
+        self.restart(origin, plan)
+
+    def restart(self, origin: Origin, plan: Plan[T]) -> None:
+        # Of a chunk that is half handed out, what is left must not follow.
+        for _ in self._active:
+            pass
+        self._origin, self.plan, self._drawn = origin, plan, 0
+        self._stream: Stream | None = None
+
+    def origin(self) -> Origin:
+        if self._origin["seed"] is None and self._seed is not None:
+            self._origin = {**self._origin, "seed": self._seed()}
+        return self._origin
+
+    @property
+    def handed(self) -> int:
+        # A list iterator says what it has left: nothing has to be counted item by item.
+        return self._drawn - length_hint(self._active)
+
+    def chunks(self) -> Iterator[Iterator[T]]:
+        while self._drawn < self.plan.items:
+            plan = self.plan
+            if self._stream is None:
+                self._stream = plan.open(self.origin())
+            count = min(plan.chunk, plan.items - self._drawn)
+            self._active = iter(plan.draw(self._stream, self._drawn, count))
+            self._drawn += count
+            yield self._active
+        self.finished = True
+        self._stream = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy remembers how far the iteration was and does not go on with it."""
+        plan = self.plan
+        left = Plan(plan.position, plan.items, plan.unit, plan.total, plan.chunk, _closed, _closed)
+        return {
+            **vars(self),
+            "plan": left,
+            "_drawn": self.handed,
+            "_active": iter(()),
+            "_stream": None,
+            "_seed": None,
+        }
+
+
+def _closed(*_: Any) -> Any:
+    raise RuntimeError("a copy of a sampler does not go on with an iteration of the original")
+
+
+class Iteration(chain):
+    """The iterator of a sampler. Items come from `itertools.chain` at the speed of C; its state is exact all the same.
+
+    It has the two methods that torchdata's `StatefulDataLoader` asks of a sampler's iterator.
+    """
+
+    _sampler: ResumableSampler[Any]
+    _cursor: Cursor[Any]
+
+    @classmethod
+    def over(cls, sampler: ResumableSampler[Any], cursor: Cursor[Any]) -> Iteration:
+        iteration = cast(Iteration, cls.from_iterable(cursor.chunks()))
+        iteration._sampler, iteration._cursor = sampler, cursor
+        return iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        cursor = self._cursor
+        return {**self._sampler._identity, **cursor.origin(), "position": cursor.plan.after(cursor.handed)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if self._cursor.finished:
+            raise RuntimeError(f"{self._sampler._kind}: an iterator that has ended cannot load a state, make a new one")
+        origin, position = self._sampler._read(state_dict)
+        self._cursor.restart(origin, self._sampler._plan(position))
+
+
+class ResumableSampler(Sampler[T]):
+    """A sampler whose state is the seed of an epoch and a position in it, O(1) whatever the epoch is.
+
+    A sampler says what it is (`_describe`), how many draws an epoch has (`_total`), and how an epoch goes on from a
+    position (`_plan`).
+    """
+
+    generator: Generator | None = None
+    _total: int
+    _device: torch.device
+    _cursor: Cursor[T] | None = None
+    _loaded: tuple[Origin, int] | None = None
+
+    def _describe(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _plan(self, position: int) -> Plan[T]:
+        raise NotImplementedError
+
+    @property
+    def _kind(self) -> str:
+        return type(self).__name__
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What a state must agree in; found once, as it takes a pass over the weights."""
+        return {"sampler": self._kind, **self._describe()}
+
+    def _coming(self) -> Origin:
+        """What is known of the next epoch."""
+        return {"seed": None}
+
+    def __iter__(self) -> Iterator[T]:
+        origin, position = self._loaded or (self._coming(), 0)
+        self._loaded = None
+        seed = partial(_draw, self._kind, self._device, self.generator)
+        self._cursor = Cursor(origin, self._plan(position), seed)
+        return Iteration.over(self, self._cursor)
+
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        """Where the last iteration stands, in numbers and strings: fit for json and ``torch.load(weights_only=True)``.
+
+        The time it takes does not depend on the position; the first call also hashes the weights. After the end of an
+        epoch, and before the first, it is the start of the next one. The state of `generator`, where one was given, is
+        part of it, so that later epochs come out the same too; torch's default generator is yours to save.
+
+        Args:
+            consumed: how many items of this iteration training has used, where something draws ahead: a `DataLoader`
+                with workers hands out batches later than it draws them. An item is what the sampler yields: under
+                ``DataLoader(sampler=..., batch_size=b)`` that is ``batches * b``, under ``batch_sampler=`` it is
+                ``batches``. Counted from the start of this iteration, also where that resumed. Default: every item that
+                the sampler has handed out. `torchdata.stateful_dataloader.StatefulDataLoader` needs none of this.
+
+        Raises:
+            ValueError: consumed is negative, or there was no iteration yet.
+        """
+        cursor = self._cursor
+        if consumed is not None:
+            if cursor is None or isinstance(consumed, bool) or not isinstance(consumed, int) or consumed < 0:
+                expected = "an int >= 0" if cursor is not None else "None before the first iteration"
+                raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
+            origin, position = cursor.origin(), cursor.plan.after(consumed)
+        elif self._loaded is not None:
+            origin, position = self._loaded
+        elif cursor is None or cursor.finished:
+            origin, position = self._coming(), 0
+        else:
+            origin, position = cursor.origin(), cursor.plan.after(cursor.handed)
+        state = {**self._identity, **origin, "position": position}
+        if self.generator is not None:
+            state["generator"] = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there, without repeating what came before. `generator` is set back as well.
+
+        Raises:
+            ValueError: it is the state of another sampler: another kind, other weights, another number of draws.
+            TypeError: it is no mapping.
+        """
+        loaded = self._read(state_dict)
+        saved = state_dict.get("generator")
+        if saved is not None:
+            if self.generator is None:
+                raise ValueError(f"{self._kind}.load_state_dict: the saved sampler had a generator, give this one too")
+            self.generator.set_state(torch.frombuffer(bytearray(base64.b64decode(saved)), dtype=torch.uint8))
+        self._accept(loaded)
+
+    def _accept(self, loaded: tuple[Origin, int]) -> None:
+        self._cursor, self._loaded = None, loaded
+
+    def _read(self, state: Mapping[str, Any]) -> tuple[Origin, int]:
+        operator = f"{self._kind}.load_state_dict"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"{operator}: the state must be a mapping, got {type(state).__name__}")
+        for key, mine in self._identity.items():
+            if key not in state or state[key] != mine:
+                got = repr(state[key]) if key in state else "a state without it"
+                raise ValueError(f"{operator}: the state must be that of {key} {mine!r}, got {got}")
+        for key in ("position", *self._coming()):
+            value = state.get(key)
+            if value is None and key == "seed" and state["position"] == 0:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{operator}: {key} must be an int, got {value!r}")
+        position = state["position"]
+        if not 0 <= position <= self._total:
+            raise ValueError(f"{operator}: position must be from 0 to {self._total}, got {position}")
+        return {key: state[key] for key in self._coming()}, position
+
+
+def _draw(operator: str, device: torch.device, generator: Generator | None) -> int:
+    return int(draw_seed(operator, device, generator))

@@ -1,0 +1,214 @@
+"""Batches with a fixed number of samples of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ste_ops.data._state import Plan, ResumableSampler
+from ste_ops.data._stream import Stream, fingerprint, uniform
+from ste_ops.data.labels import as_labels
+from ste_ops.data.weighted import CHUNK, check_positive
+
+
+class _ClassBatchSampler(ResumableSampler[list[int]]):
+    """Batch number b takes its random numbers from a place of its own in the stream, so any batch can be the first."""
+
+    batch_size: int
+    num_batches: int
+
+    def _take_labels(
+        self, labels: Sequence[int] | Tensor, batch_size: int | None, num_batches: int | None, generator: Any
+    ) -> int:
+        """Returns the number of classes."""
+        values = as_labels(self._kind, labels).cpu()
+        counts = torch.bincount(values)
+        self._by_class = torch.argsort(values, stable=True)
+        self._first = (counts.cumsum(0) - counts)[counts > 0]
+        self._counts = counts[counts > 0]
+        self._device = values.device
+        self.generator = generator
+        if batch_size is not None:
+            check_positive("batch_size", batch_size)
+        if num_batches is not None:
+            check_positive("num_batches", num_batches)
+        return len(self._counts)
+
+    def _take_length(self, batch_size: int, num_batches: int | None) -> None:
+        self.batch_size = batch_size
+        self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else num_batches
+        self._total = self.num_batches
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "num_samples": len(self._by_class),
+            "num_batches": self.num_batches,
+            "batch_size": self.batch_size,
+            "labels": fingerprint(torch.stack([self._first, self._counts])) + fingerprint(self._by_class),
+        }
+
+    def _plan(self, position: int) -> Plan[list[int]]:
+        counts, firsts, by_class = self._counts, self._first, self._by_class
+        classes, size = len(counts), self.batch_size
+        chosen, least, more = self._shares()
+        most = least + (more > 0)
+        # For which classes, for which of them have one sample more, and for the samples of each.
+        numbers = chosen + more + chosen * most
+
+        def draw(stream: Stream, first: int, count: int) -> list[list[int]]:
+            u = stream((position + first) * numbers, count * numbers, 1).view(count, numbers)
+            picked = subsets(u[:, :chosen], torch.full((count,), classes), torch.full((count,), chosen))
+            shares = torch.full((count, chosen), least)
+            if more:
+                favoured = subsets(
+                    u[:, chosen : chosen + more], torch.full((count,), chosen), torch.full((count,), more)
+                )
+                shares.scatter_(1, favoured, most)
+            picked, shares = picked.view(-1), shares.view(-1)
+            places = subsets(u[:, chosen + more :].reshape(count * chosen, most), counts[picked], shares)
+            samples = by_class[firsts[picked].unsqueeze(1) + places.clamp_(min=0)]
+            inside = torch.arange(most) < shares.unsqueeze(1)
+            return samples[inside].view(count, size).tolist()
+
+        return Plan(
+            position,
+            self._total - position,
+            1,
+            self._total,
+            max(1, CHUNK // size),
+            lambda origin: uniform(origin["seed"]),
+            draw,
+        )
+
+    def _shares(self) -> tuple[int, int, int]:
+        """How many classes a batch has, how many samples each of them at least, and how many of them have one more."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+
+def subsets(u: Tensor, n: Tensor, k: Tensor) -> Tensor:
+    """In row r a random set of k[r] numbers below n[r], all sets equally likely; -1 to the right of them.
+
+    Where k[r] > n[r], each of the k[r] is drawn anew. Source: algorithm F2 of Bentley and Floyd, "A sample of
+    brilliance" (Communications of the ACM, 1987), which takes one random number for each element.
+
+    Args:
+        u: uniform multiples of 2^-48 in [0, 1), [rows, the largest k].
+        n, k: int64, [rows].
+    """
+    rows, most = u.shape
+    taken = torch.full((rows, most), -1)
+    repeat = k > n
+    for j in range(most):
+        top = torch.where(repeat, n - 1, n - k + j)
+        number = (u[:, j] * (top + 1)).to(torch.int64)
+        again = (taken[:, :j] == number.unsqueeze(1)).any(1) & ~repeat
+        taken[:, j] = torch.where(j < k, torch.where(again, top, number), -1)
+    return taken
+
+
+class MPerClassBatchSampler(_ClassBatchSampler):
+    """Batches of m samples of each of batch_size / m classes, for metric learning: every sample has its positives.
+
+    Each batch takes its classes at random, all sets of them equally likely, then m different samples of each; of a
+    class that has fewer than m, samples are drawn with replacement. A class is as likely as any other, however few
+    samples it has. Classes without a sample do not count.
+
+    Args:
+        labels: class number of every sample, from 0, a sequence or a 1-D integer tensor.
+        m: samples of a class in a batch, > 0.
+        batch_size: a multiple of m, at most m times the number of classes; default: all of them.
+        num_batches: batches in an epoch; default: as many as the samples fill, at least one.
+        generator: default: torch's default generator.
+
+    Yields:
+        Lists of ints, class after class.
+
+    Raises:
+        ValueError: labels are as `class_weights` refuses them, or a number is not as said above.
+
+    Source: the PK batches of Hermans et al., arXiv:1703.07737; names as in pytorch-metric-learning's
+    `MPerClassSampler`, which yields indices one by one.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 20)
+        >>> sampler = ste_ops.data.MPerClassBatchSampler(labels, m=4, batch_size=8)
+        >>> batch = next(iter(sampler))
+        >>> labels[batch].unique(return_counts=True)[1]
+        tensor([4, 4])
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | Tensor,
+        m: int,
+        batch_size: int | None = None,
+        num_batches: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        check_positive("m", m)
+        classes = self._take_labels(labels, batch_size, num_batches, generator)
+        batch_size = m * classes if batch_size is None else batch_size
+        if batch_size % m != 0 or batch_size > m * classes:
+            raise ValueError(
+                f"MPerClassBatchSampler: batch_size must be a multiple of m = {m} up to {m * classes}, m times the "
+                f"number of classes, got {batch_size}"
+            )
+        self.m = m
+        self._take_length(batch_size, num_batches)
+
+    def _shares(self) -> tuple[int, int, int]:
+        return self.batch_size // self.m, self.m, 0
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), "m": self.m}
+
+
+class ClassBalancedBatchSampler(_ClassBatchSampler):
+    """Batches that hold every class equally often, however rare it is.
+
+    Each class has batch_size / classes samples in a batch. Where that is no whole number, classes drawn anew for each
+    batch have one more than the others; with fewer places than classes, as many classes as there are places have one.
+    `WeightedBatchSampler` with `class_weights(labels)[labels]` is balanced on average only.
+
+    Args:
+        labels, num_batches, generator: as in `MPerClassBatchSampler`.
+        batch_size: > 0.
+
+    Yields:
+        Lists of ints, class after class. The samples of a class are different ones unless it has too few.
+
+    Raises:
+        ValueError: labels are as `class_weights` refuses them, or a number is not positive.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 20)
+        >>> sampler = ste_ops.data.ClassBalancedBatchSampler(labels, batch_size=10)
+        >>> sorted(torch.bincount(labels[next(iter(sampler))]).tolist())
+        [3, 3, 4]
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | Tensor,
+        batch_size: int,
+        num_batches: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        check_positive("batch_size", batch_size)
+        self._take_labels(labels, batch_size, num_batches, generator)
+        self._take_length(batch_size, num_batches)
+
+    def _shares(self) -> tuple[int, int, int]:
+        classes = len(self._counts)
+        if self.batch_size < classes:
+            return self.batch_size, 1, 0
+        least, more = divmod(self.batch_size, classes)
+        return classes, least, more
