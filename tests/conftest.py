@@ -71,6 +71,9 @@ _cuda_build = pytest.StashKey[subprocess.Popen]()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What waits for the CUDA library comes last, and beside other tests where there are several workers."""
+    addressed = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addressed:
+        raise pytest.UsageError(f"an address in its name has another one in each worker: {addressed[0]}")
     items.sort(key=_waits_for_the_cuda_library)
 
 

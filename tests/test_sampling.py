@@ -292,7 +292,10 @@ def test_operators_check_their_arguments(device: str) -> None:
         ((table, capacity, seed, -1, 1), "start must be >= 0, got -1"),
         ((table, capacity, seed, 0, -1), "num_samples must be >= 0, got -1"),
         ((table, capacity, seed, 0, 1, 0), "stride must be >= 1, got 0"),
-        ((table, capacity, seed, 2**62, 2, 2**62), r"numbers below 2\^63, got start 4611686018427387904, num_samples 2"),
+        (
+            (table, capacity, seed, 2**62, 2, 2**62),
+            r"numbers below 2\^63, got start 4611686018427387904, num_samples 2",
+        ),
     ]:
         with pytest.raises(RuntimeError, match=message):
             ops.alias_sample(*arguments)
