@@ -13,10 +13,12 @@
 #   make large   more than 2^31 elements on the CPU, 19 GB of memory
 #
 # TEST=, DEMO=, BENCH= and COMPAT= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
+# The tests run in WORKERS=2 processes, a file at a time; with WORKERS=0 in one, as plain pytest does.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
+WORKERS ?= 2
 TEST ?=
 DEMO ?=
 BENCH ?=
@@ -35,7 +37,7 @@ demo: $(VENV)/extension
 	$(PY) -m ste_ops demo $(DEMO)
 
 test: $(VENV)/extension $(VENV)/peers
-	$(PY) -m pytest $(TEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(TEST)
 
 bench: $(VENV)/extension
 	$(PY) -m benchmarks $(BENCH)

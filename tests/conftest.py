@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: a thread of one that spins while it waits keeps the others from theirs. Read with torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 import ste_ops
@@ -54,6 +64,40 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+_cuda_build = pytest.StashKey[subprocess.Popen]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for the CUDA library comes last, and beside other tests where there are several workers."""
+    addressed = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addressed:
+        raise pytest.UsageError(f"an address in its name has another one in each worker: {addressed[0]}")
+    items.sort(key=_waits_for_the_cuda_library)
+
+
+def _waits_for_the_cuda_library(item: pytest.Item) -> bool:
+    return item.path.name == "test_cuda_build.py"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Starts to compile the CUDA library where a test asks for it, at low priority beside the other tests."""
+    if getattr(session.config, "workerinput", {}).get("workerid", "gw0") != "gw0" or session.config.option.collectonly:
+        return
+    if any(_waits_for_the_cuda_library(item) for item in session.items):
+        session.config.stash[_cuda_build] = subprocess.Popen(
+            ["nice", sys.executable, str(Path(__file__).parent / "cuda_library.py")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # the tests build again what failed, and show it
+            start_new_session=True,
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    build = session.config.stash.get(_cuda_build, None)
+    if build is not None and build.poll() is None:
+        os.killpg(build.pid, signal.SIGTERM)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

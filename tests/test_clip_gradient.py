@@ -124,7 +124,11 @@ NORM = [
 ]
 
 
-@pytest.mark.parametrize(("function", "expected", "arguments"), VALUE + NORM, ids=str)
+def name_of(argument) -> str:
+    return getattr(argument, "__name__", str(argument))
+
+
+@pytest.mark.parametrize(("function", "expected", "arguments"), VALUE + NORM, ids=name_of)
 def test_double_backward(device, function, expected, arguments):
     x = torch.randn(3, 4, 2, dtype=torch.float64, device=device, requires_grad=True)
     grad = torch.randn_like(x).detach().requires_grad_()
@@ -136,7 +140,7 @@ def test_double_backward(device, function, expected, arguments):
     torch.testing.assert_close(found[0], found[1])
 
 
-@pytest.mark.parametrize(("function", "_", "arguments"), VALUE + NORM[:8], ids=str)
+@pytest.mark.parametrize(("function", "_", "arguments"), VALUE + NORM[:8], ids=name_of)
 def test_gradgradcheck(device, function, _, arguments):
     x = torch.randn(3, 2, 2, dtype=torch.float64, device=device, requires_grad=True)
     grad = torch.randn_like(x).detach().requires_grad_()

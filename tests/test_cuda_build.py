@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import re
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
+import cuda_library
 import pytest
-import torch
+from cuda_library import ROOT, run, setup_script
 
-ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-CACHE = ROOT / "build" / "cuda_checks"
 SASS_ARCH = "sm_90"
 
 # Kernels that touch every element once say so by their launch bounds.
 ELEMENTWISE = re.compile(r"__launch_bounds__\(kElementwiseThreads\)\s*(\w+_kernel)\(")
 
-
-def _setup_script():
-    spec = importlib.util.spec_from_file_location("ste_ops_setup", ROOT / "setup.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
-setup_script = _setup_script()
 pytestmark = pytest.mark.skipif(setup_script.cuda_home() is None, reason="no nvcc was found")
-
-
-def _run(*command: object, **options) -> str:
-    command = [str(part) for part in command]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}"
-    return done.stdout
-
-
-def _digest() -> str:
-    digest = hashlib.sha256(torch.__version__.encode())
-    for path in [ROOT / "setup.py", *sorted((ROOT / "csrc").rglob("*"))]:
-        if path.is_file():
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _disassembler(name: str) -> Path:
@@ -65,17 +37,7 @@ def _disassembler(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    """_cuda.abi3.so for the default archs, and beside it what ptxas says of it; kept under build/ until a source
-    changes."""
-    folder = CACHE / _digest() / "library"
-    path = folder / "ste_ops" / "_cuda.abi3.so"
-    if not path.exists():
-        archs = setup_script.DEFAULT_ARCHS
-        environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs, "STE_OPS_PTXAS": "1"}
-        build = ["build_ext", "--build-lib", folder, "--build-temp", folder / "temp"]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "log").write_text(_run(sys.executable, "setup.py", *build, cwd=ROOT, env=environment))
-    return path
+    return cuda_library.build()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +46,7 @@ def kernels(library) -> dict[tuple[str, str], tuple[int, int]]:
     report = re.compile(
         r"Compiling entry function '(\S+)' for '(\w+)'\n.*\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
     )
-    found = report.findall((library.parents[1] / "log").read_text())
+    found = report.findall(cuda_library.log_of(library).read_text())
     return {(arch, name): (int(stores), int(loads)) for name, arch, stores, loads in found}
 
 
@@ -93,7 +55,7 @@ def sass(library) -> dict[str, str]:
     """The machine code of every kernel for one arch, by mangled name."""
     cuobjdump, nvdisasm = _disassembler("cuobjdump"), _disassembler("nvdisasm")
     environment = {**os.environ, "PATH": os.pathsep.join([str(nvdisasm.parent), os.environ.get("PATH", "")])}
-    text = _run(cuobjdump, "-sass", "-arch", SASS_ARCH, library, env=environment)
+    text = run(cuobjdump, "-sass", "-arch", SASS_ARCH, library, env=environment)
     return {body.split("\n", 1)[0]: body for body in text.split("Function : ")[1:]}
 
 
@@ -104,7 +66,7 @@ def test_builds_and_links(library):
 
 @pytest.mark.slow
 def test_holds_every_arch(library):
-    listed = _run(_disassembler("cuobjdump"), "--list-elf", "--list-ptx", library)
+    listed = run(_disassembler("cuobjdump"), "--list-elf", "--list-ptx", library)
     for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
         assert len(re.findall(rf"\.{arch}\.cubin", listed)) >= len(SOURCES) - 1, listed
     assert re.search(r"\.sm_120\.ptx", listed), listed
@@ -124,10 +86,10 @@ def test_the_build_refuses_a_library_without_an_arch_that_it_names(library):
 
 @pytest.mark.slow
 def test_depends_on_libtorch_and_its_c_shim_alone(library):
-    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", _run("readelf", "-dW", library)))
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", run("readelf", "-dW", library)))
     assert "libtorch.so" in needed
     assert not {name for name in needed if "cuda" in name}
-    undefined = re.findall(r" U (\S+)", _run("nm", "-D", "--undefined-only", library))
+    undefined = re.findall(r" U (\S+)", run("nm", "-D", "--undefined-only", library))
     assert any(name.startswith("aoti_torch_get_current_cuda_stream") for name in undefined)
     assert [name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch)", name)] == []
 

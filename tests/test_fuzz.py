@@ -74,6 +74,7 @@ def test_steps(device: str, data: st.DataObject) -> None:
     step, surrogate = data.draw(st.sampled_from(ALL_STEPS)), data.draw(surrogates(dtype))
     layout, seed = data.draw(layouts()), data.draw(st.integers(0, 2**20))
     x = layout(filler(dtype, surrogate, device, seed))
+    torch.manual_seed(seed)
     grad = torch.empty_like(x).copy_(torch.randn(x.shape, device=device))
     if x.dim() > 1 and data.draw(st.booleans()):
         grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
@@ -121,6 +122,7 @@ def test_quantizers(device: str, data: st.DataObject) -> None:
 def test_total_norm(device: str, data: st.DataObject) -> None:
     norm_type = data.draw(st.sampled_from([2.0, 1.0, 0.0, math.inf, -math.inf, 3.0, 0.5]))
     exponent = data.draw(st.integers(-30, 30))
+    torch.manual_seed(data.draw(st.integers(0, 2**20)))
     grads = []
     for layout in data.draw(st.lists(layouts(), min_size=1, max_size=5)):
         dtype = data.draw(dtypes)
@@ -142,6 +144,7 @@ def test_clipping_in_place(device: str, data: st.DataObject) -> None:
     dtype, max_norm = data.draw(dtypes), data.draw(st.sampled_from([1e-6, 0.1, 1.0, 1e6]))
     places = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 90)), max_size=6))
     by_value = data.draw(st.booleans())
+    torch.manual_seed(data.draw(st.integers(0, 2**20)))
     buffers, parameters = [], []
     memory = torch.randn(sum(a + b for a, b in places) + 1).to(dtype).to(device)
     for clip in (ste_ops, reference):
@@ -173,6 +176,7 @@ def test_clipping_in_place(device: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_multinomial(device: str, replacement: bool, data: st.DataObject) -> None:
     dtype, seed = data.draw(dtypes), data.draw(st.integers(0, 2**30))
+    torch.manual_seed(seed)
     n, rows = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 3))
     exponents = torch.tensor(data.draw(st.lists(st.integers(-14, 14), min_size=n, max_size=n)))
     w = torch.ldexp(torch.rand(rows, n, dtype=torch.float64) + 0.5, exponents).to(dtype)

@@ -6,6 +6,7 @@ here by its name; nothing else lists it.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import sys
@@ -21,12 +22,22 @@ _ROOT = _FOLDER.parents[1]
 
 @functools.cache
 def load() -> ModuleType:
-    """Builds the module into build/native/<torch> where a source or a header changed, and imports it."""
+    """Builds the module into build/native/<torch> where a source or a header changed, and imports it.
+
+    Processes take turns by a lock of ours: torch's own stays behind, for ever, when its holder is killed.
+    """
     build = _ROOT / "build" / "native" / torch.__version__
     build.mkdir(parents=True, exist_ok=True)
     # cpp_extension runs ninja by its name; in a virtual environment that is not activated it lies beside Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     sources = [_FOLDER / "module.cpp", *sorted(_FOLDER.glob("bind_*.cpp"))]
+    with open(build / "turn", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        (build / "lock").unlink(missing_ok=True)
+        return _build(build, sources)
+
+
+def _build(build: Path, sources: list[Path]) -> ModuleType:
     return cpp_extension.load(
         "ste_ops_native",
         [str(path) for path in sources],
