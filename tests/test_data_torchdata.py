@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,3 +126,10 @@ def test_ranks_resume_in_another_number() -> None:
         resumed.load_state_dict(state)
         parts.append([i for batch in resumed for i in batch.tolist()])
     assert [i for together in zip(*parts, strict=True) for i in together] == one[12:]
+
+
+def test_the_examples_of_the_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "resuming.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    exec("".join(blocks), {})
