@@ -121,8 +121,13 @@ $(VENV)/wheel-tools: pyproject.toml $(VENV)/torch
 	@touch $@
 
 # Without their dependencies, which would replace torch. Where they cannot be had, tests/test_recipes.py skips them.
-test: $(VENV)/recipes
+test: $(VENV)/recipes $(VENV)/loaders
 
 $(VENV)/recipes: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group recipes || echo "ste_ops: no trainers to try, their recipes will be skipped"
+	@touch $@
+
+# Likewise: its dependencies are torch and what it fetches files with. Else tests/test_data_torchdata.py is skipped.
+$(VENV)/loaders: pyproject.toml $(VENV)/torch
+	$(PIP) install --no-deps --group loaders || echo "ste_ops: no torchdata, its loader will not be tried"
 	@touch $@

@@ -38,6 +38,7 @@ def test_tables_name_what_exists_and_leave_nothing_out():
     assert set(ste_ops.__all__) - families <= named
     assert {f"surrogate.{name}" for name in _library.ops.surrogates().split()} <= named
     assert {f"nn.{name}" for name in ste_ops.nn.__all__} <= named
+    assert {f"data.{name}" for name in ste_ops.data.__all__} <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -55,4 +55,4 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 def fingerprint(numbers: Tensor) -> str:
     """Equal where the numbers are, whatever device holds them."""
-    return hashlib.blake2b(memoryview(numbers.detach().cpu().contiguous().numpy()), digest_size=8).hexdigest()
+    return hashlib.blake2b(numbers.detach().cpu().contiguous().numpy().data, digest_size=8).hexdigest()

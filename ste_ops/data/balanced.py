@@ -55,20 +55,21 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         classes, size = len(counts), self.batch_size
         chosen, least, more = self._shares()
         most = least + (more > 0)
-        # For which classes, for which of them have one sample more, and for the samples of each.
-        numbers = chosen + more + chosen * most
+        some = chosen if chosen < classes else 0
+        # For the choice of classes, for which of them have one sample more, and for the samples of each.
+        numbers = some + more + chosen * most
 
         def draw(stream: Stream, first: int, count: int) -> list[list[int]]:
             u = stream((position + first) * numbers, count * numbers, 1).view(count, numbers)
-            picked = subsets(u[:, :chosen], torch.full((count,), classes), torch.full((count,), chosen))
+            picked = torch.arange(classes).expand(count, classes)
+            if some:
+                picked = subsets(u[:, :some], torch.full((count,), classes), torch.full((count,), chosen))
             shares = torch.full((count, chosen), least)
             if more:
-                favoured = subsets(
-                    u[:, chosen : chosen + more], torch.full((count,), chosen), torch.full((count,), more)
-                )
+                favoured = subsets(u[:, some : some + more], torch.full((count,), chosen), torch.full((count,), more))
                 shares.scatter_(1, favoured, most)
-            picked, shares = picked.view(-1), shares.view(-1)
-            places = subsets(u[:, chosen + more :].reshape(count * chosen, most), counts[picked], shares)
+            picked, shares = picked.reshape(-1), shares.view(-1)
+            places = subsets(u[:, some + more :].reshape(count * chosen, most), counts[picked], shares)
             samples = by_class[firsts[picked].unsqueeze(1) + places.clamp_(min=0)]
             inside = torch.arange(most) < shares.unsqueeze(1)
             return samples[inside].view(count, size).tolist()

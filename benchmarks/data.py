@@ -1,0 +1,97 @@
+"""Epochs of dataset indices against torch's samplers, and what an epoch holds in memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch.utils.data import BatchSampler
+from torch.utils.data import WeightedRandomSampler as TorchSampler
+
+import ste_ops
+from benchmarks.measure import Count, Row
+
+BATCH = 256
+
+
+def epoch(sampler: Iterable[object]) -> Callable[[], object]:
+    """Reads all of it and keeps nothing."""
+    return lambda: deque(sampler, maxlen=0)
+
+
+def first(sampler: Iterable[object]) -> Callable[[], object]:
+    return lambda: next(iter(sampler))
+
+
+def growth(sampler: Iterable[object], few: int, many: int) -> float:
+    """Peak bytes of Python objects while `many` items are read, over those while `few` are."""
+    peaks = []
+    for count in (few, many):
+        tracemalloc.start()
+        deque(islice(sampler, count), maxlen=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return peaks[1] / peaks[0]
+
+
+def rows(device: str, quick: bool) -> Iterator[Row | Count]:
+    count = 10**4 if quick else 10**6
+    for categories in (10**4, count):
+        weights = torch.rand(categories, device=device)
+        ours, theirs = ste_ops.data.WeightedRandomSampler(weights, count), TorchSampler(weights, count)
+        work = f"an epoch of {count} indices, {categories} weights"
+        yield Row(work, "torch's sampler", epoch(ours), epoch(theirs), 3, at_most=False, rounds=5)
+        batches = BatchSampler(theirs, BATCH, drop_last=False)
+        for as_tensors in (False, True):
+            whole = ste_ops.data.WeightedBatchSampler(weights, BATCH, count, as_tensors=as_tensors)
+            yield Row(
+                f"{work}, in batches of {BATCH}{', as tensors' if as_tensors else ''}",
+                "BatchSampler(torch's sampler)",
+                epoch(whole),
+                epoch(batches),
+                10,
+                at_most=False,
+                rounds=5,
+            )
+    many = 10 * count
+    weights = torch.rand(count, device=device)
+    yield Row(
+        f"first index of an epoch of {many}, {count} weights",
+        "torch's sampler",
+        first(ste_ops.data.WeightedRandomSampler(weights, many)),
+        first(TorchSampler(weights, many)),
+        10,
+        at_most=False,
+        rounds=3,
+    )
+    shares = [ste_ops.data.DistributedWeightedSampler(weights, count, ranks, 0) for ranks in (1, 4)]
+    yield Row(
+        f"a rank of 4, an epoch of {count} indices",
+        "the only rank",
+        epoch(shares[1]),
+        epoch(shares[0]),
+        3,
+        at_most=False,
+        rounds=5,
+    )
+    few = many // 10
+    yield Count(
+        f"peak of Python's memory, {many} indices of an epoch of 10^12",
+        f"the first {few}",
+        growth(ste_ops.data.WeightedRandomSampler(weights, 10**12), few, many),
+        1.05,
+    )
+    labels = torch.arange(count) % 100
+    per_class = ste_ops.data.MPerClassBatchSampler(labels, 4, BATCH, count // BATCH)
+    yield Row(
+        f"{count // BATCH} batches of 64 classes, 4 samples each, of {count} samples in 100 classes",
+        "BatchSampler(torch's sampler)",
+        epoch(per_class),
+        epoch(BatchSampler(TorchSampler(weights, count), BATCH, drop_last=False)),
+        1,
+        at_most=False,
+        rounds=5,
+    )
