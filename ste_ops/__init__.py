@@ -29,7 +29,7 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.sampling import AliasTable, SumTree, bernoulli_ste, multinomial
 
 # isort: split
 # The modules look the operators up in this one, so they come last.
@@ -38,6 +38,7 @@ from ste_ops import nn
 __all__ = [
     "AliasTable",
     "ClipResult",
+    "SumTree",
     "__version__",
     "bernoulli_ste",
     "bitnet_activation",

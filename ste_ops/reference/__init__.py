@@ -32,10 +32,11 @@ from ste_ops.reference.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.reference.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.reference.sampling import AliasTable, SumTree, bernoulli_ste, multinomial
 
 __all__ = [
     "AliasTable",
+    "SumTree",
     "bernoulli_ste",
     "bitnet_activation",
     "bitnet_weight",
