@@ -35,7 +35,10 @@ WITHOUT_GRADIENT = {
     "multinomial",
     "nn",
     "reference",
+    "residual_resample",
+    "stratified_resample",
     "surrogate",
+    "systematic_resample",
     "testing",
 }
 
