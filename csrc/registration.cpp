@@ -123,8 +123,8 @@ STE_OPS_LIBRARY(m) {
   // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
   // one.
   m.def("exponential_keys(Tensor weights, Tensor seed) -> (Tensor keys, Tensor positive)");
-  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where entry i is the first that is no
-  // weight or has an index that is not below n; then an update writes nothing. Of equal indices the last one counts.
+  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where entry i is the first that is
+  // no weight or has an index that is not below n; then an update writes nothing. Of equal indices the last one counts.
   m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
   m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> Tensor verdict");
   // Draws start, start + 1, ... from a tree over n weights; -1 where all are zero.

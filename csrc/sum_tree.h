@@ -58,9 +58,9 @@ Tensor sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor&
   STD_TORCH_CHECK(values.dim() == 1 && values.numel() == indices.numel(), op, ": values must be 1-D, one for each of ",
                   indices.numel(), " indices, got ", values.numel());
   STD_TORCH_CHECK(values.scalar_type() == weights.scalar_type(), op, ": values must have the dtype of weights");
-  STD_TORCH_CHECK(nodes.device() == weights.device() && indices.device() == weights.device() &&
-                      values.device() == weights.device(),
-                  op, ": all tensors must be on one device");
+  STD_TORCH_CHECK(
+      nodes.device() == weights.device() && indices.device() == weights.device() && values.device() == weights.device(),
+      op, ": all tensors must be on one device");
   Tensor index = row_major(indices), value = row_major(values), verdict = empty_verdict(weights);
   dispatch_floating(op, "weights", weights, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -72,8 +72,8 @@ Tensor sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor&
   return verdict;
 }
 
-// `draw(shape, nodes, seed, start, num_samples, out)` fills out with draws start, start + 1, ...; -1 where the sum of all
-// weights is zero.
+// `draw(shape, nodes, seed, start, num_samples, out)` fills out with draws start, start + 1, ...; -1 where the sum of
+// all weights is zero.
 template <class Draw>
 Tensor sum_tree_sample(const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples,
                        Draw&& draw) {

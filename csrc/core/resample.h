@@ -3,7 +3,8 @@
 //
 // Systematic (Kitagawa 1996; Carpenter, Clifford and Fearnhead 1999) and stratified (Kitagawa 1996) resampling put one
 // position into each of N equal strata, residual resampling (Liu and Chen 1998) copies floor(N p) times and draws the
-// rest. Positions are fractions total * k / N; here they stand as a quotient and a remainder, so that nothing is rounded.
+// rest. Positions are fractions total * k / N; here they stand as a quotient and a remainder, so that nothing is
+// rounded.
 #pragma once
 
 #include <cstdint>
@@ -111,8 +112,7 @@ STE_HD int64_t seek_ancestor(const uint64_t* up_to, int64_t n, const P& position
 // `total` (both exponents of mass.h see to 2^47 units and more).
 struct Copies {
   uint64_t total, count, ratio;
-  STE_HD Copies(uint64_t total, uint64_t count)
-      : total(total), count(count), ratio(divide(count, 0, total).whole) {}
+  STE_HD Copies(uint64_t total, uint64_t count) : total(total), count(count), ratio(divide(count, 0, total).whole) {}
 
   STE_HD Quotient of(uint64_t mass) const {
     uint64_t copies = multiply_high(mass, ratio);  // or one less than there are
@@ -121,8 +121,9 @@ struct Copies {
   }
 };
 
-// The residues laid end to end fill `rest` buckets of `total` units, rest = N - the copies of all. They end in the middle
-// of a bucket or at its end: bucket b and 0 < units <= total of it; before the first residue that is bucket -1, full.
+// The residues laid end to end fill `rest` buckets of `total` units, rest = N - the copies of all. They end in the
+// middle of a bucket or at its end: bucket b and 0 < units <= total of it; before the first residue that is bucket -1,
+// full.
 struct Bucket {
   int64_t number;
   uint64_t units;
@@ -139,13 +140,17 @@ struct Bucket {
   }
 };
 
-// One draw of the rest: 64 random bits choose a bucket and 64 others a unit of it. `first[b]` is the first particle whose
-// residue ends in bucket b or behind it, and `units[i]` the units that particle i ends at.
-STE_HD int64_t draw_residue(const Random128& random, uint64_t rest, uint64_t total, const uint64_t* units,
-                            const int64_t* first, int64_t n) {
-  uint64_t bucket = multiply_high(low_bits(random), rest), unit = multiply_high(high_bits(random), total);
-  int64_t end = bucket + 1 < rest ? first[bucket + 1] : n;
-  return first_above(units, first[bucket], end, unit);
-}
+// One draw of the rest: 64 random bits choose a bucket and 64 others a unit of it. `first[b]` is the first particle
+// whose residue ends in bucket b or behind it, and `units[i]` the units that particle i ends at.
+struct ResidueDraw {
+  uint64_t bucket, unit;
+  ResidueDraw() = default;
+  STE_HD ResidueDraw(uint64_t low, uint64_t high, uint64_t rest, uint64_t total)
+      : bucket(multiply_high(low, rest)), unit(multiply_high(high, total)) {}
+
+  STE_HD int64_t particle(uint64_t rest, const uint64_t* units, const int64_t* first, int64_t n) const {
+    return first_above(units, first[bucket], bucket + 1 < rest ? first[bucket + 1] : n, unit);
+  }
+};
 
 }  // namespace ste_ops

@@ -1,9 +1,9 @@
 // A tree of sums over weights that change: 16 children a node, every sum an integer or a number rounded by integers, so
 // that the tree is the same whatever order it was built and updated in, on every backend.
 //
-// A node keeps for its children the sums of their masses, relative to the largest child: a draw goes down by one uniform
-// number a level. Towards its parent a node stands as their total, rounded to 53 bits with an exponent of its own.
-// docs/decisions/sum-tree.md has the reasons.
+// A node keeps for its children the sums of their masses, relative to the largest child: a draw goes down by one
+// uniform number a level. Towards its parent a node stands as their total, rounded to 53 bits with an exponent of its
+// own. docs/decisions/sum-tree.md has the reasons.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ constexpr int kFanout = 16;
 constexpr int kMaxLevels = 9;  // 16^9 = kMaxCategories
 
 // Where the nodes of a tree over n weights lie in its one array. Level 0 are the weights, the last level is the root.
-// First come the prefix sums of every level from the root down, kFanout a node; then what each node stands for, from the
-// weights up, each level padded with zeros to whole nodes of its parent: the last kFanout words are the sum of all and
-// zeros.
+// First come the prefix sums of every level from the root down, kFanout a node; then what each node stands for, from
+// the weights up, each level padded with zeros to whole nodes of its parent: the last kFanout words are the sum of all
+// and zeros.
 struct TreeShape {
   int levels = 0;
   int64_t count[kMaxLevels + 1];
@@ -45,8 +45,8 @@ struct TreeShape {
   }
 };
 
-// A number above zero as (exponent + kWideBias) << 52 | fraction, the leading one left out; 0 is zero. Unlike a double it
-// holds the sum of 2^36 of the largest doubles, has no denormals, and orders as the integer does.
+// A number above zero as (exponent + kWideBias) << 52 | fraction, the leading one left out; 0 is zero. Unlike a double
+// it holds the sum of 2^36 of the largest doubles, has no denormals, and orders as the integer does.
 constexpr int64_t kWideBias = 1127;  // the smallest exponent, that of 2^52 * 2^-1126, becomes 1
 constexpr uint64_t kLeadingOne = uint64_t(1) << 52;
 

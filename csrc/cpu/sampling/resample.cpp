@@ -17,8 +17,8 @@ inline void sum_up(uint64_t* masses, int64_t count, uint64_t before) {
   for (int64_t i = 0; i < count; ++i) masses[i] = before += masses[i];
 }
 
-STE_OPS_CLONES void random_positions(const Positions& positions, uint64_t first, RandomBlock<kDraws>& random) {
-  philox_block(positions.seed, positions.row, first, random);
+STE_OPS_CLONES void random_bits(uint64_t seed, uint64_t row, uint64_t first, RandomBlock<kDraws>& random) {
+  philox_block(seed, row, first, random);
 }
 
 // Ancestors begin .. end - 1, the first of them not before particle i.
@@ -29,7 +29,7 @@ void merge_ancestors(const uint64_t* up_to, const Positions& positions, int64_t 
   Quotient stratum = positions.strata.begin(uint64_t(begin));
   for (; begin < end; begin += kDraws) {
     const int64_t count = std::min(kDraws, end - begin);
-    if (positions.each) random_positions(positions, uint64_t(begin), random);
+    if (positions.each) random_bits(positions.seed, positions.row, uint64_t(begin), random);
     for (int64_t k = 0; k < count; ++k) {
       unit[k] = positions.strata.unit(stratum, positions.each ? random.low[k] : positions.random);
       stratum = positions.strata.next(stratum);
@@ -132,12 +132,27 @@ class RowResampler {
       }
     });
     if (copied > 0) ancestors(copied_.get(), Positions::counting(copied), int64_t(copied), out);
-    torch::stable::parallel_for(0, int64_t(rest), kParticles / 4, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        Random128 random = philox_draw(seed, number, uint64_t(k));
-        out[int64_t(copied) + k] = draw_residue(random, rest, total, units_.get(), first_.get(), n_);
+    const int64_t batches = (int64_t(rest) + kDraws - 1) / kDraws;
+    torch::stable::parallel_for(0, batches, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin * kDraws; k < std::min(end * kDraws, int64_t(rest)); k += kDraws) {
+        int64_t count = std::min(kDraws, int64_t(rest) - k);
+        draw_residues(seed, number, uint64_t(k), count, rest, total, out + int64_t(copied) + k);
       }
     });
+  }
+
+  // What a batch reads is known before the first read, so that the reads overlap.
+  void draw_residues(uint64_t seed, uint64_t number, uint64_t start, int64_t count, uint64_t rest, uint64_t total,
+                     int64_t* out) const {
+    RandomBlock<kDraws> random;
+    random_bits(seed, number, start, random);
+    ResidueDraw draw[kDraws];
+    for (int64_t k = 0; k < count; ++k) {
+      draw[k] = ResidueDraw(random.low[k], random.high[k], rest, total);
+      __builtin_prefetch(first_.get() + draw[k].bucket);
+    }
+    for (int64_t k = 0; k < count; ++k) __builtin_prefetch(units_.get() + first_[draw[k].bucket]);
+    for (int64_t k = 0; k < count; ++k) out[k] = draw[k].particle(rest, units_.get(), first_.get(), n_);
   }
 
   int64_t n_, num_samples_;

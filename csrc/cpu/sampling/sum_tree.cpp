@@ -126,14 +126,14 @@ void apply_update(const TreeShape& shape, const TreeUpdate<bits_t<T>>& update) {
 }
 
 Tensor sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
-  return sum_tree_update(
-      weights, nodes, indices, values,
-      [](auto type, const Tensor&, const TreeShape& shape, const auto& update, int64_t* verdict) {
-        using T = typename decltype(type)::type;
-        const int64_t wrong = first_wrong<T>(update.value, update.index, update.count, shape.count[0]);
-        *verdict = wrong < update.count ? -1 - wrong : 1;
-        if (update.count > 0 && wrong == update.count) apply_update<T>(shape, update);
-      });
+  return sum_tree_update(weights, nodes, indices, values,
+                         [](auto type, const Tensor&, const TreeShape& shape, const auto& update, int64_t* verdict) {
+                           using T = typename decltype(type)::type;
+                           const int64_t wrong =
+                               first_wrong<T>(update.value, update.index, update.count, shape.count[0]);
+                           *verdict = wrong < update.count ? -1 - wrong : 1;
+                           if (update.count > 0 && wrong == update.count) apply_update<T>(shape, update);
+                         });
 }
 
 // All draws of a batch go down a level together, so that their reads overlap.

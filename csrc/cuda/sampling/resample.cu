@@ -13,7 +13,7 @@ constexpr int kDrawsPerThread = 4;
 int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
 
 // What the particles of all rows are resampled from: `up_to` are the sums of their masses, and for residual resampling
-// `copied` the sums of their copies, `units` and `first` as draw_residue takes them.
+// `copied` the sums of their copies, `units` and `first` as ResidueDraw takes them.
 struct Particles {
   uint64_t *up_to, *copied, *units;
   int64_t* first;
@@ -138,8 +138,10 @@ __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t bucket
     if (k < copied) {
       out[i] = first_above(particles.copied + begin, 0, tiles.n, k);
     } else {
-      out[i] = draw_residue(philox_draw(*seed, uint64_t(row), k - copied), uint64_t(num_samples) - copied,
-                            rows[row].total, particles.units + begin, particles.first + row * buckets, tiles.n);
+      Random128 random = philox_draw(*seed, uint64_t(row), k - copied);
+      uint64_t rest = uint64_t(num_samples) - copied;
+      ResidueDraw draw(low_bits(random), high_bits(random), rest, rows[row].total);
+      out[i] = draw.particle(rest, particles.units + begin, particles.first + row * buckets, tiles.n);
     }
   }
 }
@@ -162,7 +164,8 @@ void resample_rows(const Launcher& launch, Resampling scheme, const Tensor& like
   const bool residual = scheme == Resampling::kResidual;
   const int64_t buckets = std::min(n, num_samples);
   Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
-  Scratch row_memory(like, rows * int64_t(sizeof(Row) / 8)), position_memory(like, rows * int64_t(sizeof(Positions) / 8));
+  Scratch row_memory(like, rows * int64_t(sizeof(Row) / 8)),
+      position_memory(like, rows * int64_t(sizeof(Positions) / 8));
   auto allocate = [&](int64_t words) { return empty_vector(words, ScalarType::Long, like); };
   Tensor sums = allocate(2 * tiles.count() + rows), up_to = allocate(rows * n);
   Tensor of_residues = allocate(residual ? 2 * rows * n : 0), of_buckets = allocate(residual ? rows * buckets : 0);

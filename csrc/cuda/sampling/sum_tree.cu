@@ -86,8 +86,8 @@ std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
   });
 }
 
-// Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds the
-// number of the entry that has come furthest.
+// Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
+// the number of the entry that has come furthest.
 __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
                               const int64_t* verdict) {
   if (*verdict != 1) return;
