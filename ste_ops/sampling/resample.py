@@ -14,17 +14,17 @@ from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_
 def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
     """Ancestors by systematic resampling: one random number places num_samples equidistant points.
 
-    With N = num_samples and p = weights / sum, ancestor k is the particle in whose stretch of the cumulative weights the
-    point (k + u) / N lies, u uniform in [0, 1) and the same for all k. So particle i gets floor(N p_i) or ceil(N p_i)
-    copies, and N p_i of them in expectation.
+    With N = num_samples and p = weights / sum, ancestor k is the particle in whose stretch of the cumulative weights
+    the point (k + u) / N lies, u uniform in [0, 1) and the same for all k. So particle i gets floor(N p_i) or
+    ceil(N p_i) copies, and N p_i of them in expectation.
 
     Weights become integer masses before anything is summed (see `AliasTable`), and points and sums are compared as
-    integers: the law above holds to 2^-60 of all weight for any number of particles, where float32 sums go astray past a
-    million. A zero weight gets no copy. The same seed gives the same ancestors on every device and at any number of
+    integers: the law above holds to 2^-60 of all weight for any number of particles, where float32 sums go astray past
+    a million. A zero weight gets no copy. The same seed gives the same ancestors on every device and at any number of
     threads.
 
     Args:
-        weights: shape [n] or [rows, n], not necessarily normalized; dtypes as in `multinomial`. A row has a u of its own.
+        weights: shape [n] or [rows, n], not necessarily normalized; dtypes as in `multinomial`. Each row has its own u.
         num_samples: ancestors of each row, in [1, 2^40].
         generator: where the seed comes from, on the device of weights; default: torch's default generator.
 
@@ -32,9 +32,9 @@ def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generat
         int64, shape [num_samples] or [rows, num_samples], ascending in each row. No gradient.
 
     Raises:
-        ValueError: weights are negative, NaN, infinite or all zero in a row, empty, not 1-D or 2-D, or of another dtype;
-            num_samples is out of range. The values of weights are checked where the host can see them: on CUDA and
-            inside a compiled graph every ancestor of an invalid row is -1 instead.
+        ValueError: weights are negative, NaN, infinite or all zero in a row, empty, not 1-D or 2-D, or of another
+            dtype; num_samples is out of range. The values of weights are checked where the host can see them: on CUDA
+            and inside a compiled graph every ancestor of an invalid row is -1 instead.
         RuntimeError: the generator is on another device.
         TypeError: an argument is of the wrong type.
 
@@ -52,9 +52,9 @@ def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generat
 def stratified_resample(weights: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
     """Ancestors by stratified resampling: one random point in each of num_samples equal strata.
 
-    As `systematic_resample`, with an independent uniform u_k for every point (k + u_k) / N. Particle i gets N p_i copies
-    in expectation, and always more than N p_i - 2 and fewer than N p_i + 2: the points of the strata that lie within its
-    stretch of the cumulative weights, and perhaps those of the two that it shares with its neighbours.
+    As `systematic_resample`, with an independent uniform u_k for every point (k + u_k) / N. Particle i gets N p_i
+    copies in expectation, and always more than N p_i - 2 and fewer than N p_i + 2: the points of the strata that lie
+    within its stretch of the cumulative weights, and perhaps those of the two that it shares with its neighbours.
 
     Args:
         weights: shape [n] or [rows, n], not necessarily normalized; dtypes as in `multinomial`.

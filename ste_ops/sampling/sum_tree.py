@@ -15,18 +15,18 @@ from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_
 class SumTree:
     """Weights that change, drawn from in proportion: prioritized replay, mining of hard examples.
 
-    An update of k weights and k draws take O(k log n), in one native call each. The tree is a function of the weights it
-    holds now: no sequence of updates leaves a trace in it, and the same weights give the same draws bit for bit on every
-    device and at any number of threads. A zero weight is never drawn. All weights may be zero (a buffer that is still
-    empty); drawing is an error then.
+    An update of k weights and k draws take O(k log n), in one native call each. The tree is a function of the weights
+    it holds now: no sequence of updates leaves a trace in it, and the same weights give the same draws bit for bit on
+    every device and at any number of threads. A zero weight is never drawn. All weights may be zero (a buffer that is
+    still empty); drawing is an error then.
 
-    Sixteen children a node. In each node the weights of the children become integers relative to the largest, at least 1
-    where positive; a draw goes down by 64 random bits a level. So a weight is drawn with its share of the sum to a
-    relative error of 1e-14, and one that is smaller than its neighbours by more than 2^58 with somewhat more than that,
-    never with nothing. `probabilities` says what each one is drawn with. About nine bytes a weight, besides the weights.
+    Sixteen children a node. In each node the weights of the children become integers relative to the largest, at least
+    1 where positive; a draw goes down by 64 random bits a level. So a weight is drawn with its share of the sum, to
+    2^-50 of it or 2^-56 of all, and never with nothing where it is positive. `probabilities` says what each one is
+    drawn with. About nine bytes a weight, besides the weights.
 
-    ``len(tree)`` is the number of weights, ``tree[i]`` a weight (or several, as in a tensor) and ``tree[i] = w`` the same
-    as ``tree.update(i, w)``. Can be pickled and copied; a copy has weights of its own.
+    ``len(tree)`` is the number of weights, ``tree[i]`` a weight (or several, as in a tensor) and ``tree[i] = w`` the
+    same as ``tree.update(i, w)``. Can be pickled and copied; a copy has weights of its own.
 
     Args:
         weights: shape [n], at least one; float64, float32, bfloat16, float16, an integer dtype or bool (integers are
@@ -37,7 +37,7 @@ class SumTree:
             reads one number from weights' device, once.
         TypeError: weights is no tensor.
 
-    Source: prioritized experience replay, Schaul et al., arXiv:1511.05952; the tree is a wide form of Wong and Easton, "An
+    Source: prioritized experience replay, Schaul et al., arXiv:1511.05952; trees of sums, Wong and Easton, "An
     efficient method for weighted sampling without replacement" (1980).
 
     Example:
@@ -93,8 +93,12 @@ class SumTree:
     def total(self) -> Tensor:
         """The sum of the weights, float64 and 0-d, to a relative error of 1e-14; inf where it is beyond float64."""
         word = self._nodes[-FANOUT]
-        fraction = ((word & (2**52 - 1)) | 2**52).to(torch.float64) * 2.0**-52
-        return torch.where(word == 0, 0.0, torch.ldexp(fraction, (word >> 52) - (1127 - 52)))
+        # From the exponent's place in the word to that in a float64; torch.ldexp takes powers of two in float32.
+        field, fraction = (word >> 52 & 4095) - 52, word & (2**52 - 1)
+        small = (field < 1).to(torch.int64)  # below 2^-1022, or zero
+        bits = (field + 64 * small).clamp(max=2047) << 52 | fraction * (field < 2047)
+        total = bits.view(torch.float64)
+        return torch.where(word == 0, 0.0, torch.where(small == 1, total * 2.0**-64, total))
 
     def update(self, indices: int | Tensor, weights: float | Tensor) -> None:
         """Sets weights[indices] = weights. Where an index occurs more than once, its last weight counts.
