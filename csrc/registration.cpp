@@ -123,6 +123,17 @@ STE_OPS_LIBRARY(m) {
   // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
   // one.
   m.def("exponential_keys(Tensor weights, Tensor seed) -> (Tensor keys, Tensor positive)");
+  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where entry i is the first that is
+  // no weight or has an index that is not below n; then an update writes nothing. Of equal indices the last one counts.
+  m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
+  m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> Tensor verdict");
+  // Draws start, start + 1, ... from a tree over n weights; -1 where all are zero.
+  m.def("sum_tree_sample(Tensor nodes, int n, Tensor seed, int start, int num_samples) -> Tensor");
+  // The ancestors of num_samples particles a row (csrc/core/resample.h), -1 where there are none. `total` is the sum of
+  // the row's masses (csrc/core/mass.h), 0 where every weight is zero, -1 - i where weight i is the first invalid one.
+  m.def("systematic_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
+  m.def("stratified_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
+  m.def("residual_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
 

@@ -35,7 +35,15 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.sampling import (
+    AliasTable,
+    SumTree,
+    bernoulli_ste,
+    multinomial,
+    residual_resample,
+    stratified_resample,
+    systematic_resample,
+)
 
 # isort: split
 # The modules look the operators up in this one, so they come last.
@@ -44,6 +52,7 @@ from ste_ops import nn
 __all__ = [
     "AliasTable",
     "ClipResult",
+    "SumTree",
     "__version__",
     "bernoulli_ste",
     "bitnet_activation",
@@ -72,11 +81,14 @@ __all__ = [
     "nn",
     "pact",
     "reference",
+    "residual_resample",
     "round",
     "sign",
     "sr_ste",
     "stochastic_round",
+    "stratified_resample",
     "surrogate",
+    "systematic_resample",
     "ternary",
     "testing",
     "trunc",

@@ -21,6 +21,7 @@ from ste_ops.testing import _operators as table
 WITHOUT_GRADIENT = {
     "AliasTable",
     "ClipResult",
+    "SumTree",
     "__version__",
     "build_info",
     "clip_grad_agc_",
@@ -34,7 +35,10 @@ WITHOUT_GRADIENT = {
     "multinomial",
     "nn",
     "reference",
+    "residual_resample",
+    "stratified_resample",
     "surrogate",
+    "systematic_resample",
     "testing",
 }
 

@@ -32,10 +32,19 @@ from ste_ops.reference.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.reference.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.reference.sampling import (
+    AliasTable,
+    SumTree,
+    bernoulli_ste,
+    multinomial,
+    residual_resample,
+    stratified_resample,
+    systematic_resample,
+)
 
 __all__ = [
     "AliasTable",
+    "SumTree",
     "bernoulli_ste",
     "bitnet_activation",
     "bitnet_weight",
@@ -58,10 +67,13 @@ __all__ = [
     "magnitude_aware_sign",
     "multinomial",
     "pact",
+    "residual_resample",
     "round",
     "sign",
     "sr_ste",
     "stochastic_round",
+    "stratified_resample",
+    "systematic_resample",
     "ternary",
     "trunc",
     "xnor_weight",

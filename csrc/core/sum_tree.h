@@ -1,0 +1,100 @@
+// A tree of sums over weights that change: 16 children a node, every sum an integer or a number rounded by integers, so
+// that the tree is the same whatever order it was built and updated in, on every backend.
+//
+// A node keeps for its children the sums of their masses, relative to the largest child: a draw goes down by one
+// uniform number a level. Towards its parent a node stands as their total, rounded to 53 bits with an exponent of its
+// own. docs/decisions/sum-tree.md has the reasons.
+#pragma once
+
+#include <cstdint>
+
+#include "alias.h"
+#include "mass.h"
+#include "philox.h"
+
+namespace ste_ops {
+
+constexpr int kFanout = 16;
+constexpr int kMaxLevels = 9;  // 16^9 = kMaxCategories
+
+// Where the nodes of a tree over n weights lie in its one array. Level 0 are the weights, the last level is the root.
+// First come the prefix sums of every level from the root down, kFanout a node; then what each node stands for, from
+// the weights up, each level padded with zeros to whole nodes of its parent: the last kFanout words are the sum of all
+// and zeros.
+struct TreeShape {
+  int levels = 0;
+  int64_t count[kMaxLevels + 1];
+  int64_t prefix[kMaxLevels + 1];
+  int64_t value[kMaxLevels + 1];
+  int64_t numel = 0;
+
+  STE_HD explicit TreeShape(int64_t n) {
+    count[0] = n;
+    do {
+      count[levels + 1] = (count[levels] + kFanout - 1) / kFanout;
+      ++levels;
+    } while (count[levels] > 1);
+    for (int level = levels; level > 0; --level) {
+      prefix[level] = numel;
+      numel += count[level] * kFanout;
+    }
+    for (int level = 1; level <= levels; ++level) {
+      value[level] = numel;
+      numel += (count[level] + kFanout - 1) / kFanout * kFanout;
+    }
+  }
+};
+
+// A number above zero as (exponent + kWideBias) << 52 | fraction, the leading one left out; 0 is zero. Unlike a double
+// it holds the sum of 2^36 of the largest doubles, has no denormals, and orders as the integer does.
+constexpr int64_t kWideBias = 1127;  // the smallest exponent, that of 2^52 * 2^-1126, becomes 1
+constexpr uint64_t kLeadingOne = uint64_t(1) << 52;
+
+template <class T>
+STE_HD uint64_t wide(bits_t<T> weight) {
+  Scaled x = scaled<T>(magnitude<T>(weight));
+  int64_t shift = 53 - bit_width(x.integer);
+  uint64_t word = (uint64_t(x.exponent - shift + kWideBias) << 52) + (x.integer << shift) - kLeadingOne;
+  return x.integer == 0 ? 0 : word;
+}
+
+STE_HD Scaled unpack(uint64_t word) {
+  return {(word & (kLeadingOne - 1)) | (word == 0 ? 0 : kLeadingOne), int64_t(word >> 52)};
+}
+
+// Five bits more than a number has: the masses of children are below 2^58 and their sum below 2^62.
+constexpr int64_t kChildBits = 5;
+
+// The prefix sums of a node's children; returns what the node stands for.
+STE_HD uint64_t sum_children(const uint64_t* child, uint64_t* prefix) {
+  uint64_t largest = 0;
+  for (int j = 0; j < kFanout; ++j) largest = child[j] > largest ? child[j] : largest;
+  int64_t exponent = kChildBits - int64_t(largest >> 52);
+  uint64_t mass[kFanout];
+  for (int j = 0; j < kFanout; ++j) {
+    uint64_t rounded = round_scaled(unpack(child[j]), exponent);
+    mass[j] = rounded + (uint64_t(rounded == 0) & uint64_t(child[j] != 0));
+  }
+  uint64_t total = 0;
+  for (int j = 0; j < kFanout; ++j) prefix[j] = total += mass[j];
+  if (total == 0) return 0;
+  int64_t dropped = bit_width(total) - 53;
+  // A carry out of the rounding raises the exponent, as it should.
+  return (uint64_t(dropped - exponent) << 52) + round_scaled({total, 0}, -dropped) - kLeadingOne;
+}
+
+// The child that a uniform number falls on: the first whose prefix sum is above the target, so none of mass zero.
+STE_HD uint64_t choose_child(const uint64_t* prefix, uint64_t random) {
+  uint64_t target = multiply_high(random, prefix[kFanout - 1]), child = 0;
+  for (int j = 0; j < kFanout; ++j) child += uint64_t(prefix[j] <= target);
+  return child;
+}
+
+// The random number of a draw at a level: two levels share a Philox block, from the root down.
+STE_HD uint64_t tree_stream(const TreeShape& shape, int level) { return uint64_t(shape.levels - level) / 2; }
+STE_HD bool tree_high(const TreeShape& shape, int level) { return (shape.levels - level) % 2 != 0; }
+
+// Marks a node whose children have changed, until its sums are taken anew; no number looks like it.
+constexpr uint64_t kChanged = ~uint64_t(0);
+
+}  // namespace ste_ops

@@ -1,0 +1,224 @@
+#include "../../resample.h"
+
+#include <algorithm>
+
+#include "../../library.h"
+#include "masses.cuh"
+
+namespace ste_ops {
+namespace {
+
+constexpr int kDrawsPerThread = 4;
+
+int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
+
+// What the particles of all rows are resampled from: `up_to` are the sums of their masses, and for residual resampling
+// `copied` the sums of their copies, `units` and `first` as ResidueDraw takes them.
+struct Particles {
+  uint64_t *up_to, *copied, *units;
+  int64_t* first;
+};
+
+template <class T>
+__device__ uint64_t mass_at(const Tiles& tiles, const bits_t<T>* w, int64_t i, int64_t tile, const Row& row,
+                            int64_t exponent) {
+  return i < tiles.end(tile) && row.invalid == 0 ? mass<T>(w[i], exponent) : 0;
+}
+
+template <class T>
+__global__ void resampled_mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* tile_mass) {
+  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
+    const Row& row = rows[tiles.row(tile)];
+    int64_t exponent = mass_exponent<T>(row, tiles.n);
+    uint64_t sum = 0;
+    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
+      sum += mass_at<T>(tiles, weights + tiles.offset(tile), i, tile, row, exponent);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) tile_mass[tile] = sum;
+  }
+}
+
+// The sums of tiles become those before each; their sum is the row's, from which the positions follow.
+__global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed,
+                                 uint64_t* tile_mass, Row* rows, Positions* positions, int64_t* total) {
+  for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
+    uint64_t sum = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
+    if (threadIdx.x != 0) continue;
+    rows[row].total = sum;
+    total[row] = resampled_total(rows[row], tiles.n);
+    if (scheme == Resampling::kSystematic) {
+      positions[row] = Positions::systematic(sum, uint64_t(num_samples), *seed, uint64_t(row));
+    } else {
+      positions[row] = Positions::stratified(sum, uint64_t(num_samples), *seed, uint64_t(row));
+    }
+  }
+}
+
+// The sums of masses up to every particle, and the copies of each tile.
+template <class T>
+__global__ void sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
+                              bool residual, int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
+  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
+    const Row& row = rows[tiles.row(tile)];
+    int64_t exponent = mass_exponent<T>(row, tiles.n);
+    uint64_t before = mass_before[tile], copied = 0;
+    Copies copies(row.total > 0 ? row.total : 1, residual && row.total > 0 ? uint64_t(num_samples) : 0);
+    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
+      int64_t i = begin + threadIdx.x;
+      uint64_t m = mass_at<T>(tiles, weights + tiles.offset(tile), i, tile, row, exponent), total;
+      uint64_t sum = before + block_inclusive_scan(m, total);
+      if (i < tiles.end(tile)) up_to[tiles.offset(tile) + i] = sum;
+      copied += copies.of(m).whole;
+      before += total;
+    }
+    if (!residual) continue;
+    copied = block_sum(copied);
+    if (threadIdx.x == 0) tile_copied[tile] = copied;
+  }
+}
+
+__global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t* row_copied) {
+  for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
+    uint64_t sum = scan_row(tile_copied + row * tiles.per_row, tiles.per_row);
+    if (threadIdx.x == 0) row_copied[row] = sum;
+  }
+}
+
+// Sums of copies, and where residues end.
+__global__ void residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
+                               int64_t num_samples, int64_t buckets, Particles particles) {
+  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
+    const Row& row = rows[tiles.row(tile)];
+    if (row.total == 0) continue;
+    Copies copies(row.total, uint64_t(num_samples));
+    uint64_t before = copied_before[tile];
+    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
+      int64_t i = begin + threadIdx.x, at = tiles.offset(tile) + i;
+      bool here = i < tiles.end(tile);
+      uint64_t up_to = 0, previous = 0, total;
+      if (here) {
+        up_to = particles.up_to[at];
+        previous = i > tiles.begin(tile) ? particles.up_to[at - 1] : mass_before[tile];
+      }
+      Quotient own = copies.of(up_to - previous);
+      uint64_t copied = before + block_inclusive_scan(own.whole, total);
+      before += total;
+      if (!here) continue;
+      Bucket bucket = Bucket::after(up_to, copied, copies);
+      particles.copied[at] = copied;
+      particles.units[at] = bucket.units;
+      // The residue reaches into a bucket that none before it has reached.
+      if (own.rest >= bucket.units) particles.first[tiles.row(tile) * buckets + bucket.number] = i;
+    }
+  }
+}
+
+__global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions,
+                                 const uint64_t* up_to, int64_t* out) {
+  for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
+    int64_t row = tiles.rows == 1 ? 0 : i / num_samples;
+    if (rows[row].invalid != 0 || rows[row].total == 0) {
+      out[i] = -1;
+      continue;
+    }
+    out[i] = first_above(up_to + row * tiles.n, 0, tiles.n, positions[row](uint64_t(i - row * num_samples)));
+  }
+}
+
+__global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows,
+                                const uint64_t* row_copied, const uint64_t* seed, Particles particles, int64_t* out) {
+  for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
+    int64_t row = tiles.rows == 1 ? 0 : i / num_samples, begin = row * tiles.n;
+    if (rows[row].invalid != 0 || rows[row].total == 0) {
+      out[i] = -1;
+      continue;
+    }
+    uint64_t k = uint64_t(i - row * num_samples), copied = row_copied[row];
+    if (k < copied) {
+      out[i] = first_above(particles.copied + begin, 0, tiles.n, k);
+    } else {
+      Random128 random = philox_draw(*seed, uint64_t(row), k - copied);
+      uint64_t rest = uint64_t(num_samples) - copied;
+      ResidueDraw draw(low_bits(random), high_bits(random), rest, rows[row].total);
+      out[i] = draw.particle(rest, particles.units + begin, particles.first + row * buckets, tiles.n);
+    }
+  }
+}
+
+// What a launch needs beside its arguments.
+struct Scratch {
+  Tensor memory;
+  uint64_t* data;
+  Scratch(const Tensor& like, int64_t words)
+      : memory(torch::stable::new_zeros(like, {words}, ScalarType::Long)), data(mutable_unsigned_data(memory)) {}
+  template <class V>
+  V* as() const {
+    return reinterpret_cast<V*>(data);
+  }
+};
+
+template <class T>
+void resample_rows(const Launcher& launch, Resampling scheme, const Tensor& like, const bits_t<T>* weights,
+                   const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples, int64_t* out, int64_t* total) {
+  const bool residual = scheme == Resampling::kResidual;
+  const int64_t buckets = std::min(n, num_samples);
+  Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
+  Scratch row_memory(like, rows * int64_t(sizeof(Row) / 8)),
+      position_memory(like, rows * int64_t(sizeof(Positions) / 8));
+  auto allocate = [&](int64_t words) { return empty_vector(words, ScalarType::Long, like); };
+  Tensor sums = allocate(2 * tiles.count() + rows), up_to = allocate(rows * n);
+  Tensor of_residues = allocate(residual ? 2 * rows * n : 0), of_buckets = allocate(residual ? rows * buckets : 0);
+  Row* row = row_memory.as<Row>();
+  Positions* positions = position_memory.as<Positions>();
+  uint64_t* mass_before = mutable_unsigned_data(sums);
+  uint64_t *copied_before = mass_before + tiles.count(), *row_copied = copied_before + tiles.count();
+  uint64_t* residues = mutable_unsigned_data(of_residues);
+  Particles particles{mutable_unsigned_data(up_to), residues, residues + (residual ? rows * n : 0),
+                      static_cast<int64_t*>(of_buckets.mutable_data_ptr())};
+  const int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
+  const int64_t out_blocks = grid_for(blocks_for(rows * num_samples, kDrawsPerThread));
+  launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
+  launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
+  launch(resampled_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
+  launch(positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
+         total);
+  launch(sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
+         particles.up_to, copied_before);
+  if (!residual) {
+    launch(ancestors_kernel, out_blocks, kSamplingThreads, tiles, num_samples, row, positions, particles.up_to, out);
+    return;
+  }
+  launch(scan_copied_kernel, row_blocks, kSamplingThreads, tiles, copied_before, row_copied);
+  launch(residue_kernel, blocks, kSamplingThreads, tiles, row, mass_before, copied_before, num_samples, buckets,
+         particles);
+  launch(residual_kernel, out_blocks, kSamplingThreads, tiles, num_samples, buckets, row, row_copied, seed, particles,
+         out);
+}
+
+std::tuple<Tensor, Tensor> resample(const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights,
+                                    const Tensor& seed, int64_t num_samples) {
+  return resampled(op, weights, seed, num_samples, [&](auto type, auto... arguments) {
+    resample_rows<typename decltype(type)::type>(launch, scheme, arguments...);
+  });
+}
+
+std::tuple<Tensor, Tensor> systematic_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+  return resample(Launcher(weights), "systematic_resample", Resampling::kSystematic, weights, seed, num_samples);
+}
+std::tuple<Tensor, Tensor> stratified_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+  return resample(Launcher(weights), "stratified_resample", Resampling::kStratified, weights, seed, num_samples);
+}
+std::tuple<Tensor, Tensor> residual_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+  return resample(Launcher(weights), "residual_resample", Resampling::kResidual, weights, seed, num_samples);
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("systematic_resample", TORCH_BOX(&systematic_resample_cuda));
+  m.impl("stratified_resample", TORCH_BOX(&stratified_resample_cuda));
+  m.impl("residual_resample", TORCH_BOX(&residual_resample_cuda));
+}
+
+}  // namespace ste_ops

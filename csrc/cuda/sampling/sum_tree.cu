@@ -1,0 +1,173 @@
+#include "../../sum_tree.h"
+
+#include <algorithm>
+
+#include "../../library.h"
+#include "tiles.cuh"
+
+namespace ste_ops {
+namespace {
+
+int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
+
+template <class T>
+__device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, int64_t node) {
+  uint64_t child[kFanout];
+  for (int j = 0; j < kFanout; ++j) {
+    int64_t i = node * kFanout + j;
+    child[j] = level > 1 ? nodes[shape.value[level - 1] + i] : i < shape.count[0] ? wide<T>(weights[i]) : 0;
+  }
+  uint64_t prefix[kFanout];
+  nodes[shape.value[level] + node] = sum_children(child, prefix);
+  for (int j = 0; j < kFanout; ++j) nodes[shape.prefix[level] + node * kFanout + j] = prefix[j];
+}
+
+// Every node of a level, unless something is wrong.
+template <class T>
+__global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
+                                 const int64_t* verdict) {
+  if (*verdict != 1) return;
+  for (int64_t node = grid_index(); node < shape.count[level]; node += grid_stride()) {
+    sum_node<T>(shape, weights, nodes, level, node);
+  }
+}
+
+// The nodes of a level above the indices. Who marks a node takes its sums and so removes the mark; who finds it marked
+// leaves that to the other. The children stand since the launch before.
+template <class T>
+__global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
+                                   const int64_t* index, int64_t count, const int64_t* verdict) {
+  if (*verdict != 1) return;
+  for (int64_t i = grid_index(); i < count; i += grid_stride()) {
+    int64_t node = index[i] >> 4 * level;
+    if (atomicExch(atomic(nodes[shape.value[level] + node]), kChanged) != kChanged) {
+      sum_node<T>(shape, weights, nodes, level, node);
+    }
+  }
+}
+
+// `wrong`, which comes in as zero, gets count - i of the first entry that is no weight, or whose index (where there are
+// any) is none below n.
+template <class T>
+__global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n,
+                                       uint64_t* wrong) {
+  uint64_t first = 0;
+  for (int64_t i = grid_index(); i < count; i += grid_stride()) {
+    bool well = is_weight<T>(weights[i]) && (index == nullptr || uint64_t(index[i]) < uint64_t(n));
+    if (!well) first = Greater()(first, uint64_t(count - i));
+  }
+  first = block_reduce(first, Greater(), uint64_t(0));
+  if (threadIdx.x == 0 && first != 0) atomicMax(atomic(*wrong), static_cast<unsigned long long>(first));
+}
+
+__global__ void verdict_kernel(const uint64_t* wrong, int64_t count, int64_t* verdict) {
+  if (grid_index() == 0) *verdict = *wrong != 0 ? int64_t(*wrong) - 1 - count : 1;
+}
+
+template <class T>
+void judge(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, const int64_t* index, int64_t count,
+           int64_t n, int64_t* verdict) {
+  Tensor wrong = torch::stable::new_zeros(like, {1}, ScalarType::Long);
+  launch(inspect_entries_kernel<T>, grid_for(count), kSamplingThreads, weights, index, count, n,
+         mutable_unsigned_data(wrong));
+  launch(verdict_kernel, 1, kWarpSize, unsigned_data(wrong), count, verdict);
+}
+
+std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
+  Launcher launch(weights);
+  return sum_tree(weights, [&](auto type, const Tensor& like, const auto* weights, const TreeShape& shape,
+                               uint64_t* nodes, int64_t* verdict) {
+    using T = typename decltype(type)::type;
+    judge<T>(launch, like, weights, nullptr, shape.count[0], shape.count[0], verdict);
+    for (int level = 1; level <= shape.levels; ++level) {
+      launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, weights, nodes, level,
+             verdict);
+    }
+  });
+}
+
+// Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
+// the number of the entry that has come furthest.
+__global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
+                              const int64_t* verdict) {
+  if (*verdict != 1) return;
+  for (int64_t i = grid_index(); i < count; i += grid_stride()) {
+    atomicExch(atomic(nodes[shape.prefix[1] + index[i]]), 0ull);
+  }
+}
+
+__global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
+                               const int64_t* verdict) {
+  if (*verdict != 1) return;
+  for (int64_t i = grid_index(); i < count; i += grid_stride()) {
+    atomicMax(atomic(nodes[shape.prefix[1] + index[i]]), static_cast<unsigned long long>(i + 1));
+  }
+}
+
+template <class B>
+__global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_t* verdict) {
+  if (*verdict != 1) return;
+  for (int64_t i = grid_index(); i < update.count; i += grid_stride()) {
+    int64_t leaf = update.index[i];
+    if (update.nodes[shape.prefix[1] + leaf] == uint64_t(i + 1)) update.weights[leaf] = update.value[i];
+  }
+}
+
+Tensor sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
+  Launcher launch(weights);
+  return sum_tree_update(
+      weights, nodes, indices, values,
+      [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update, int64_t* verdict) {
+        using T = typename decltype(type)::type;
+        const int64_t count = update.count, blocks = grid_for(count);
+        judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
+        launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+        launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+        launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
+        for (int level = 1; level <= shape.levels && count > 0; ++level) {
+          if (count < shape.count[level]) {
+            launch(sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes, level,
+                   update.index, count, verdict);
+          } else {
+            launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, update.weights,
+                   update.nodes, level, verdict);
+          }
+        }
+      });
+}
+
+__global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
+                                       int64_t num_samples, int64_t* out) {
+  const bool empty = nodes[shape.value[shape.levels]] == 0;
+  for (int64_t i = grid_index(); i < num_samples; i += grid_stride()) {
+    uint64_t node = 0;
+    Random128 random{};
+    for (int level = shape.levels; level > 0; --level) {
+      if (!tree_high(shape, level)) random = philox_draw(*seed, tree_stream(shape, level), start + uint64_t(i));
+      uint64_t bits = tree_high(shape, level) ? high_bits(random) : low_bits(random);
+      const uint64_t* prefix = nodes + shape.prefix[level] + node * kFanout;
+      node = node * kFanout + (empty ? 0 : choose_child(prefix, bits));
+    }
+    out[i] = empty ? -1 : int64_t(node);
+  }
+}
+
+Tensor sum_tree_sample_cuda(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
+  Launcher launch(nodes);
+  return sum_tree_sample(nodes, n, seed, start, num_samples,
+                         [&](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
+                             int64_t num_samples, int64_t* out) {
+                           launch(sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, shape, nodes, seed,
+                                  start, num_samples, out);
+                         });
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("sum_tree", TORCH_BOX(&sum_tree_cuda));
+  m.impl("sum_tree_update_", TORCH_BOX(&sum_tree_update_cuda));
+  m.impl("sum_tree_sample", TORCH_BOX(&sum_tree_sample_cuda));
+}
+
+}  // namespace ste_ops
