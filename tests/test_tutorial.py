@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from examples import tutorial
+import tutorial
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "tutorial.txt").read_text()
@@ -21,7 +20,8 @@ SECTIONS = re.split(r"^\d+\. ", PAGE, flags=re.MULTILINE)[1:]
 # The table of the tutorial, row by row: what the sections must name, in this order.
 ROWS = [
     "Dataset TensorDataset Subset DataLoader collate_fn num_workers pin_memory drop_last IterableDataset __getitems__",
-    "SequentialSampler RandomSampler SubsetRandomSampler BatchSampler DistributedSampler",
+    "SequentialSampler RandomSampler SubsetRandomSampler BatchSampler DistributedSampler "
+    "WeightedBatchSampler DistributedWeightedSampler",
     "WeightedRandomSampler class_weights 2^24",
     ".grad retain_grad no_grad detach requires_grad_ backward(gradient=) autograd.grad(create_graph=True) "
     "autograd.backward set_grad_enabled zero_grad",
@@ -94,10 +94,30 @@ def test_samplers():
     assert len(set(part)) == 5
     for epoch in range(2):
         assert sorted(numbers(section[f"SubsetRandomSampler of them, epoch {epoch}"][0])) == sorted(part)
-    ours = section["ste_ops WeightedRandomSampler"][0]
-    assert numbers(section["BatchSampler(ste_ops sampler, 4)"][0]) == numbers(ours)
-    ranks = [numbers(section[f"DistributedSampler, rank {rank} of 2"][0]) for rank in range(2)]
-    assert sorted(ranks[0] + ranks[1]) == list(range(10))
+    ours = section["ste_ops WeightedRandomSampler"]
+    assert len(numbers(ours[0])) == 10
+    batches = section["BatchSampler(WeightedRandomSampler, 4)"]
+    assert batches == section["WeightedBatchSampler(weights, 4)"]
+    assert numbers(batches[0]) == numbers(ours[0])
+    assert [len(batch.split(",")) for batch in batches[0].split("], [")] == [4, 4, 2]
+    assert len(numbers(section["the next epoch in a DataLoader"][0])) == 10
+    assert section["len(tens.asked): calls of __getitems__"] == ["3"]
+
+
+def test_ranks():
+    section = shown(2)
+
+    def rank(name, rank, ranks):
+        return numbers(section[f"{name}, rank {rank} of {ranks}"][0])
+
+    assert sorted(rank("DistributedSampler", 0, 2) + rank("DistributedSampler", 1, 2)) == list(range(10))
+    stream = rank("DistributedWeightedSampler", 0, 1)
+    assert len(stream) == 12
+    assert [rank("DistributedWeightedSampler", r, 2) for r in range(2)] == [stream[::2], stream[1::2]]
+    assert numbers(section["rank 1 of 2, after set_epoch(1)"][0]) != stream[1::2]
+    assert numbers(section["rank 0 of 2, until then"][0]) == stream[:6:2]
+    assert section["state['position']"] == ["6"]
+    assert [numbers(section[f"rank {r} of 3, the rest"][0]) for r in range(3)] == [stream[6 + r :: 3] for r in range(3)]
 
 
 def test_imbalance():
