@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -56,13 +57,14 @@ def binary_net(width: int = 128) -> nn.Sequential:
     return net.extend((nn.LayerNorm(width), nn.Linear(width, 10)))
 
 
-def distributed(net: nn.Sequential, fsdp: bool) -> nn.Module:
+def distributed(net: nn.Sequential, fsdp: bool, device: torch.device) -> nn.Module:
     if not fsdp:
         return DistributedDataParallel(net)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in net:
         if isinstance(layer, nn.Linear):
-            fully_shard(layer)
-    return fully_shard(net)
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
 
 
 def save(path: Path, net: nn.Module, optimizer: torch.optim.Optimizer, sampler: dict[str, Any]) -> None:
@@ -105,7 +107,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     loader = DataLoader(dataset, options.batch, sampler=sampler, num_workers=options.workers)
 
     torch.manual_seed(options.seed)
-    net = distributed(binary_net().to(device), options.fsdp)
+    net = distributed(binary_net().to(device), options.fsdp, device)
     optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
     if checkpoint.exists():
         state = resume(checkpoint, net, optimizer, sampler)
