@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -58,6 +59,14 @@ def interleaved(shares: list[list[int]]) -> list[int]:
     return [i for draw in zip(*shares, strict=False) for i in draw]
 
 
+def stands(checkpoint: Path) -> tuple[int, int, int]:
+    """Steps of the optimizer, the sampler's epoch and position."""
+    state = torch.load(checkpoint, weights_only=True)
+    steps = {int(parameter["step"]) for parameter in state["optimizer"]["state"].values()}
+    assert len(steps) == 1
+    return steps.pop(), state["sampler"]["epoch"], state["sampler"]["position"]
+
+
 def kill(folder: Path, run: subprocess.Popen) -> None:
     """The ranks at once, as a machine that goes down; torchrun sees them gone and ends."""
     for pid in {lines[-1]["pid"] for lines in records(folder, 2) if lines}:
@@ -85,16 +94,15 @@ def test_killed_on_two_ranks_and_resumed_on_three(tmp_path):
             run.terminate()
             run.wait(timeout=LIMIT)
 
-    state = torch.load(checkpoint, weights_only=True)["sampler"]
-    epoch, position = state["epoch"], state["position"]
+    steps, epoch, position = stands(checkpoint)
     labels = example.dataset_of(0).train_labels
     sampler = example.sampler_of(labels, DRAWS, 0, num_replicas=1, rank=0)
     sampler.set_epoch(epoch)
     stream = list(sampler)
     before = interleaved(drawn(tmp_path, 2, epoch))
     used, lost = before[:position], before[position:]
-    assert position % (2 * BATCH * EVERY) in (0, DRAWS % (2 * BATCH * EVERY))
     assert used == stream[:position]
+    assert position == (steps - epoch * math.ceil(DRAWS / 2 / BATCH)) * 2 * BATCH  # what the saved weights have seen
 
     run = start(3, tmp_path, "--epochs", str(epoch + 1))
     try:
@@ -116,8 +124,7 @@ def test_killed_on_two_ranks_and_resumed_on_three(tmp_path):
     ).groups()
     assert float(loss) < 1.5
     assert float(accuracy) > 75
-    final = torch.load(checkpoint, weights_only=True)["sampler"]
-    assert (final["epoch"], final["position"]) == (epoch + 1, 0)
+    assert stands(checkpoint) == (steps + math.ceil(len(after) / 3 / BATCH), epoch + 1, 0)
     assert not checkpoint.with_suffix(".part").exists()
 
 
