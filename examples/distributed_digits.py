@@ -2,7 +2,7 @@
 
     pip install scikit-learn
     torchrun --standalone --nproc-per-node 2 examples/distributed_digits.py --folder run
-    # Ctrl-C or kill -9, whenever; then the same again, on as many processes as there are now:
+    # Ctrl-C, kill -9 of a rank, a power cut, whenever; then the same again, on as many processes as there are now:
     torchrun --standalone --nproc-per-node 3 examples/distributed_digits.py --folder run
 
 On several machines torchrun takes --nnodes, --rdzv-backend c10d and --rdzv-endpoint, and all must see the folder. With
