@@ -63,10 +63,10 @@ Array<uint64_t> alias_entries(Array<uint64_t> masses, int64_t steps) {
     exceeded += exceeds(padded_masses[i], columns.capacity);
   }
   bounds[n - heavies] = lacked;
-  bounds[n + 1] = AliasMerge::kEnd;
+  bounds[n + 1] = AliasMerge<int64_t>::kEnd;
   Array<uint64_t> table(n);
   for (int64_t begin = 0; begin < n; begin += steps) {
-    AliasMerge merge(bounds.data(), items.data(), n, heavies, columns.capacity);
+    AliasMerge<int64_t> merge(bounds.data(), items.data(), n, heavies, columns.capacity);
     merge.seek(begin);
     for (int64_t step = begin; step < std::min(begin + steps, n); ++step) merge.step(table.mutable_data());
   }

@@ -1,0 +1,102 @@
+// Rows of weights and their integer masses, tile by tile.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "../../core/alias.h"
+#include "draws.h"
+
+namespace ste_ops {
+namespace {
+
+// Whether every weight is valid; `largest` gets the greatest magnitude.
+template <class T>
+STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64_t& largest) {
+  bits_t<T> greatest = 0, greatest_signed = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    greatest = std::max(greatest, magnitude<T>(weights[i]));
+    greatest_signed = std::max(greatest_signed, weights[i]);
+  }
+  largest = greatest;
+  return greatest < kInfinity<T> && !is_negative<T>(greatest_signed);
+}
+
+template <class T>
+STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int64_t exponent) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += coarse_mass<T>(weights[i], exponent);
+  return sum;
+}
+
+// Writes the masses and returns their sum.
+template <class T>
+STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t m = mass<T>(weights[i], exponent);
+    masses[i] = m;
+    sum += m;
+  }
+  return sum;
+}
+
+template <class T>
+STE_OPS_CLONES uint64_t mass_sum(const bits_t<T>* weights, int64_t count, int64_t exponent) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += mass<T>(weights[i], exponent);
+  return sum;
+}
+
+// A row of n weights in tiles, which threads take side by side.
+template <class T>
+class RowTiles {
+ public:
+  RowTiles(int64_t n, int64_t tile) : n_(n), tile_(tile), tiles_((n + tile - 1) / tile) {}
+
+  int64_t count() const { return int64_t(tiles_.size()); }
+
+  // f(t, begin, count) for every tile.
+  template <class F>
+  void each(const F& f) const {
+    torch::stable::parallel_for(0, count(), std::max(kGrain / 2 / tile_, int64_t(1)), [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t) f(t, t * tile_, std::min(tile_, n_ - t * tile_));
+    });
+  }
+
+  // All of a Row but its total. The coarse masses of a tile are summed while it is in the cache, under the exponent
+  // that its own largest weight asks for: mostly that is the row's, and the weights come from memory once.
+  Row measure(const bits_t<T>* weights) {
+    each([&](int64_t t, int64_t begin, int64_t count) {
+      Row tile;
+      const bits_t<T>* w = weights + begin;
+      if (!inspect_tile<T>(w, count, tile.largest)) {
+        tile.invalid = uint64_t(n_ - begin - (std::find_if_not(w, w + count, is_weight<T>) - w));
+      } else if (tile.largest != 0) {
+        tile.coarse_total = coarse_tile<T>(w, count, coarse_exponent<T>(tile.largest, n_));
+      }
+      tiles_[t] = tile;
+    });
+    Row row;
+    for (const Row& tile : tiles_) {
+      row.largest = std::max(row.largest, tile.largest);
+      row.invalid = std::max(row.invalid, tile.invalid);
+    }
+    if (row.invalid != 0 || row.largest == 0) return row;
+    int64_t exponent = coarse_exponent<T>(row.largest, n_);
+    each([&](int64_t t, int64_t begin, int64_t count) {
+      Row& tile = tiles_[t];
+      if (tile.largest == 0 || coarse_exponent<T>(tile.largest, n_) == exponent) return;
+      tile.coarse_total = coarse_tile<T>(weights + begin, count, exponent);
+    });
+    for (const Row& tile : tiles_) row.coarse_total += tile.coarse_total;
+    return row;
+  }
+
+ private:
+  int64_t n_, tile_;
+  std::vector<Row> tiles_;
+};
+
+}  // namespace
+}  // namespace ste_ops
