@@ -91,8 +91,9 @@ class AliasTable:
     def sample_at(self, seed: int | Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
         """Draws number start, start + stride, ... of the endless stream that `seed` names, in time O(num_samples).
 
-        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. Rank r of W processes that
-        share one stream takes ``sample_at(s, r, k, stride=W)``. The rows of a 2-D table have streams of their own.
+        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. Rank r of W processes
+        that share one stream takes ``sample_at(s, r, k, stride=W)``. The rows of a 2-D table have streams of their
+        own.
 
         Args:
             seed: an int (its lower 64 bits count) or an int64 tensor of one element on the table's device.

@@ -4,6 +4,7 @@
 #include "core/alias.h"
 #include "core/bernoulli.h"
 #include "core/exponential.h"
+#include "core/inverse_cdf.h"
 #include "core/philox.h"
 #include "native.h"
 
@@ -88,6 +89,9 @@ const Bindings sampling("sampling", [](py::module_& m) {
     return py::make_tuple(columns.capacity, columns.padding);
   });
   m.def("padded", &padded);
+  m.def("uniform_below", py::vectorize([](uint64_t low, uint64_t high, uint64_t total) {
+          return uniform_below({{uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)}}, total);
+        }));
   m.def("portable_log", py::vectorize(&portable_log));
   m.def("exponential", py::vectorize(&exponential));
   m.def("alias_entries", &alias_entries);
