@@ -12,11 +12,11 @@ from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_
 class AliasTable:
     """A distribution over category indices, built once and drawn from in constant time a draw.
 
-    Eight bytes a category. The table holds exact integers: `mass` and `probabilities` recover from it what every
-    category is drawn with. Weight w becomes an integer mass, w times a power of two, rounded to nearest and at least 1
-    where w > 0, so that all masses sum to about 2^60; fewer than n units more, spread in proportion, make the sum a
-    multiple of n. Draw i of a seed is a function of (table, seed, i) alone, the same on every device. Can be pickled
-    and copied.
+    Eight bytes a category, and while it is built on the CPU an eighth of a byte more. The table holds exact integers:
+    `mass` and `probabilities` recover from it what every category is drawn with. Weight w becomes an integer mass, w
+    times a power of two, rounded to nearest and at least 1 where w > 0, so that all masses sum to about 2^60; fewer
+    than n units more, spread in proportion, make the sum a multiple of n. Draw i of a seed is a function of (table,
+    seed, i) alone, the same on every device. Can be pickled and copied.
 
     Args:
         weights: shape [n], or [rows, n] for a distribution in each row; dtypes as in `multinomial`.

@@ -23,8 +23,9 @@ def multinomial(
     which one draw after the other would take them.
 
     Args:
-        weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool (integers are
-            read as float64: above 2^53 they round to nearest, by less than 2^-53 of themselves). They need not sum to one. At most 2^36 categories.
+        weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool. Integers are
+            read as float64: above 2^53 they round to nearest, by less than 2^-53 of themselves. They need not sum to
+            one. At most 2^36 categories.
         num_samples: draws from each row, > 0; without replacement at most the number of positive weights.
         replacement: whether a category may be drawn again.
         generator: where the seed comes from, on the device of weights; default: torch's default generator.
