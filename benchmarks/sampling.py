@@ -11,28 +11,9 @@ from benchmarks.measure import Row
 
 
 def rows(device: str, quick: bool) -> Iterator[Row]:
-    categories = 10**4 if quick else 10**6
-    weights = torch.rand(categories, device=device)
-    table = ste_ops.AliasTable(weights)
-    many = 4 * categories
-    yield Row(
-        f"draws from a built table, n = {categories}, k = {many}",
-        "torch.multinomial",
-        lambda: table.sample(many),
-        lambda: torch.multinomial(weights, many, replacement=True),
-        30,
-        at_most=False,
-        rounds=5,
-    )
-    yield Row(
-        f"table build + {categories} draws, n = {categories}",
-        "torch.multinomial",
-        lambda: ste_ops.multinomial(weights, categories, replacement=True),
-        lambda: torch.multinomial(weights, categories, replacement=True),
-        8,
-        at_most=False,
-        rounds=5,
-    )
+    for categories in (10**3, 10**4) if quick else (10**4, 10**6, 10**7):
+        yield from of_table(torch.rand(categories, device=device))
+    yield from few_draws(torch.rand(10**4 if quick else 10**7, device=device))
     p = torch.rand(2**16 if quick else 2**22, device=device)
     yield Row(
         f"bernoulli_ste forward, {p.numel()} float32",
@@ -43,3 +24,42 @@ def rows(device: str, quick: bool) -> Iterator[Row]:
         at_most=False,
         rounds=7,
     )
+
+
+def of_table(weights: torch.Tensor) -> Iterator[Row]:
+    n = len(weights)
+    table = ste_ops.AliasTable(weights)
+    # The more categories, the longer torch's binary search for each draw.
+    many = min(4 * n, 4 * 10**6)
+    rounds = 5 if n <= 10**6 else 3
+    yield Row(
+        f"draws from a built table, n = {n}, k = {many}",
+        "torch.multinomial",
+        lambda: table.sample(many),
+        lambda: torch.multinomial(weights, many, replacement=True),
+        30,
+        at_most=False,
+        rounds=rounds,
+    )
+    yield Row(
+        f"table build + {n} draws, n = {n}",
+        "torch.multinomial",
+        lambda: ste_ops.multinomial(weights, n, replacement=True),
+        lambda: torch.multinomial(weights, n, replacement=True),
+        8,
+        at_most=False,
+        rounds=rounds,
+    )
+
+
+def few_draws(weights: torch.Tensor) -> Iterator[Row]:
+    for draws in (1, 10, len(weights) // 128):
+        yield Row(
+            f"{draws} draws with replacement without a table, n = {len(weights)}",
+            "torch.multinomial",
+            lambda draws=draws: ste_ops.multinomial(weights, draws, replacement=True),  # type: ignore[misc]
+            lambda draws=draws: torch.multinomial(weights, draws, replacement=True),  # type: ignore[misc]
+            1.0,
+            at_most=False,
+            rounds=5,
+        )

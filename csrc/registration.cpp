@@ -116,9 +116,12 @@ STE_OPS_LIBRARY(m) {
 
   // Weighted sampling. `table` has an int64 entry for each weight, `capacity` one number for each row: the capacity of
   // its columns (csrc/core/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is negative,
-  // NaN or infinite. Draws start, start + 1, ... of every row; -1 where the row's capacity is not positive.
+  // NaN or infinite. Draws start, start + stride, ... of every row; -1 where the row's capacity is not positive.
   m.def("alias_table(Tensor weights) -> (Tensor table, Tensor capacity)");
   m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples, int stride=1) -> Tensor");
+  // Draws 0, 1, ... of every row without a table, -1 where there is nothing to draw. `total` is the sum of the row's
+  // masses (csrc/core/mass.h), or as capacity 0 or -1 - i.
+  m.def("inverse_cdf_sample(Tensor weights, Tensor seed, int num_samples) -> (Tensor draws, Tensor total)");
   // Of each weight the key whose order is that of draws without replacement (csrc/core/exponential.h), float64, +inf
   // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
   // one.

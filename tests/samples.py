@@ -205,6 +205,10 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "clip_gradient_norm_backward": lambda device: [(grad, grad.dim() - 1, 0.5, 2.0) for grad in rows(device)],
     "alias_table": lambda device: [(torch.rand(10, device=device),), (torch.rand(3, 7, device=device),)],
     "alias_sample": tables,
+    "inverse_cdf_sample": lambda device: [
+        (torch.rand(600, device=device), seed(device), 3),
+        (torch.rand(3, 7, device=device), seed(device), 2),
+    ],
     "exponential_keys": lambda device: [
         (torch.rand(10, device=device), seed(device)),
         (torch.rand(3, 7, device=device, dtype=torch.float64).round(), seed(device)),

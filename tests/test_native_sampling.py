@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ste_ops.reference.sampling.alias import alias_columns
+from ste_ops.reference.sampling.inverse_cdf import uniform_below
 from ste_ops.reference.sampling.random import philox, random_bits
 
 core = native.load().sampling
@@ -103,6 +104,19 @@ def test_integers() -> None:
     a, b = rng.integers(0, 2**64, (2, 1000), dtype=np.uint64)
     expected = [int(i) * int(j) >> 64 for i, j in zip(a, b, strict=True)]
     assert core.multiply_high(a, b).tolist() == expected
+
+
+def test_uniform_below() -> None:
+    rng = np.random.default_rng(5)
+    low, high, total = rng.integers(0, 2**64, (3, 1000), dtype=np.uint64)
+    low[:4], high[:4] = [0, 2**64 - 1, 0, 2**64 - 1], [0, 2**64 - 1, 2**64 - 1, 0]
+    total[:500] >>= rng.integers(0, 63, 500, dtype=np.uint64)
+    total[500:510] = 2**64 - 1
+    expected = [uniform_below(int(a), int(b), int(t)) for a, b, t in zip(low, high, total, strict=True)]
+    assert core.uniform_below(low, high, total).tolist() == expected
+    # Where the second number decides: the product of the first alone falls just short of the next unit.
+    low = np.array([2**64 // 3, 2**64 // 3], np.uint64)
+    assert core.uniform_below(low, np.array([0, 2**63], np.uint64), np.uint64(3)).tolist() == [0, 1]
 
 
 def test_logarithms() -> None:

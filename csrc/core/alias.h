@@ -91,11 +91,12 @@ STE_HD uint64_t choose(bool condition, uint64_t a, uint64_t b) { return b ^ ((a 
 // is then itself filled up by the next heavy item. Over prefix sums that is a merge of two ascending sequences. Heavy
 // item j is done before light item i where excess[j] <= deficit[i], and a step completes the column of one item; it can
 // begin anywhere (the merge path of Green, McColl and Bader, ICS 2012).
+template <class Item>
 struct AliasMerge {
   const uint64_t* deficit;  // lights + 1 of them: what light items 0..i-1 lack in all
-  const uint64_t* excess;   // heavies + 1 of them: what heavy items 0..j exceed by in all, then kEnd; behind `deficit`
-  const int64_t* light;     // the items
-  const int64_t* heavy;     // behind `light`, and one more place that may be read
+  const uint64_t* excess;   // heavies + 1 of them: what heavy items 0..j exceed by in all, then kEnd
+  const Item* light;        // the items
+  const Item* heavy;        // and one more place that may be read
   int64_t lights, heavies;
   uint64_t capacity;
   int bits;
@@ -103,15 +104,21 @@ struct AliasMerge {
 
   static constexpr uint64_t kEnd = ~uint64_t(0);
 
-  STE_HD AliasMerge(const uint64_t* bounds, const int64_t* items, int64_t n, int64_t heavies, uint64_t capacity)
-      : deficit(bounds),
-        excess(bounds + (n - heavies) + 1),
-        light(items),
-        heavy(items + (n - heavies)),
-        lights(n - heavies),
+  // n items: `bounds` holds deficits and then excesses, `items` the light ones and then the heavy ones.
+  STE_HD AliasMerge(const uint64_t* bounds, const Item* items, int64_t n, int64_t heavies, uint64_t capacity)
+      : AliasMerge(bounds, bounds + (n - heavies) + 1, items, items + (n - heavies), n - heavies, heavies, capacity,
+                   alias_bits(n)) {}
+
+  STE_HD AliasMerge(const uint64_t* deficit, const uint64_t* excess, const Item* light, const Item* heavy,
+                    int64_t lights, int64_t heavies, uint64_t capacity, int bits)
+      : deficit(deficit),
+        excess(excess),
+        light(light),
+        heavy(heavy),
+        lights(lights),
         heavies(heavies),
         capacity(capacity),
-        bits(alias_bits(n)) {}
+        bits(bits) {}
 
   // To the state after `steps` steps.
   STE_HD void seek(int64_t steps) {

@@ -6,7 +6,10 @@ import torch
 from torch import Generator, Tensor
 
 FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
-INTEGER = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+INTEGER = frozenset(
+    {torch.bool, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
 MOST = 2**40
 
 

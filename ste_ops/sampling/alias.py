@@ -12,11 +12,11 @@ from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_
 class AliasTable:
     """A distribution over category indices, built once and drawn from in constant time a draw.
 
-    Eight bytes a category. The table holds exact integers: `mass` and `probabilities` recover from it what every
-    category is drawn with. Weight w becomes an integer mass, w times a power of two, rounded to nearest and at least 1
-    where w > 0, so that all masses sum to about 2^60; fewer than n units more, spread in proportion, make the sum a
-    multiple of n. Draw i of a seed is a function of (table, seed, i) alone, the same on every device. Can be pickled
-    and copied.
+    Eight bytes a category, and while it is built on the CPU an eighth of a byte more. The table holds exact integers:
+    `mass` and `probabilities` recover from it what every category is drawn with. Weight w becomes an integer mass, w
+    times a power of two, rounded to nearest and at least 1 where w > 0, so that all masses sum to about 2^60; fewer
+    than n units more, spread in proportion, make the sum a multiple of n. Draw i of a seed is a function of (table,
+    seed, i) alone, the same on every device. Can be pickled and copied.
 
     Args:
         weights: shape [n], or [rows, n] for a distribution in each row; dtypes as in `multinomial`.
@@ -91,8 +91,9 @@ class AliasTable:
     def sample_at(self, seed: int | Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
         """Draws number start, start + stride, ... of the endless stream that `seed` names, in time O(num_samples).
 
-        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. Rank r of W processes that
-        share one stream takes ``sample_at(s, r, k, stride=W)``. The rows of a 2-D table have streams of their own.
+        ``sample_at(s, 0, a + b)`` is ``sample_at(s, 0, a)`` followed by ``sample_at(s, a, b)``. Rank r of W processes
+        that share one stream takes ``sample_at(s, r, k, stride=W)``. The rows of a 2-D table have streams of their
+        own.
 
         Args:
             seed: an int (its lower 64 bits count) or an int64 tensor of one element on the table's device.

@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from ste_ops._library import ops
 from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_invalid
+from ste_ops.sampling.inverse_cdf import few
 
 
 def multinomial(
@@ -16,13 +17,15 @@ def multinomial(
 
     A zero weight is never drawn, no positive weight is lost however small it is beside the others, and the same seed
     gives the same draws on every device and at any number of threads. With replacement an alias table is built and
-    drawn from; to draw more than once from the same weights, keep an `AliasTable`. Without, every category gets an
-    exponential key and the least num_samples of them are drawn, in the order in which one draw after the other would
-    take them.
+    drawn from, unless num_samples * 128 <= n: draws so few come from the inverse of the summed masses, in two passes
+    over the weights and without a table. To draw more than once from the same weights, keep an `AliasTable`. Without
+    replacement, every category gets an exponential key and the least num_samples of them are drawn, in the order in
+    which one draw after the other would take them.
 
     Args:
-        weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool (integers are
-            read as float64). They need not sum to one. At most 2^36 categories.
+        weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool. Integers are
+            read as float64: above 2^53 they round to nearest, by less than 2^-53 of themselves. They need not sum to
+            one. At most 2^36 categories.
         num_samples: draws from each row, > 0; without replacement at most the number of positive weights.
         replacement: whether a category may be drawn again.
         generator: where the seed comes from, on the device of weights; default: torch's default generator.
@@ -54,6 +57,11 @@ def multinomial(
     check = values.device.type == "cpu" and not torch.compiler.is_compiling()
     if not replacement:
         return _without_replacement(operator, values, seed, num_samples, check)
+    if few(values.shape[-1], num_samples):
+        draws, total = ops.inverse_cdf_sample(values, seed, num_samples)
+        if check:
+            refuse_invalid(operator, values, total, RuntimeError)
+        return draws
     table, capacity = ops.alias_table(values)
     if check:
         refuse_invalid(operator, values, capacity, RuntimeError)

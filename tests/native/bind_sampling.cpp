@@ -4,6 +4,7 @@
 #include "core/alias.h"
 #include "core/bernoulli.h"
 #include "core/exponential.h"
+#include "core/inverse_cdf.h"
 #include "core/philox.h"
 #include "native.h"
 
@@ -63,10 +64,10 @@ Array<uint64_t> alias_entries(Array<uint64_t> masses, int64_t steps) {
     exceeded += exceeds(padded_masses[i], columns.capacity);
   }
   bounds[n - heavies] = lacked;
-  bounds[n + 1] = AliasMerge::kEnd;
+  bounds[n + 1] = AliasMerge<int64_t>::kEnd;
   Array<uint64_t> table(n);
   for (int64_t begin = 0; begin < n; begin += steps) {
-    AliasMerge merge(bounds.data(), items.data(), n, heavies, columns.capacity);
+    AliasMerge<int64_t> merge(bounds.data(), items.data(), n, heavies, columns.capacity);
     merge.seek(begin);
     for (int64_t step = begin; step < std::min(begin + steps, n); ++step) merge.step(table.mutable_data());
   }
@@ -88,6 +89,9 @@ const Bindings sampling("sampling", [](py::module_& m) {
     return py::make_tuple(columns.capacity, columns.padding);
   });
   m.def("padded", &padded);
+  m.def("uniform_below", py::vectorize([](uint64_t low, uint64_t high, uint64_t total) {
+          return uniform_below({{uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)}}, total);
+        }));
   m.def("portable_log", py::vectorize(&portable_log));
   m.def("exponential", py::vectorize(&exponential));
   m.def("alias_entries", &alias_entries);

@@ -4,44 +4,9 @@
 #include <algorithm>
 
 #include "../../alias.h"
-#include "tiles.cuh"
+#include "masses.cuh"
 
 namespace ste_ops {
-
-template <class T>
-__global__ void inspect_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
-  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    const bits_t<T>* w = weights + tiles.offset(tile);
-    uint64_t largest = 0, invalid = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
-      largest = Greater()(largest, magnitude<T>(w[i]));
-      if (!is_weight<T>(w[i])) invalid = Greater()(invalid, uint64_t(tiles.n - i));
-    }
-    largest = block_reduce(largest, Greater(), uint64_t(0));
-    invalid = block_reduce(invalid, Greater(), uint64_t(0));
-    if (threadIdx.x == 0) {
-      Row& row = rows[tiles.row(tile)];
-      atomicMax(atomic(row.largest), static_cast<unsigned long long>(largest));
-      if (invalid != 0) atomicMax(atomic(row.invalid), static_cast<unsigned long long>(invalid));
-    }
-  }
-}
-
-template <class T>
-__global__ void coarse_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
-  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    Row& row = rows[tiles.row(tile)];
-    if (row.invalid != 0) continue;
-    const bits_t<T>* w = weights + tiles.offset(tile);
-    int64_t exponent = coarse_exponent<T>(row.largest, tiles.n);
-    uint64_t sum = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
-      sum += coarse_mass<T>(w[i], exponent);
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) atomicAdd(atomic(row.coarse_total), static_cast<unsigned long long>(sum));
-  }
-}
 
 template <class T>
 __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* masses,
@@ -59,19 +24,6 @@ __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* ro
     sum = block_sum(sum);
     if (threadIdx.x == 0) tile_mass[tile] = sum;
   }
-}
-
-// Turns one row's sums of tiles into the sums before each tile, a block to a row; returns the row's sum.
-__device__ inline uint64_t scan_row(uint64_t* sums, int64_t count) {
-  uint64_t before = 0;
-  for (int64_t begin = 0; begin < count; begin += kSamplingThreads) {
-    int64_t i = begin + threadIdx.x;
-    uint64_t sum = i < count ? sums[i] : 0, total;
-    uint64_t up_to = before + block_inclusive_scan(sum, total);
-    if (i < count) sums[i] = up_to - sum;
-    before += total;
-  }
-  return before;
 }
 
 __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Columns* columns, int64_t* capacity) {
@@ -122,15 +74,16 @@ __global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_b
 STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
 STE_HD int64_t items_of(int64_t n) { return n + 1; }
 
-// Puts the items where the merge finds them.
+// Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
+template <class Item>
 __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t* mass_before,
                              const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
-                             const Columns* columns, uint64_t* bounds, int64_t* items) {
+                             const Columns* columns, uint64_t* bounds, Item* items) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     int64_t row = tiles.row(tile), lights = tiles.n - int64_t(row_heavies[row]);
     Columns column = columns[row];
     uint64_t* bound = bounds + row * bounds_of(tiles.n);
-    int64_t* item = items + row * items_of(tiles.n);
+    Item* item = items + row * items_of(tiles.n);
     uint64_t exceeded = excess_before[tile], heavies = heavies_before[tile];
     uint64_t lacked = lacked_before(tiles.begin(tile), mass_before[tile], exceeded, column);
     for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
@@ -146,18 +99,19 @@ __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t
       if (i < tiles.end(tile)) {
         AliasPlace place(mass, lights, i, int64_t(heavies_here), lacked_here, exceeded_here, column.capacity);
         bound[place.bound] = place.value;
-        item[place.item] = i;
+        item[place.item] = Item(i);
       }
     }
     if (threadIdx.x == 0 && tiles.end(tile) == tiles.n) {
       bound[lights] = lacked;
-      bound[tiles.n + 1] = AliasMerge::kEnd;
+      bound[tiles.n + 1] = AliasMerge<Item>::kEnd;
       item[tiles.n] = 0;
     }
   }
 }
 
-__global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const int64_t* items, const uint64_t* row_heavies,
+template <class Item>
+__global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,
                              const int64_t* capacity, uint64_t* table) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     int64_t row = tiles.row(tile), steps = kSamplingTile / kSamplingThreads;
@@ -169,11 +123,29 @@ __global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const int64_t*
       for (int64_t i = begin; i < end; ++i) out[i] = 0;
       continue;
     }
-    AliasMerge merge(bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n,
-                     int64_t(row_heavies[row]), uint64_t(capacity[row]));
+    AliasMerge<Item> merge(bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n,
+                           int64_t(row_heavies[row]), uint64_t(capacity[row]));
     merge.seek(begin);
     for (int64_t step = begin; step < end; ++step) merge.step(out);
   }
+}
+
+// What the kernels behind the masses work on.
+struct AliasScratch {
+  Columns* columns;
+  uint64_t *mass_before, *excess_before, *heavies_before, *row_heavies, *bounds;
+};
+
+template <class Item>
+void pair_items(const Launcher& launch, const Tensor& like, Tiles tiles, ScalarType item_type, AliasScratch scratch,
+                uint64_t* table, const int64_t* capacity) {
+  Tensor memory = empty_vector(tiles.rows * items_of(tiles.n), item_type, like);
+  Item* items = static_cast<Item*>(memory.mutable_data_ptr());
+  int64_t blocks = std::min(tiles.count(), kMaxBlocks);
+  launch(place_kernel<Item>, blocks, kSamplingThreads, tiles, table, scratch.mass_before, scratch.excess_before,
+         scratch.heavies_before, scratch.row_heavies, scratch.columns, scratch.bounds, items);
+  launch(merge_kernel<Item>, blocks, kSamplingThreads, tiles, scratch.bounds, items, scratch.row_heavies, capacity,
+         table);
 }
 
 template <class T>
@@ -184,25 +156,31 @@ void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* w
   Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
   Tensor column_memory = allocate(rows * int64_t(sizeof(Columns) / 8));
   Tensor row_sums = allocate(rows), tile_sums = allocate(3 * tiles.count());
-  Tensor bound_memory = allocate(rows * bounds_of(n)), item_memory = allocate(rows * items_of(n));
+  Tensor bound_memory = allocate(rows * bounds_of(n));
   Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
   Columns* columns = static_cast<Columns*>(column_memory.mutable_data_ptr());
-  uint64_t* row_heavies = mutable_unsigned_data(row_sums);
   uint64_t* mass_before = mutable_unsigned_data(tile_sums);
-  uint64_t *excess_before = mass_before + tiles.count(), *heavies_before = excess_before + tiles.count();
-  uint64_t* bounds = mutable_unsigned_data(bound_memory);
-  int64_t* items = static_cast<int64_t*>(item_memory.mutable_data_ptr());
+  AliasScratch scratch{columns,
+                       mass_before,
+                       mass_before + tiles.count(),
+                       mass_before + 2 * tiles.count(),
+                       mutable_unsigned_data(row_sums),
+                       mutable_unsigned_data(bound_memory)};
   int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
   // The masses stand in the table until its entries replace them.
   launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, table, mass_before);
   launch(scan_mass_kernel, row_blocks, kSamplingThreads, tiles, mass_before, row, columns, capacity);
-  launch(pad_kernel, blocks, kSamplingThreads, tiles, table, mass_before, columns, excess_before, heavies_before);
-  launch(scan_heavy_kernel, row_blocks, kSamplingThreads, tiles, excess_before, heavies_before, row_heavies);
-  launch(place_kernel, blocks, kSamplingThreads, tiles, table, mass_before, excess_before, heavies_before, row_heavies,
-         columns, bounds, items);
-  launch(merge_kernel, blocks, kSamplingThreads, tiles, bounds, items, row_heavies, capacity, table);
+  launch(pad_kernel, blocks, kSamplingThreads, tiles, table, mass_before, columns, scratch.excess_before,
+         scratch.heavies_before);
+  launch(scan_heavy_kernel, row_blocks, kSamplingThreads, tiles, scratch.excess_before, scratch.heavies_before,
+         scratch.row_heavies);
+  if (n <= int64_t(UINT32_MAX)) {
+    pair_items<uint32_t>(launch, like, tiles, ScalarType::Int, scratch, table, capacity);
+  } else {
+    pair_items<int64_t>(launch, like, tiles, ScalarType::Long, scratch, table, capacity);
+  }
 }
 
 }  // namespace ste_ops

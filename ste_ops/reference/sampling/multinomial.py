@@ -8,17 +8,21 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops.reference.sampling.alias import AliasTable
+from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
 from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits
 
 
 def multinomial(
     weights: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
-    """Draws from each row of weights, with replacement from a table, without by the least exponential keys."""
+    """Draws from each row of weights, with replacement from a table or, where they are
+    few, by the inverse of the summed masses, without by the least exponential keys."""
     if num_samples < 1:
         raise RuntimeError(f"multinomial: num_samples must be >= 1, got {num_samples}")
     table = AliasTable(weights, _operator="multinomial", _error=RuntimeError)
     seed = draw_seed(weights.device, generator)
+    if replacement and num_samples * 128 <= weights.shape[-1]:
+        return inverse_cdf_sample(weights, seed, num_samples)
     if replacement:
         return table.sample_at(seed, 0, num_samples)
     rows = weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()
