@@ -14,6 +14,7 @@ from ste_ops.data._state import Plan, ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data.labels import as_labels
 from ste_ops.data.weighted import CHUNK, check_positive
+from ste_ops.sampling._checks import MOST
 
 
 class _ClassBatchSampler(ResumableSampler[list[int]]):
@@ -43,6 +44,12 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         self.batch_size = batch_size
         self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else num_batches
         self._total = self.num_batches
+        # A sample takes at most four random numbers, and such a number three draws.
+        if self.num_batches > MOST // (12 * batch_size):
+            raise ValueError(
+                f"{self._kind}: num_batches must be at most {MOST // (12 * batch_size)} for batches of {batch_size}, got "
+                f"{self.num_batches}"
+            )
 
     def _describe(self) -> dict[str, Any]:
         return {

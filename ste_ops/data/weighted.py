@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ste_ops.data._state import Origin, Plan, ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
-from ste_ops.sampling._checks import refuse_invalid
+from ste_ops.sampling._checks import MOST, refuse_invalid
 from ste_ops.sampling.alias import AliasTable
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ class WeightedSampler(ResumableSampler[T]):
         self.weights = weights_tensor.detach()
         self.replacement = replacement
         self._total = len(weights_tensor) if num_samples is None else num_samples
+        if self._total > MOST:
+            raise ValueError(f"{self._kind}: num_samples must be at most 2**40, got {self._total}")
         self._device = weights_tensor.device
         self._table: AliasTable | None = None
         if replacement:
