@@ -47,8 +47,8 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         # A sample takes at most four random numbers, and such a number three draws.
         if self.num_batches > MOST // (12 * batch_size):
             raise ValueError(
-                f"{self._kind}: num_batches must be at most {MOST // (12 * batch_size)} for batches of {batch_size}, got "
-                f"{self.num_batches}"
+                f"{self._kind}: num_batches must be at most {MOST // (12 * batch_size)} for batches of {batch_size}, "
+                f"got {self.num_batches}"
             )
 
     def _describe(self) -> dict[str, Any]:
