@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 from torch.utils.data import WeightedRandomSampler as TorchSampler
@@ -37,9 +38,25 @@ def growth(sampler: Iterable[object], few: int, many: int) -> float:
     return peaks[1] / peaks[0]
 
 
+class ClassByClass:
+    """What pytorch-metric-learning's MPerClassSampler does."""
+
+    def __init__(self, labels: torch.Tensor, m: int, batch_size: int, num_batches: int) -> None:
+        self.members = [(labels == label).nonzero().flatten().numpy() for label in labels.unique()]
+        self.m, self.classes, self.num_batches = m, batch_size // m, num_batches
+        self.random = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(len(self.members)))
+        for _ in range(self.num_batches):
+            self.random.shuffle(order)
+            chosen = (self.members[label] for label in order[: self.classes])
+            yield np.concatenate([self.random.choice(of, self.m, replace=False) for of in chosen]).tolist()
+
+
 def rows(device: str, quick: bool) -> Iterator[Row | Count]:
     count = 10**4 if quick else 10**6
-    for categories in (10**4, count):
+    for categories in (count // 100, count):
         weights = torch.rand(categories, device=device)
         ours, theirs = ste_ops.data.WeightedRandomSampler(weights, count), TorchSampler(weights, count)
         work = f"an epoch of {count} indices, {categories} weights"
@@ -77,21 +94,20 @@ def rows(device: str, quick: bool) -> Iterator[Row | Count]:
         at_most=False,
         rounds=5,
     )
-    few = many // 10
+    few = count // 10
     yield Count(
-        f"peak of Python's memory, {many} indices of an epoch of 10^12",
+        f"peak of Python's memory, {count} indices of an epoch of 10^12",
         f"the first {few}",
-        growth(ste_ops.data.WeightedRandomSampler(weights, 10**12), few, many),
+        growth(ste_ops.data.WeightedRandomSampler(weights, 10**12), few, count),
         1.05,
     )
-    labels = torch.arange(count) % 100
-    per_class = ste_ops.data.MPerClassBatchSampler(labels, 4, BATCH, count // BATCH)
+    labels, batches_of_classes = torch.arange(count) % 100, 64
     yield Row(
-        f"{count // BATCH} batches of 64 classes, 4 samples each, of {count} samples in 100 classes",
-        "BatchSampler(torch's sampler)",
-        epoch(per_class),
-        epoch(BatchSampler(TorchSampler(weights, count), BATCH, drop_last=False)),
-        1,
+        f"{batches_of_classes} batches of 64 classes, 4 samples each, of {count} samples in 100 classes",
+        "numpy, class by class",
+        epoch(ste_ops.data.MPerClassBatchSampler(labels, 4, BATCH, batches_of_classes)),
+        epoch(ClassByClass(labels, 4, BATCH, batches_of_classes)),
+        10,
         at_most=False,
         rounds=5,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ste_ops.reference.sampling.random import MASK64, random_bits
 from ste_ops.sampling.alias import AliasTable
-from ste_ops.sampling.multinomial import _without_replacement
+from ste_ops.sampling.multinomial import multinomial
 
 Stream = Callable[[int, int, int], Tensor]
 """`stream(start, count, stride)`: numbers start, start + stride, ... of it."""
@@ -23,10 +23,10 @@ def endless(table: AliasTable, seed: int) -> Stream:
     return lambda start, count, stride: table.sample_at(key, start, count, stride)
 
 
-def ordered(operator: str, weights: Tensor, num_samples: int, seed: int) -> Stream:
+def ordered(weights: Tensor, num_samples: int, seed: int) -> Stream:
     """Draws without replacement. Each depends on those before it, so the whole order is found at once."""
-    key = torch.full((1,), seed, dtype=torch.int64, device=weights.device)
-    order = _without_replacement(operator, weights, key, num_samples, False)
+    generator = torch.Generator(weights.device).manual_seed(seed)
+    order = multinomial(weights, num_samples, generator=generator)
     return lambda start, count, stride: order[start : start + count * stride : stride]
 
 
@@ -38,12 +38,11 @@ def _sixteen_bits() -> AliasTable:
 def uniform(seed: int) -> Stream:
     """Multiples of 2^-48 in [0, 1), float64. Times an integer below 2^40 they stay below it when rounded."""
     table = _sixteen_bits()
-    places = torch.tensor([2**32, 2**16, 1])
 
     def stretch(start: int, count: int, stride: int) -> Tensor:
         assert stride == 1
-        words = table.sample_at(seed, 3 * start, 3 * count).view(-1, 3)
-        return (words * places).sum(1).to(torch.float64).mul_(2.0**-48)
+        words = table.sample_at(seed, 3 * start, 3 * count).view(-1, 3).numpy()
+        return torch.from_numpy((words[:, 0] << 32 | words[:, 1] << 16 | words[:, 2]) * 2.0**-48)
 
     return stretch
 

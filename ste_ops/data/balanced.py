@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ste_ops.data._state import Plan, ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data.labels import as_labels
 from ste_ops.data.weighted import CHUNK, check_positive
+from ste_ops.sampling._checks import MOST
 
 
 class _ClassBatchSampler(ResumableSampler[list[int]]):
@@ -41,6 +44,12 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         self.batch_size = batch_size
         self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else num_batches
         self._total = self.num_batches
+        # A sample takes at most four random numbers, and such a number three draws.
+        if self.num_batches > MOST // (12 * batch_size):
+            raise ValueError(
+                f"{self._kind}: num_batches must be at most {MOST // (12 * batch_size)} for batches of {batch_size}, "
+                f"got {self.num_batches}"
+            )
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -51,7 +60,7 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         }
 
     def _plan(self, position: int) -> Plan[list[int]]:
-        counts, firsts, by_class = self._counts, self._first, self._by_class
+        counts, firsts, by_class = self._counts.numpy(), self._first.numpy(), self._by_class.numpy()
         classes, size = len(counts), self.batch_size
         chosen, least, more = self._shares()
         most = least + (more > 0)
@@ -60,19 +69,19 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         numbers = some + more + chosen * most
 
         def draw(stream: Stream, first: int, count: int) -> list[list[int]]:
-            u = stream((position + first) * numbers, count * numbers, 1).view(count, numbers)
-            picked = torch.arange(classes).expand(count, classes)
+            u = stream((position + first) * numbers, count * numbers, 1).view(count, numbers).numpy()
+            picked = np.broadcast_to(np.arange(classes), (count, classes))
             if some:
-                picked = subsets(u[:, :some], torch.full((count,), classes), torch.full((count,), chosen))
-            shares = torch.full((count, chosen), least)
+                picked = subsets(u[:, :some], np.full(count, classes), np.full(count, chosen))
+            shares = np.full((count, chosen), least)
             if more:
-                favoured = subsets(u[:, some : some + more], torch.full((count,), chosen), torch.full((count,), more))
-                shares.scatter_(1, favoured, most)
-            picked, shares = picked.reshape(-1), shares.view(-1)
-            places = subsets(u[:, some + more :].reshape(count * chosen, most), counts[picked], shares)
-            samples = by_class[firsts[picked].unsqueeze(1) + places.clamp_(min=0)]
-            inside = torch.arange(most) < shares.unsqueeze(1)
-            return samples[inside].view(count, size).tolist()
+                favoured = subsets(u[:, some : some + more], np.full(count, chosen), np.full(count, more))
+                np.put_along_axis(shares, favoured, most, axis=1)
+            rows, share = picked.reshape(-1), shares.reshape(-1)
+            places = subsets(u[:, some + more :].reshape(count * chosen, most), counts[rows], share)
+            samples = by_class[firsts[rows][:, None] + places]
+            inside = np.arange(most) < share[:, None]
+            return samples[inside].reshape(count, size).tolist()
 
         return Plan(
             position,
@@ -92,25 +101,27 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         return self.num_batches
 
 
-def subsets(u: Tensor, n: Tensor, k: Tensor) -> Tensor:
-    """In row r a random set of k[r] numbers below n[r], all sets equally likely; -1 to the right of them.
+def subsets(u: NDArray[np.float64], n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In row r a random set of k[r] numbers below n[r], all sets equally likely; to the right of them 0.
 
     Where k[r] > n[r], each of the k[r] is drawn anew. Source: algorithm F2 of Bentley and Floyd, "A sample of
     brilliance" (Communications of the ACM, 1987), which takes one random number for each element.
 
     Args:
         u: uniform multiples of 2^-48 in [0, 1), [rows, the largest k].
-        n, k: int64, [rows].
+        n, k: [rows].
     """
     rows, most = u.shape
-    taken = torch.full((rows, most), -1)
-    repeat = k > n
+    # Element by element: numpy, as these are many steps over little, each of which torch would share out to threads.
+    taken = np.full((most, rows), -1)
+    once = k <= n
     for j in range(most):
-        top = torch.where(repeat, n - 1, n - k + j)
-        number = (u[:, j] * (top + 1)).to(torch.int64)
-        again = (taken[:, :j] == number.unsqueeze(1)).any(1) & ~repeat
-        taken[:, j] = torch.where(j < k, torch.where(again, top, number), -1)
-    return taken
+        top = np.where(once, n - k + j, n - 1)
+        number = (u[:, j] * (top + 1)).astype(np.int64)
+        again = (taken[:j] == number).any(axis=0) & once
+        taken[j] = np.where(again, top, number)
+        taken[j, j >= k] = 0
+    return taken.T
 
 
 class MPerClassBatchSampler(_ClassBatchSampler):

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ste_ops.data._state import Origin, Plan, ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
-from ste_ops.sampling._checks import refuse_invalid
+from ste_ops.sampling._checks import MOST
 from ste_ops.sampling.alias import AliasTable
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ class WeightedSampler(ResumableSampler[T]):
         self.weights = weights_tensor.detach()
         self.replacement = replacement
         self._total = len(weights_tensor) if num_samples is None else num_samples
+        if self._total > MOST:
+            raise ValueError(f"{self._kind}: num_samples must be at most 2**40, got {self._total}")
         self._device = weights_tensor.device
         self._table: AliasTable | None = None
         if replacement:
@@ -69,20 +71,25 @@ class WeightedSampler(ResumableSampler[T]):
         }
 
     def _opener(self, seed: Callable[[Origin], int] = lambda origin: origin["seed"]) -> Callable[[Origin], Stream]:
-        table, kind, weights, total = self._table, self._kind, self.weights, self._total
+        table, weights, total = self._table, self.weights, self._total
         if table is not None:
             return lambda origin: endless(table, seed(origin))
-        return lambda origin: ordered(kind, weights, total, seed(origin))
+        return lambda origin: ordered(weights, total, seed(origin))
 
 
 def _count_positive(operator: str, weights: Tensor) -> int:
-    invalid = ~torch.isfinite(weights) | (weights < 0)
-    if len(weights) == 0 or bool(invalid.any()) or not bool(weights.any()):
-        if len(weights) == 0:
-            raise ValueError(f"{operator}: weights must not be empty, got shape (0,)")
-        first = -1 - int(invalid.to(torch.uint8).argmax()) if bool(invalid.any()) else 0
-        refuse_invalid(operator, weights, torch.tensor(first), ValueError)
-    return int(torch.count_nonzero(weights))
+    """Or the error that a table of the weights would raise."""
+    if len(weights) == 0:
+        raise ValueError(f"{operator}: weights must not be empty, got shape (0,)")
+    valid = torch.isfinite(weights) & (weights >= 0)
+    if not bool(valid.all()):
+        index = int(valid.to(torch.uint8).argmin())
+        kind = "non-negative" if -float("inf") < weights[index] < 0 else "finite and non-negative"
+        raise ValueError(f"{operator}: weights must be {kind}, got {weights[index].item()} at index {index}")
+    positive = int(torch.count_nonzero(weights))
+    if positive == 0:
+        raise ValueError(f"{operator}: weights must have a positive sum, got only zeros")
+    return positive
 
 
 class WeightedRandomSampler(WeightedSampler[int]):
