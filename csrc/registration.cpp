@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/surrogate.h"
+#include "python.h"
 
 namespace {
 
@@ -122,10 +123,11 @@ STE_OPS_LIBRARY(m) {
   // Draws 0, 1, ... of every row without a table, -1 where there is nothing to draw. `total` is the sum of the row's
   // masses (csrc/core/mass.h), or as capacity 0 or -1 - i.
   m.def("inverse_cdf_sample(Tensor weights, Tensor seed, int num_samples) -> (Tensor draws, Tensor total)");
-  // Of each weight the key whose order is that of draws without replacement (csrc/core/exponential.h), float64, +inf
-  // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
-  // one.
-  m.def("exponential_keys(Tensor weights, Tensor seed) -> (Tensor keys, Tensor positive)");
+  // num_samples draws of each row without replacement, in the order in which one after the other would take them: the
+  // least keys of csrc/core/exponential.h, equal ones by index. On the CPU an error where the weights are invalid or
+  // too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no category is
+  // left for, and a report.
+  m.def("multinomial_without_replacement(Tensor weights, Tensor seed, int num_samples, str op) -> Tensor");
   // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where entry i is the first that is
   // no weight or has an index that is not below n; then an update writes nothing. Of equal indices the last one counts.
   m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
@@ -137,6 +139,11 @@ STE_OPS_LIBRARY(m) {
   m.def("systematic_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
   m.def("stratified_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
   m.def("residual_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
+  // Returns a row's states (as `capacity` above) and says what a state of 0 or below tells: on the CPU by
+  // an error that names `op`; on CUDA, where the host does not wait, by a report that a later operator on the device
+  // raises (csrc/cuda/sampling/deferred.cuh), as does raise_deferred.
+  m.def("refuse_states(Tensor weights, Tensor states, str op) -> Tensor");
+  m.def("raise_deferred(Tensor on) -> ()");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
 
@@ -152,7 +159,9 @@ STE_OPS_ANY_DEVICE_IMPL(m) {
 
 // Python loads this library with torch.ops.load_library; an importable module is what wheel tools expect of it.
 PyMODINIT_FUNC PyInit__C(void) {
+  static PyMethodDef methods[] = {{"clip_grad_norm_list", ste_ops::clip_grad_norm_list, METH_VARARGS, nullptr},
+                                  {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

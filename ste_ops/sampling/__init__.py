@@ -2,6 +2,7 @@
 
 from ste_ops.sampling.alias import AliasTable
 from ste_ops.sampling.bernoulli import bernoulli_ste
+from ste_ops.sampling.deferred import check_deferred_errors
 from ste_ops.sampling.multinomial import multinomial
 from ste_ops.sampling.resample import residual_resample, stratified_resample, systematic_resample
 from ste_ops.sampling.sum_tree import SumTree
@@ -10,6 +11,7 @@ __all__ = [
     "AliasTable",
     "SumTree",
     "bernoulli_ste",
+    "check_deferred_errors",
     "multinomial",
     "residual_resample",
     "stratified_resample",
