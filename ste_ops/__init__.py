@@ -5,12 +5,18 @@ __version__ = "0.1.0"
 from ste_ops import data, reference, surrogate, testing
 from ste_ops._library import build_info
 from ste_ops.binarize import heaviside, sign, ternary
-from ste_ops.clip import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from ste_ops.clip_agc import clip_grad_agc_
-from ste_ops.clip_fold import fold_grad_clip_
-from ste_ops.clip_gradient import clip_gradient_norm, clip_gradient_value
-from ste_ops.clip_result import ClipResult
-from ste_ops.clip_samples import clip_per_sample_
+from ste_ops.clip import (
+    ClipResult,
+    clip_grad_agc_,
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_gradient_norm,
+    clip_gradient_value,
+    clip_grads_with_norm_,
+    clip_per_sample_,
+    fold_grad_clip_,
+    get_total_norm,
+)
 from ste_ops.quantize import (
     bitnet_activation,
     bitnet_weight,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops.clip_result import ClipResult
+from ste_ops.clip.result import ClipResult
 
 _Tensors = Tensor | Iterable[Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ste_ops._functions import clip as _functions
 from ste_ops._functions.clip import FLOATING
-from ste_ops.clip import checked_norm_type, checked_number
+from ste_ops.clip._checks import checked_norm_type, checked_number
 
 
 def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from ste_ops import clip
 from ste_ops._library import ops
+from ste_ops.clip._checks import checked_norm_type, checked_number
+from ste_ops.clip._lists import gradients_of
+from ste_ops.clip.total_norm import norm_of, norm_of_ranks, spans_ranks
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -130,14 +132,14 @@ def _checked_optimizer(optimizer: Any) -> Optimizer:
 
 
 def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None) -> Tensor:
-    if clip._spans_ranks(parameters, grads, process_group):
-        return clip._norm_of_ranks(_OPERATOR, parameters, grads, p, process_group)
+    if spans_ranks(parameters, grads, process_group):
+        return norm_of_ranks(_OPERATOR, parameters, grads, p, process_group)
     try:
         return ops.total_norm(grads, p)
     except (RuntimeError, TypeError):
         if any(grad.is_sparse for grad in grads):
             raise TypeError(f"{_OPERATOR}: gradients must be strided: fused optimizers take no sparse ones") from None
-        return clip._norm(_OPERATOR, grads, p)
+        return norm_of(_OPERATOR, grads, p)
 
 
 def _loss_scale(scaler: GradScaler | None, optimizer: Optimizer, device: torch.device) -> Tensor | None:
@@ -227,8 +229,8 @@ def fold_grad_clip_(
         tensor([-0.6000, -0.8000], requires_grad=True)
     """
     optimizer = _checked_optimizer(optimizer)
-    max_norm = clip.checked_number(_OPERATOR, "max_norm", max_norm)
-    p = clip.checked_norm_type(_OPERATOR, norm_type)
+    max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
+    p = checked_norm_type(_OPERATOR, norm_type)
     fold = _folds.get(optimizer)
     if fold is None:
         fold = _folds[optimizer] = _Fold(optimizer)
@@ -237,8 +239,8 @@ def fold_grad_clip_(
         if getattr(optimizer, name, None) is not None:
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grads = clip._gradients(_OPERATOR, parameters)
-    if not grads and not clip._spans_ranks(parameters, grads, process_group):
+    grads = gradients_of(_OPERATOR, parameters)
+    if not grads and not spans_ranks(parameters, grads, process_group):
         return torch.tensor(0.0)
     with torch.no_grad():
         norm = _norm(parameters, grads, p, process_group)

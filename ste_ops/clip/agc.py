@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ste_ops._library import ops
-from ste_ops.clip import _by_device, _check_writable, _written, checked_number
+from ste_ops.clip import _lists
+from ste_ops.clip._checks import checked_number
+from ste_ops.clip._lists import check_writable, written
 
 
 def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -66,15 +68,15 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
         try:
             ops.clip_grad_agc_(weights, grads, clip_factor, eps)
         except RuntimeError:
-            groups = _by_device(operator, grads)
+            groups = _lists.by_device(operator, grads)
             for index, grad in enumerate(grads):
                 if grad.is_sparse:
                     message = f"{operator}: gradients must be strided, got {grad.layout} at index {index}"
                     raise TypeError(message) from None
             if len(groups) == 1:
                 raise
-            _check_writable(operator, groups)
+            check_writable(operator, groups)
             weight_of = dict(zip(grads, weights, strict=True))
             for group in groups:
                 ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)
-        _written(grads)
+        written(grads)

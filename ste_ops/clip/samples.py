@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ste_ops._functions.clip import FLOATING
 from ste_ops._library import ops
-from ste_ops.clip import _written, checked_number
+from ste_ops.clip._checks import checked_number
+from ste_ops.clip._lists import written
 
 _OPERATOR = "clip_per_sample_"
 
@@ -87,7 +88,7 @@ def clip_per_sample_(
         dense = [s if s.is_contiguous() else torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in sums]
         norms = ops.clip_per_sample_([g.contiguous() for g in grads], dense, max_norm)
         if out is not None:
-            _written([s for s, d in zip(sums, dense, strict=True) if s is d])
+            written([s for s, d in zip(sums, dense, strict=True) if s is d])
             for s, d in zip(sums, dense, strict=True):
                 if s is not d:
                     s.add_(d)
