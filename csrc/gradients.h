@@ -54,29 +54,85 @@ inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
   }
 }
 
-// Takes over the operator's list argument and reads each tensor's metadata once. Everything is checked before a kernel
-// runs, so that no gradient is half-written. A tensor that stands in the list more than once (the same memory, type and
-// layout) is kept once.
-//
-// It walks the handles itself: a std::vector of torch::stable::Tensor takes a second allocation and an atomic count for
-// each tensor, which for a thousand small gradients is a third of the whole call.
-class Gradients {
+// The gradients of a call, each memory once: a tensor that stands in the list again (the same memory, type and layout)
+// is kept once.
+class GradientList {
  public:
-  Gradients(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
-    const std::vector<AtenTensorHandle>& tensors = handles_.owned;
-    STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
-    items.reserve(tensors.size());
-    places.reserve(tensors.size());
-    place_of_.assign(table_size(tensors.size()), -1);
-    device_of(tensors[0], device_type, device_index);
-    for (size_t i = 0; i < tensors.size(); ++i) add(op, tensors[i], i, access, placed);
-  }
+  GradientList() = default;
+  GradientList(const GradientList&) = delete;
+  GradientList& operator=(const GradientList&) = delete;
 
   std::vector<Gradient> items;
   // Of each tensor of the list its place in `items`, -1 where it has no element.
   std::vector<int32_t> places;
   int64_t numel = 0;
   bool has_float64 = false;
+
+ protected:
+  void reserve(size_t count) {
+    items.reserve(count);
+    places.reserve(count);
+    size_t size = 16;
+    while (size < 2 * count) size *= 2;
+    place_of_.assign(size, -1);
+  }
+
+  void add(Gradient item) {
+    has_float64 |= item.storage == Storage::kDouble;
+    if (item.numel == 0) {
+      places.push_back(-1);
+      return;
+    }
+    const int32_t place = find_or_insert(item);
+    places.push_back(place);
+    if (place < int32_t(items.size())) return;
+    // Member by member: a copy of a structure that was just written waits for the memory.
+    items.push_back({item.data, item.numel, item.layout, item.storage});
+    numel += item.numel;
+  }
+
+  const Strided* keep(const Strided& layout) {
+    layouts_.push_back(layout);
+    return &layouts_.back();
+  }
+
+ private:
+  // The place of the same gradient, or of this one where there is none. Open addressing on the data pointer.
+  int32_t find_or_insert(const Gradient& item) {
+    size_t mask = place_of_.size() - 1;
+    size_t slot = (reinterpret_cast<uintptr_t>(item.data) >> 4) * 0x9e3779b97f4a7c15ull >> 32;
+    for (;; ++slot) {
+      int32_t& place = place_of_[slot & mask];
+      if (place < 0) {
+        place = int32_t(items.size());
+        return place;
+      }
+      if (items[place] == item) return place;
+    }
+  }
+
+  std::vector<int32_t> place_of_;
+  std::deque<Strided> layouts_;  // a deque does not move its elements
+};
+
+// Takes over the operator's list argument and reads each tensor's metadata once. Everything is checked before a kernel
+// runs, so that no gradient is half-written.
+//
+// It walks the handles itself: a std::vector of torch::stable::Tensor takes a second allocation and an atomic count for
+// each tensor, which for a thousand small gradients is a third of the whole call.
+class Gradients : public GradientList {
+ public:
+  Gradients(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
+    const std::vector<AtenTensorHandle>& tensors = handles_.owned;
+    STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
+    reserve(tensors.size());
+    device_of(tensors[0], device_type, device_index);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (placed == Placed::kAnywhere) check_device(op, tensors[i], i);
+      add(gradient_of(op, tensors[i], i, access));
+    }
+  }
+
   int32_t device_type = 0;
   int32_t device_index = 0;
 
@@ -143,32 +199,17 @@ class Gradients {
                     ": gradients of one call must be on one device, got another one at index ", index);
   }
 
-  static size_t table_size(size_t count) {
-    size_t size = 16;
-    while (size < 2 * count) size *= 2;
-    return size;
-  }
-
-  void add(const char* op, AtenTensorHandle tensor, size_t index, Access access, Placed placed) {
-    if (placed == Placed::kAnywhere) check_device(op, tensor, index);
+  Gradient gradient_of(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
     int32_t dtype;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
     Gradient item{nullptr, 0, nullptr, storage_of(op, index, ScalarType(dtype))};
-    has_float64 |= item.storage == Storage::kDouble;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &item.numel));
-    if (item.numel == 0) {
-      places.push_back(-1);
-      return;
-    }
+    if (item.numel == 0) return item;
     item.data = data_of(tensor, access);
     bool contiguous;
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
     if (!contiguous) item.layout = layout_of(op, tensor, index, access);
-    const int32_t place = find_or_insert(item);
-    places.push_back(place);
-    if (place < int32_t(items.size())) return;
-    items.push_back(item);
-    numel += item.numel;
+    return item;
   }
 
   const Strided* layout_of(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
@@ -183,27 +224,10 @@ class Gradients {
     STD_TORCH_CHECK(access == Access::kRead || never_overlaps(layout), op, ": the gradient at index ", index,
                     " cannot be written in place, because several of its elements share memory (an expanded tensor?); "
                     "clone() it first");
-    layouts_.push_back(layout);
-    return &layouts_.back();
-  }
-
-  // The place of the same gradient, or of this one where there is none. Open addressing on the data pointer.
-  int32_t find_or_insert(const Gradient& item) {
-    size_t mask = place_of_.size() - 1;
-    size_t slot = (reinterpret_cast<uintptr_t>(item.data) >> 4) * 0x9e3779b97f4a7c15ull >> 32;
-    for (;; ++slot) {
-      int32_t& place = place_of_[slot & mask];
-      if (place < 0) {
-        place = int32_t(items.size());
-        return place;
-      }
-      if (items[place] == item) return place;
-    }
+    return keep(layout);
   }
 
   Handles handles_;
-  std::vector<int32_t> place_of_;
-  std::deque<Strided> layouts_;  // a deque does not move its elements
 };
 
 }  // namespace ste_ops

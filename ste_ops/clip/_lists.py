@@ -14,10 +14,10 @@ from ste_ops._library import ops
 Tensors = Tensor | Iterable[Tensor]
 
 
-def listed(tensors: Tensors) -> Sequence[Tensor]:
+def listed(tensors: Tensors) -> list[Tensor]:
     if isinstance(tensors, Tensor):
         return [tensors]
-    return tensors if isinstance(tensors, (list, tuple)) else list(tensors)
+    return tensors if isinstance(tensors, list) else list(tensors)
 
 
 def gradients_of(operator: str, parameters: Tensors) -> list[Tensor]:

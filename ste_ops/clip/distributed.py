@@ -22,6 +22,10 @@ from ste_ops._library import ops
 _ABSENT = -1.0
 
 
+def may_have_dtensor() -> bool:
+    return "torch.distributed.tensor" in sys.modules
+
+
 def has_dtensor(tensors: Iterable[Any]) -> bool:
     """Whether a DTensor is among them; costs nothing where nobody has imported DTensor."""
     module = sys.modules.get("torch.distributed.tensor")

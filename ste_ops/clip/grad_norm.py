@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._library import ops
+from ste_ops.clip import _direct
 from ste_ops.clip._checks import NonFinite, checked_nonfinite, checked_norm_type, checked_number
 from ste_ops.clip._lists import Tensors, gradients_of, listed, written
 from ste_ops.clip.result import ClipResult
@@ -125,6 +126,10 @@ def clip_grad_norm_(
     mode = checked_nonfinite(nonfinite, error_if_nonfinite)
     with_norms = return_norms or return_result
     given, parameters = parameters, listed(parameters)
+    if not (with_norms or error_if_nonfinite or process_group is not None):
+        known = _direct.clip_grad_norm(parameters, max_norm, p, mode)
+        if known is not None:
+            return known
     grads = gradients_of("clip_grad_norm_", parameters)
     over_ranks = spans_ranks(parameters, grads, process_group)
     refuse_norms_of_ranks("clip_grad_norm_", with_norms and over_ranks)

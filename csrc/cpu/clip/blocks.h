@@ -15,6 +15,9 @@ double norm_of_blocks(const Blocks& blocks, double p, bool has_float64, double* 
 // The p-norm of one row of consecutive elements.
 double norm_of_row(const void* x, int64_t length, Storage storage, double p);
 
+// Multiplies, zeroes or leaves alone, in parallel.
+void rewrite(const Blocks& blocks, const Scaling& scaling);
+
 // x and out may be the same memory, which is why the compiler is told not to check.
 template <class T>
 STE_OPS_CLONES void scale_loop(const T* x, T* out, int64_t count, arithmetic_t<T> coefficient) {

@@ -1,14 +1,6 @@
 #include "blocks.h"
 
 namespace ste_ops {
-namespace {
-
-template <class T>
-STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> bound) {
-  int exceeds = 0;
-  for (int64_t i = 0; i < count; ++i) exceeds |= magnitude(load(x[i])) > bound;
-  return exceeds != 0;
-}
 
 void rewrite(const Blocks& blocks, const Scaling& scaling) {
   if (scaling.action == Scaling::kLeave) return;
@@ -22,6 +14,15 @@ void rewrite(const Blocks& blocks, const Scaling& scaling) {
       });
     });
   });
+}
+
+namespace {
+
+template <class T>
+STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> bound) {
+  int exceeds = 0;
+  for (int64_t i = 0; i < count; ++i) exceeds |= magnitude(load(x[i])) > bound;
+  return exceeds != 0;
 }
 
 // Writes only the stretches that hold something to clamp.

@@ -10,6 +10,21 @@ constexpr int kLanes = 32;
 // Bytes that a block asks for before it reads them. The processor's own prefetcher stops at every page of 4 KiB.
 constexpr int64_t kPrefetch = 16384;
 
+// The same for small gradients, which end before the prefetcher has understood: the start of one that comes later.
+constexpr size_t kGradientsAhead = 8;
+constexpr int64_t kStart = 1024;
+
+inline void prefetch_start(const Blocks& blocks, const Gradient& current) {
+  const size_t next = &current - &blocks.gradient(0) + kGradientsAhead;
+  if (next >= blocks.count() || blocks.gradient(next).layout != nullptr) return;
+  const Gradient& gradient = blocks.gradient(next);
+  const int64_t bytes =
+      std::min(gradient.numel * visit_storage(gradient.storage,
+                                              [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); }),
+               kStart);
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(gradient.data) + b);
+}
+
 // A square of a float32 is exact in float64, so that a fused multiply-add rounds as the two operations do: the same
 // bits where there is none.
 template <bool fused, class Terms, class State, class T>
@@ -68,6 +83,7 @@ template <class Terms>
 std::vector<double> partials_of(const Blocks& blocks, const Terms& terms) {
   std::vector<double> partials(blocks.block_count());
   for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t block) {
+    if (begin == 0) prefetch_start(blocks, gradient);
     visit_storage(gradient.storage, [&](auto type) {
       using T = typename decltype(type)::type;
       double partial = Terms::identity();
