@@ -88,7 +88,7 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
             self._total - position,
             1,
             self._total,
-            max(1, CHUNK // size),
+            max(1, 2 * CHUNK // (3 * numbers)),
             lambda origin: uniform(origin["seed"]),
             draw,
         )

@@ -15,7 +15,8 @@ from ste_ops.sampling.alias import AliasTable
 
 T = TypeVar("T")
 
-# Draws made at a time: what a call costs is spread over them, and the first index does not wait for many.
+# Draws made at a time: what a call costs is spread over them, the first index does not wait for many, and they are too
+# few to share out to threads, which on a busy machine takes longer than to draw them.
 CHUNK = 16384
 
 
