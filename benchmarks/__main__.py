@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, clip, data, memory, sampling, straight_through
+from benchmarks import binarize, clip, data, memory, resample, sampling, straight_through, sum_tree
 from benchmarks.measure import Result, keep_memory, measure
 
 GROUPS = {
@@ -23,6 +23,8 @@ GROUPS = {
     "clip": clip.rows,
     "sampling": sampling.rows,
     "data": data.rows,
+    "sum_tree": sum_tree.rows,
+    "resample": resample.rows,
     "memory": memory.rows,
 }
 FOLDER = Path(__file__).parent

@@ -58,29 +58,46 @@ STE_HD uint64_t wide(bits_t<T> weight) {
   return x.integer == 0 ? 0 : word;
 }
 
-STE_HD Scaled unpack(uint64_t word) {
-  return {(word & (kLeadingOne - 1)) | (word == 0 ? 0 : kLeadingOne), int64_t(word >> 52)};
+// The weights of a node. Where none is denormal, to widen one is to move its bits.
+template <class T>
+STE_HD void widen(const bits_t<T>* weights, uint64_t* child) {
+  constexpr int fraction = Format<T>::fraction;
+  constexpr int64_t bias = (1 << (Format<T>::bits - fraction - 2)) - 1;
+  uint64_t denormal = 0;
+  for (int j = 0; j < kFanout; ++j) {
+    uint64_t x = magnitude<T>(weights[j]);
+    denormal |= uint64_t(x != 0) & uint64_t(x >> fraction == 0);
+    child[j] = choose(x != 0, (x << (52 - fraction)) + (uint64_t(kWideBias - bias - 52) << 52), 0);
+  }
+  if (denormal == 0) return;
+  for (int j = 0; j < kFanout; ++j) child[j] = wide<T>(weights[j]);
 }
 
+// x / 2^shift to the nearest integer, halves up; shift in [0, 63] and x below 2^63.
+STE_HD uint64_t shift_rounded(uint64_t x, uint64_t shift) { return (x + (uint64_t(1) << shift >> 1)) >> shift; }
+
 // Five bits more than a number has: the masses of children are below 2^58 and their sum below 2^62.
-constexpr int64_t kChildBits = 5;
+constexpr int kChildBits = 5;
 
 // The prefix sums of a node's children; returns what the node stands for.
 STE_HD uint64_t sum_children(const uint64_t* child, uint64_t* prefix) {
   uint64_t largest = 0;
   for (int j = 0; j < kFanout; ++j) largest = child[j] > largest ? child[j] : largest;
-  int64_t exponent = kChildBits - int64_t(largest >> 52);
+  const uint64_t exponent = largest >> 52;
   uint64_t mass[kFanout];
   for (int j = 0; j < kFanout; ++j) {
-    uint64_t rounded = round_scaled(unpack(child[j]), exponent);
-    mass[j] = rounded + (uint64_t(rounded == 0) & uint64_t(child[j] != 0));
+    uint64_t shift = exponent - (child[j] >> 52);
+    uint64_t integer = ((child[j] & (kLeadingOne - 1)) | kLeadingOne) << kChildBits;
+    uint64_t rounded = shift_rounded(integer, shift < 63 ? shift : 63);
+    mass[j] = choose(child[j] != 0, rounded != 0 ? rounded : 1, 0);
   }
   uint64_t total = 0;
   for (int j = 0; j < kFanout; ++j) prefix[j] = total += mass[j];
   if (total == 0) return 0;
-  int64_t dropped = bit_width(total) - 53;
-  // A carry out of the rounding raises the exponent, as it should.
-  return (uint64_t(dropped - exponent) << 52) + round_scaled({total, 0}, -dropped) - kLeadingOne;
+  // The largest mass has 58 bits, the total at most 62. A carry out of the rounding raises the exponent, as it should.
+  const uint64_t dropped =
+      kChildBits + (total >> 58 != 0) + (total >> 59 != 0) + (total >> 60 != 0) + (total >> 61 != 0);
+  return ((exponent + dropped - kChildBits) << 52) + shift_rounded(total, dropped) - kLeadingOne;
 }
 
 // The child that a uniform number falls on: the first whose prefix sum is above the target, so none of mass zero.

@@ -12,6 +12,8 @@ namespace {
 
 // Nodes that a thread takes at least.
 constexpr int64_t kNodes = 1024;
+// How far ahead of a listed node its memory is asked for.
+constexpr int64_t kAhead = 8;
 // Batches of draws that a thread takes at least.
 constexpr int64_t kBatches = 8;
 
@@ -28,7 +30,7 @@ STE_OPS_INLINE void sum_node(const TreeShape& shape, const bits_t<T>* weights, u
   const bits_t<T>* w = weights + node * kFanout;
   const int64_t count = shape.count[0] - node * kFanout;
   if (count >= kFanout) {
-    for (int j = 0; j < kFanout; ++j) child[j] = wide<T>(w[j]);
+    widen<T>(w, child);
   } else {
     for (int64_t j = 0; j < count; ++j) child[j] = wide<T>(w[j]);
   }
@@ -39,7 +41,20 @@ STE_OPS_INLINE void sum_node(const TreeShape& shape, const bits_t<T>* weights, u
 template <class T>
 STE_OPS_CLONES void sum_nodes(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level,
                               const int64_t* listed, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) sum_node<T>(shape, weights, nodes, level, listed ? listed[i] : i);
+  for (int64_t i = begin; i < end; ++i) {
+    if (listed && i + kAhead < end) {
+      const int64_t next = listed[i + kAhead] * kFanout;
+      if (level == 1) {
+        __builtin_prefetch(weights + next);
+      } else {
+        __builtin_prefetch(nodes + shape.value[level - 1] + next);
+        __builtin_prefetch(nodes + shape.value[level - 1] + next + kFanout / 2);
+      }
+      __builtin_prefetch(nodes + shape.prefix[level] + next, 1);
+      __builtin_prefetch(nodes + shape.prefix[level] + next + kFanout / 2, 1);
+    }
+    sum_node<T>(shape, weights, nodes, level, listed ? listed[i] : i);
+  }
 }
 
 template <class T>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 
 import torch
@@ -19,19 +20,24 @@ def magnitude(x: Fraction) -> int:
     return e if x >= Fraction(2) ** e else e - 1
 
 
+def to_nearest(x: Fraction) -> int:
+    """Halves up."""
+    return math.floor(x + Fraction(1, 2))
+
+
 def masses(children: list[Fraction]) -> tuple[list[int], Fraction]:
-    """Children as integers, half to even and at least 1 where positive, and their unit: the largest has 58 bits."""
+    """Children as integers, rounded and at least 1 where positive, and their unit: the largest has 58 bits."""
     if not any(children):
         return [0] * len(children), Fraction(0)
     unit = Fraction(2) ** (magnitude(max(children)) - 57)
-    return [max(round(child / unit), int(child > 0)) for child in children], unit
+    return [max(to_nearest(child / unit), int(child > 0)) for child in children], unit
 
 
 def to_53_bits(x: Fraction) -> Fraction:
     if x == 0:
         return x
     unit = Fraction(2) ** (magnitude(x) - 52)
-    return round(x / unit) * unit
+    return to_nearest(x / unit) * unit
 
 
 class SumTree:
