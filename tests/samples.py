@@ -92,6 +92,14 @@ def tables(device: str) -> list[Arguments]:
     return [(*ops.alias_table(w), torch.tensor([4], device=device), 2, 5) for w in weights]
 
 
+def trees(device: str) -> list[Arguments]:
+    index, values = torch.tensor([3, 0, 3], device=device), torch.rand(3, device=device)
+    return [
+        (w, ops.sum_tree(w)[0], index, values.to(w.dtype))
+        for w in (torch.rand(40, device=device), torch.rand(4, device=device, dtype=torch.float16))
+    ]
+
+
 def pruned(device: str) -> list[torch.Tensor]:
     return [
         torch.randn(5, 8, device=device),
@@ -218,6 +226,16 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         (torch.rand(7, device=device), torch.ones((), dtype=torch.int64, device=device), "multinomial"),
     ],
     "raise_deferred": lambda device: [(torch.empty(0, device=device),)],
+    "sum_tree": lambda device: [(torch.rand(40, device=device),), (torch.rand(7, device=device, dtype=torch.float64),)],
+    "sum_tree_update_": trees,
+    "sum_tree_sample": lambda device: [(nodes, len(w), seed(device), 2, 5) for w, nodes, *_ in trees(device)],
+    **dict.fromkeys(
+        ("systematic_resample", "stratified_resample", "residual_resample"),
+        lambda device: [
+            (torch.rand(10, device=device), seed(device), 4),
+            (torch.rand(3, 7, device=device, dtype=torch.float64), seed(device), 9),
+        ],
+    ),
     "bernoulli": lambda device: [(grad.sigmoid(), seed(device)) for grad in gradients(device)],
 }
 
