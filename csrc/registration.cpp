@@ -128,17 +128,17 @@ STE_OPS_LIBRARY(m) {
   // too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no category is
   // left for, and a report.
   m.def("multinomial_without_replacement(Tensor weights, Tensor seed, int num_samples, str op) -> Tensor");
-  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where entry i is the first that is
-  // no weight or has an index that is not below n; then an update writes nothing. Of equal indices the last one counts.
+  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where weight i is the first that is
+  // invalid. An update with a bad entry writes nothing; of equal indices the last one counts. Draws start, start + 1,
+  // ... from a tree over n weights; -1 where all are zero and that is found late.
   m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
-  m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> Tensor verdict");
-  // Draws start, start + 1, ... from a tree over n weights; -1 where all are zero.
+  m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> ()");
   m.def("sum_tree_sample(Tensor nodes, int n, Tensor seed, int start, int num_samples) -> Tensor");
-  // The ancestors of num_samples particles a row (csrc/core/resample.h), -1 where there are none. `total` is the sum of
-  // the row's masses (csrc/core/mass.h), 0 where every weight is zero, -1 - i where weight i is the first invalid one.
-  m.def("systematic_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
-  m.def("stratified_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
-  m.def("residual_resample(Tensor weights, Tensor seed, int num_samples) -> (Tensor ancestors, Tensor total)");
+  // The ancestors of num_samples particles a row (csrc/core/resample.h), -1 where there are none and that is found
+  // late.
+  m.def("systematic_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
+  m.def("stratified_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
+  m.def("residual_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
   // Returns a row's states (as `capacity` above) and says what a state of 0 or below tells: on the CPU by
   // an error that names `op`; on CUDA, where the host does not wait, by a report that a later operator on the device
   // raises (csrc/cuda/sampling/deferred.cuh), as does raise_deferred.

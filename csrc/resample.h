@@ -1,9 +1,8 @@
 // What both backends of resampling do around their loops.
 #pragma once
 
-#include <tuple>
-
 #include "core/resample.h"
+#include "fault.h"
 #include "sampling.h"
 
 namespace ste_ops {
@@ -13,15 +12,15 @@ enum class Resampling { kSystematic, kStratified, kResidual };
 // Most draws of a row: fewer than the units of its total.
 constexpr int64_t kMostResampled = int64_t(1) << 40;
 
-// The total mass as operators return it: 0 where every weight is zero, -1 - i where weight i is the first invalid one.
+// What is found of a row: its total mass, 0 where every weight is zero, -1 - i where weight i is the first invalid one.
 inline int64_t resampled_total(const Row& row, int64_t n) {
   return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
 }
 
-// `resample(Type<T>, like, weights, seed, rows, n, num_samples, out, total)` fills the last two; weights are bits_t<T>.
+// `resample(Type<T>, like, weights, seed, rows, n, num_samples, out, total)` fills the last two and refuses the first
+// row whose total is not positive; weights are bits_t<T>.
 template <class Resample>
-std::tuple<Tensor, Tensor> resampled(const char* op, const Tensor& weights, const Tensor& seed, int64_t num_samples,
-                                     Resample&& resample) {
+Tensor resampled(const char* op, const Tensor& weights, const Tensor& seed, int64_t num_samples, Resample&& resample) {
   check_weights(op, weights);
   check_seed(op, seed, weights, "weights");
   STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
@@ -32,14 +31,14 @@ std::tuple<Tensor, Tensor> resampled(const char* op, const Tensor& weights, cons
   int64_t sizes[2] = {shape.rows, num_samples};
   Tensor out = weights.dim() == 2 ? empty_int64({sizes, 2}, dense) : empty_int64({sizes + 1, 1}, dense);
   Tensor total = empty_row_state(dense);
-  if (weights.numel() == 0) return {out, total};
+  if (weights.numel() == 0) return out;
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
     resample(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows,
              shape.n, num_samples, static_cast<int64_t*>(out.mutable_data_ptr()),
              static_cast<int64_t*>(total.mutable_data_ptr()));
   });
-  return {out, total};
+  return out;
 }
 
 }  // namespace ste_ops

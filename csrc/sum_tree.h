@@ -4,12 +4,12 @@
 #include <tuple>
 
 #include "core/sum_tree.h"
+#include "fault.h"
 #include "sampling.h"
 
 namespace ste_ops {
 
-// What a pass over weights or over an update has found, as operators return it: 1, or -1 - i where entry i is the first
-// that is wrong.
+// What a pass over weights or over an update has found: 1, or -1 - i where entry i is the first that is wrong.
 inline Tensor empty_verdict(const Tensor& like) { return empty_int64({}, like); }
 
 inline void check_tree(const char* op, const Tensor& nodes, int64_t n) {
@@ -47,10 +47,21 @@ struct TreeUpdate {
   int64_t count;
 };
 
-// `update(Type<T>, like, shape, TreeUpdate, verdict)` writes nothing but the verdict where an entry is wrong.
+// What is wrong with entry i of an update.
+template <class T>
+STE_HD Fault fault_of_update(const TreeUpdate<bits_t<T>>& update, int64_t i, int64_t n) {
+  if (uint64_t(update.index[i]) >= uint64_t(n)) return Fault::out_of_range(i, update.index[i], n);
+  return Fault::weight(-1, i, double(load(bit_cast<T>(update.value[i]))));
+}
+
+// What errors call these operators.
+constexpr const char* kTreeUpdate = "SumTree.update";
+constexpr const char* kTreeSample = "SumTree.sample";
+
+// `update(Type<T>, like, shape, TreeUpdate)` writes nothing where an entry is wrong.
 template <class Update>
-Tensor sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values,
-                       Update&& update) {
+void sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values,
+                     Update&& update) {
   constexpr const char* op = "sum_tree_update_";
   STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous(), op, ": weights must be 1-D and contiguous");
   check_tree(op, nodes, weights.numel());
@@ -61,15 +72,14 @@ Tensor sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor&
   STD_TORCH_CHECK(
       nodes.device() == weights.device() && indices.device() == weights.device() && values.device() == weights.device(),
       op, ": all tensors must be on one device");
-  Tensor index = row_major(indices), value = row_major(values), verdict = empty_verdict(weights);
+  Tensor index = row_major(indices), value = row_major(values);
   dispatch_floating(op, "weights", weights, [&](auto type) {
     using T = typename decltype(type)::type;
     TreeUpdate<bits_t<T>> changes{static_cast<bits_t<T>*>(weights.mutable_data_ptr()), mutable_unsigned_data(nodes),
                                   static_cast<const int64_t*>(index.const_data_ptr()),
                                   static_cast<const bits_t<T>*>(value.const_data_ptr()), index.numel()};
-    update(type, weights, TreeShape(weights.numel()), changes, static_cast<int64_t*>(verdict.mutable_data_ptr()));
+    update(type, weights, TreeShape(weights.numel()), changes);
   });
-  return verdict;
 }
 
 // `draw(shape, nodes, seed, start, num_samples, out)` fills out with draws start, start + 1, ...; -1 where the sum of

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Generator, Tensor
 
 from ste_ops._library import ops
-from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_invalid
+from ste_ops.sampling._checks import as_weights, check_count, draw_seed
 
 
 def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
@@ -32,10 +31,10 @@ def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generat
         int64, shape [num_samples] or [rows, num_samples], ascending in each row. No gradient.
 
     Raises:
-        ValueError: weights are negative, NaN, infinite or all zero in a row, empty, not 1-D or 2-D, or of another
-            dtype; num_samples is out of range. The values of weights are checked where the host can see them: on CUDA
-            and inside a compiled graph every ancestor of an invalid row is -1 instead.
-        RuntimeError: the generator is on another device.
+        ValueError: weights are empty, not 1-D or 2-D, or of another dtype; num_samples is out of range.
+        RuntimeError: weights are negative, NaN, infinite or all zero in a row. On CUDA the ancestors of such a row are
+            -1 and a later operator raises it, so that the host need not wait (`check_deferred_errors`). Also when the
+            generator is on another device.
         TypeError: an argument is of the wrong type.
 
     Source: Kitagawa (1996), Journal of Computational and Graphical Statistics 5(1); Carpenter, Clifford and Fearnhead
@@ -112,14 +111,11 @@ def residual_resample(weights: Tensor, num_samples: int, *, generator: Generator
 
 def _resample(
     operator: str,
-    native: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    native: Callable[[Tensor, Tensor, int], Tensor],
     weights: Tensor,
     num_samples: int,
     generator: Generator | None,
 ) -> Tensor:
     values = as_weights(operator, weights, ValueError)
     check_count(operator, "num_samples", num_samples, 1, ValueError)
-    ancestors, total = native(values, draw_seed(operator, values.device, generator), num_samples)
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        refuse_invalid(operator, values, total, ValueError)
-    return ancestors
+    return native(values, draw_seed(operator, values.device, generator), num_samples)

@@ -109,21 +109,14 @@ class SumTree:
                 the tree's dtype.
 
         Raises:
-            IndexError: an index is negative or not below n.
-            ValueError: a weight is negative, NaN or infinite; the shapes do not fit.
+            RuntimeError: an index is negative or not below n, or a weight is negative, NaN or infinite. The tree is
+                then what it was before. On CUDA the host does not wait to know of it: a later operator raises it
+                (`check_deferred_errors`).
+            ValueError: the shapes do not fit, or a tensor is on another device.
             TypeError: indices are no integers.
-
-        After an error the tree is what it was before. On CUDA, where the host would have to wait to know of a bad index
-        or weight, such an update changes nothing and raises nothing.
         """
         index, values = self._as_update(indices, weights)
-        verdict = ops.sum_tree_update_(self._weights, self._nodes, index, values)
-        if self.device.type == "cpu" and not torch.compiler.is_compiling() and int(verdict) != 1:
-            place = -1 - int(verdict)
-            at = int(index[place])
-            if not 0 <= at < len(self):
-                raise IndexError(f"SumTree.update: indices must be in [0, {len(self)}), got {at} at position {place}")
-            refuse_invalid("SumTree.update", values, verdict, ValueError)
+        ops.sum_tree_update_(self._weights, self._nodes, index, values)
 
     def _as_update(self, indices: int | Tensor, weights: float | Tensor) -> tuple[Tensor, Tensor]:
         operator = "SumTree.update"
@@ -161,17 +154,18 @@ class SumTree:
             int64, shape [num_samples].
 
         Raises:
-            ValueError: num_samples < 1, or every weight is zero. On CUDA, where the host would have to wait to know the
-                latter, every draw is -1 instead.
-            RuntimeError: the generator is on another device.
+            ValueError: num_samples < 1.
+            RuntimeError: every weight is zero; on CUDA the draws are -1 and a later operator raises it
+                (`check_deferred_errors`). Also when the generator is on another device.
         """
         check_count("SumTree.sample", "num_samples", num_samples, 1, ValueError)
-        return self._draw("SumTree.sample", draw_seed("SumTree.sample", self.device, generator), 0, num_samples)
+        seed = draw_seed("SumTree.sample", self.device, generator)
+        return ops.sum_tree_sample(self._nodes, len(self), seed, 0, num_samples)
 
     def sample_at(self, seed: int | Tensor, start: int, num_samples: int) -> Tensor:
         """Draws number start, start + 1, ... of the endless stream that `seed` names, from the weights as they are now.
 
-        Args and errors are those of `AliasTable.sample_at`; ValueError as well where every weight is zero.
+        Args and errors are those of `AliasTable.sample_at`, but for the stride; and those of `sample`.
 
         Returns:
             int64, shape [num_samples].
@@ -181,13 +175,7 @@ class SumTree:
         if not isinstance(seed, Tensor):
             signed = (int(seed) + 2**63) % 2**64 - 2**63
             seed = torch.full((1,), signed, dtype=torch.int64, device=self.device)
-        return self._draw("SumTree.sample_at", seed, start, num_samples)
-
-    def _draw(self, operator: str, seed: Tensor, start: int, num_samples: int) -> Tensor:
-        drawn = ops.sum_tree_sample(self._nodes, len(self), seed, start, num_samples)
-        if self.device.type == "cpu" and not torch.compiler.is_compiling() and num_samples > 0 and int(drawn[0]) < 0:
-            raise ValueError(f"{operator}: weights must have a positive sum, got only zeros")
-        return drawn
+        return ops.sum_tree_sample(self._nodes, len(self), seed, start, num_samples)
 
     def probabilities(self) -> Tensor:
         """What every weight is drawn with, float64, shape [n]: the product of its shares on the way down."""

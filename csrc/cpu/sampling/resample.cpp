@@ -162,11 +162,10 @@ class RowResampler {
   std::unique_ptr<int64_t[]> first_;
 };
 
-std::tuple<Tensor, Tensor> resample(const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed,
-                                    int64_t num_samples) {
+Tensor resample(const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed, int64_t num_samples) {
   return resampled(op, weights, seed, num_samples,
-                   [&](auto type, const Tensor&, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
-                       int64_t num_samples, int64_t* out, int64_t* total) {
+                   [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows,
+                       int64_t n, int64_t num_samples, int64_t* out, int64_t* total) {
                      using T = typename decltype(type)::type;
                      auto each = [&](int64_t first, int64_t last) {
                        RowResampler<T> row_resampler(n, num_samples);
@@ -175,18 +174,25 @@ std::tuple<Tensor, Tensor> resample(const char* op, Resampling scheme, const Ten
                                                              out + row * num_samples);
                        }
                      };
-                     if (n + num_samples > kGrain) return each(0, rows);
-                     torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), each);
+                     if (n + num_samples > kGrain) {
+                       each(0, rows);
+                     } else {
+                       torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), each);
+                     }
+                     const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
+                     if (row == rows) return;
+                     double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
+                     refuse(op, fault_of_state(total[row], like.dim() == 1 ? -1 : row, value));
                    });
 }
 
-std::tuple<Tensor, Tensor> systematic_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor systematic_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample("systematic_resample", Resampling::kSystematic, weights, seed, num_samples);
 }
-std::tuple<Tensor, Tensor> stratified_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor stratified_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample("stratified_resample", Resampling::kStratified, weights, seed, num_samples);
 }
-std::tuple<Tensor, Tensor> residual_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor residual_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample("residual_resample", Resampling::kResidual, weights, seed, num_samples);
 }
 

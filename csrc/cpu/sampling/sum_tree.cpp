@@ -140,15 +140,15 @@ void apply_update(const TreeShape& shape, const TreeUpdate<bits_t<T>>& update) {
   }
 }
 
-Tensor sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
-  return sum_tree_update(weights, nodes, indices, values,
-                         [](auto type, const Tensor&, const TreeShape& shape, const auto& update, int64_t* verdict) {
-                           using T = typename decltype(type)::type;
-                           const int64_t wrong =
-                               first_wrong<T>(update.value, update.index, update.count, shape.count[0]);
-                           *verdict = wrong < update.count ? -1 - wrong : 1;
-                           if (update.count > 0 && wrong == update.count) apply_update<T>(shape, update);
-                         });
+void sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
+  sum_tree_update(weights, nodes, indices, values,
+                  [](auto type, const Tensor&, const TreeShape& shape, const auto& update) {
+                    using T = typename decltype(type)::type;
+                    const int64_t n = shape.count[0];
+                    const int64_t wrong = first_wrong<T>(update.value, update.index, update.count, n);
+                    if (wrong < update.count) refuse(kTreeUpdate, fault_of_update<T>(update, wrong, n));
+                    if (update.count > 0) apply_update<T>(shape, update);
+                  });
 }
 
 // All draws of a batch go down a level together, so that their reads overlap.
@@ -174,10 +174,7 @@ Tensor sum_tree_sample_cpu(Tensor nodes, int64_t n, Tensor seed, int64_t start, 
   return sum_tree_sample(nodes, n, seed, start, num_samples,
                          [](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
                             int64_t num_samples, int64_t* out) {
-                           if (nodes[shape.value[shape.levels]] == 0) {
-                             std::fill(out, out + num_samples, -1);
-                             return;
-                           }
+                           if (nodes[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
                            const int64_t batches = (num_samples + kDraws - 1) / kDraws;
                            torch::stable::parallel_for(0, batches, kBatches, [&](int64_t begin, int64_t end) {
                              for (int64_t i = begin * kDraws; i < std::min(end * kDraws, num_samples); i += kDraws) {

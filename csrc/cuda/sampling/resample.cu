@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../../library.h"
+#include "deferred.cuh"
 #include "masses.cuh"
 
 namespace ste_ops {
@@ -146,6 +147,21 @@ __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t bucket
   }
 }
 
+// One block: reports the first row that has no ancestors.
+template <class T>
+__global__ void report_totals_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
+                                     const int64_t* total, DeferredErrors errors) {
+  uint64_t first = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
+    if (total[row] <= 0) first = Greater()(first, uint64_t(rows - row));
+  }
+  first = block_reduce(first, Greater(), uint64_t(0));
+  if (first == 0 || threadIdx.x != 0) return;
+  int64_t row = rows - int64_t(first);
+  double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
+  errors.report(fault_of_state(total[row], one_row ? -1 : row, value));
+}
+
 // What a launch needs beside its arguments.
 struct Scratch {
   Tensor memory;
@@ -159,8 +175,9 @@ struct Scratch {
 };
 
 template <class T>
-void resample_rows(const Launcher& launch, Resampling scheme, const Tensor& like, const bits_t<T>* weights,
-                   const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples, int64_t* out, int64_t* total) {
+void resample_rows(const Launcher& launch, const DeferredErrors& errors, Resampling scheme, const Tensor& like,
+                   const bits_t<T>* weights, const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples,
+                   int64_t* out, int64_t* total) {
   const bool residual = scheme == Resampling::kResidual;
   const int64_t buckets = std::min(n, num_samples);
   Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
@@ -183,6 +200,7 @@ void resample_rows(const Launcher& launch, Resampling scheme, const Tensor& like
   launch(resampled_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
   launch(positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
          total);
+  launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, weights, total, errors);
   launch(sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
          particles.up_to, copied_before);
   if (!residual) {
@@ -196,20 +214,21 @@ void resample_rows(const Launcher& launch, Resampling scheme, const Tensor& like
          out);
 }
 
-std::tuple<Tensor, Tensor> resample(const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights,
-                                    const Tensor& seed, int64_t num_samples) {
+Tensor resample(const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed,
+                int64_t num_samples) {
+  DeferredErrors errors(weights, op);
   return resampled(op, weights, seed, num_samples, [&](auto type, auto... arguments) {
-    resample_rows<typename decltype(type)::type>(launch, scheme, arguments...);
+    resample_rows<typename decltype(type)::type>(launch, errors, scheme, arguments...);
   });
 }
 
-std::tuple<Tensor, Tensor> systematic_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor systematic_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample(Launcher(weights), "systematic_resample", Resampling::kSystematic, weights, seed, num_samples);
 }
-std::tuple<Tensor, Tensor> stratified_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor stratified_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample(Launcher(weights), "stratified_resample", Resampling::kStratified, weights, seed, num_samples);
 }
-std::tuple<Tensor, Tensor> residual_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
+Tensor residual_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
   return resample(Launcher(weights), "residual_resample", Resampling::kResidual, weights, seed, num_samples);
 }
 

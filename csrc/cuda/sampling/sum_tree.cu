@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../../library.h"
+#include "deferred.cuh"
 #include "tiles.cuh"
 
 namespace ste_ops {
@@ -113,32 +114,44 @@ __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_
   }
 }
 
-Tensor sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
+// Reports what the verdict says of an update.
+template <class T>
+__global__ void report_update_kernel(TreeUpdate<bits_t<T>> update, int64_t n, const int64_t* verdict,
+                                     DeferredErrors errors) {
+  if (grid_index() == 0 && *verdict != 1) errors.report(fault_of_update<T>(update, -1 - *verdict, n));
+}
+
+void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
   Launcher launch(weights);
-  return sum_tree_update(
-      weights, nodes, indices, values,
-      [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update, int64_t* verdict) {
-        using T = typename decltype(type)::type;
-        const int64_t count = update.count, blocks = grid_for(count);
-        judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
-        launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-        launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-        launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
-        for (int level = 1; level <= shape.levels && count > 0; ++level) {
-          if (count < shape.count[level]) {
-            launch(sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes, level,
-                   update.index, count, verdict);
-          } else {
-            launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, update.weights,
-                   update.nodes, level, verdict);
-          }
-        }
-      });
+  DeferredErrors errors(weights, kTreeUpdate);
+  sum_tree_update(weights, nodes, indices, values,
+                  [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update) {
+                    using T = typename decltype(type)::type;
+                    const int64_t count = update.count, blocks = grid_for(count);
+                    if (count == 0) return;
+                    Tensor judged = empty_verdict(like);
+                    int64_t* verdict = static_cast<int64_t*>(judged.mutable_data_ptr());
+                    judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
+                    launch(report_update_kernel<T>, 1, kWarpSize, update, shape.count[0], verdict, errors);
+                    launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+                    launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+                    launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
+                    for (int level = 1; level <= shape.levels; ++level) {
+                      if (count < shape.count[level]) {
+                        launch(sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes,
+                               level, update.index, count, verdict);
+                      } else {
+                        launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape,
+                               update.weights, update.nodes, level, verdict);
+                      }
+                    }
+                  });
 }
 
 __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
-                                       int64_t num_samples, int64_t* out) {
+                                       int64_t num_samples, int64_t* out, DeferredErrors errors) {
   const bool empty = nodes[shape.value[shape.levels]] == 0;
+  if (empty && grid_index() == 0) errors.report(Fault::only_zeros(-1));
   for (int64_t i = grid_index(); i < num_samples; i += grid_stride()) {
     uint64_t node = 0;
     Random128 random{};
@@ -154,11 +167,12 @@ __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, c
 
 Tensor sum_tree_sample_cuda(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
   Launcher launch(nodes);
+  DeferredErrors errors(nodes, kTreeSample);
   return sum_tree_sample(nodes, n, seed, start, num_samples,
                          [&](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
                              int64_t num_samples, int64_t* out) {
                            launch(sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, shape, nodes, seed,
-                                  start, num_samples, out);
+                                  start, num_samples, out, errors);
                          });
 }
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from ste_ops._functions._base import fake
 
 
-def _resampled(weights: Tensor, seed: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
-    ancestors = weights.new_empty((*weights.shape[:-1], num_samples), dtype=torch.int64)
-    return ancestors, weights.new_empty(weights.shape[:-1], dtype=torch.int64)
+def _resampled(weights: Tensor, seed: Tensor, num_samples: int) -> Tensor:
+    return weights.new_empty((*weights.shape[:-1], num_samples), dtype=torch.int64)
 
 
 for _name in ("systematic_resample", "stratified_resample", "residual_resample"):

@@ -26,8 +26,8 @@ def _(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @fake("sum_tree_update_")
-def _(weights: Tensor, nodes: Tensor, indices: Tensor, values: Tensor) -> Tensor:
-    return weights.new_empty((), dtype=torch.int64)
+def _(weights: Tensor, nodes: Tensor, indices: Tensor, values: Tensor) -> None:
+    return None
 
 
 @fake("sum_tree_sample")
