@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, clip, memory, sampling, straight_through
+from benchmarks import binarize, clip, draws, memory, sampling, straight_through
 from benchmarks.measure import Result, keep_memory, measure
 
 GROUPS = {
@@ -22,6 +22,7 @@ GROUPS = {
     "straight_through": straight_through.rows,
     "clip": clip.rows,
     "sampling": sampling.rows,
+    "draws": draws.rows,
     "memory": memory.rows,
 }
 FOLDER = Path(__file__).parent

@@ -29,7 +29,7 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.sampling import AliasTable, bernoulli_ste, categorical_ste, multinomial, subset_ste
 
 # isort: split
 # The modules look the operators up in this one, so they come last.
@@ -43,6 +43,7 @@ __all__ = [
     "bitnet_activation",
     "bitnet_weight",
     "build_info",
+    "categorical_ste",
     "ceil",
     "clamp",
     "clip_grad_agc_",
@@ -70,6 +71,7 @@ __all__ = [
     "sign",
     "sr_ste",
     "stochastic_round",
+    "subset_ste",
     "surrogate",
     "ternary",
     "testing",

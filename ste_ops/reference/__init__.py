@@ -32,13 +32,14 @@ from ste_ops.reference.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.reference.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.reference.sampling import AliasTable, bernoulli_ste, categorical_ste, multinomial, subset_ste
 
 __all__ = [
     "AliasTable",
     "bernoulli_ste",
     "bitnet_activation",
     "bitnet_weight",
+    "categorical_ste",
     "ceil",
     "clamp",
     "clip_grad_agc_",
@@ -62,6 +63,7 @@ __all__ = [
     "sign",
     "sr_ste",
     "stochastic_round",
+    "subset_ste",
     "ternary",
     "trunc",
     "xnor_weight",
