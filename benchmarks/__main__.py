@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, clip, data, memory, resample, sampling, straight_through, sum_tree
+from benchmarks import binarize, clip, data, draws, memory, resample, sampling, straight_through, sum_tree
 from benchmarks.measure import Result, keep_memory, measure
 
 GROUPS = {
@@ -25,6 +25,7 @@ GROUPS = {
     "data": data.rows,
     "sum_tree": sum_tree.rows,
     "resample": resample.rows,
+    "draws": draws.rows,
     "memory": memory.rows,
 }
 FOLDER = Path(__file__).parent

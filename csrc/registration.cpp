@@ -146,6 +146,19 @@ STE_OPS_LIBRARY(m) {
   m.def("raise_deferred(Tensor on) -> ()");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
+  // Draws from softmax(logits) over the last dimension, as one-hot vectors in logits' dtype and layout, and each row's
+  // category; -1 and a row of NaN where a row is NaN, +inf or all -inf somewhere (an error on the CPU). The gradients
+  // of csrc/core/categorical.h; `index` is read by all but the first estimator. One seed, or one for each of dimension
+  // 0 of contiguous logits.
+  m.def("categorical(Tensor logits, Tensor seed) -> (Tensor out, Tensor index)");
+  m.def(
+      "categorical_backward(Tensor grad, Tensor logits, Tensor seed, Tensor index, int estimator, float tau) -> "
+      "Tensor");
+  // The Gumbel noise of these draws, row-major, float32 or float64.
+  m.def("gumbel_noise(Tensor logits, Tensor seed) -> Tensor");
+  // The k largest of logits plus that noise, as k-hot vectors; their relaxed gradient (csrc/core/subset.h).
+  m.def("subset(Tensor logits, Tensor seed, int k) -> Tensor");
+  m.def("subset_backward(Tensor grad, Tensor logits, Tensor seed, int k, float tau) -> Tensor");
 
   m.def("surrogates() -> str");
   m.def("build_info() -> str");

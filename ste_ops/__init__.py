@@ -39,10 +39,12 @@ from ste_ops.sampling import (
     AliasTable,
     SumTree,
     bernoulli_ste,
+    categorical_ste,
     check_deferred_errors,
     multinomial,
     residual_resample,
     stratified_resample,
+    subset_ste,
     systematic_resample,
 )
 
@@ -59,6 +61,7 @@ __all__ = [
     "bitnet_activation",
     "bitnet_weight",
     "build_info",
+    "categorical_ste",
     "ceil",
     "check_deferred_errors",
     "clamp",
@@ -89,6 +92,7 @@ __all__ = [
     "sr_ste",
     "stochastic_round",
     "stratified_resample",
+    "subset_ste",
     "surrogate",
     "systematic_resample",
     "ternary",

@@ -68,7 +68,7 @@ def _panel(
 
 
 def groups() -> Iterator[Group]:
-    yield Group("Steps, with the gradient of Clip(1), and a draw", [*_steps()])
+    yield Group("Steps, with the gradient of Clip(1), and draws", [*_steps()])
     yield Group("Surrogates: what stands in for the gradient of a step (grey)", [*_surrogates()], low=-0.5, high=2.3)
     yield Group("Rounding: the gradient passes", [*_rounding()])
     yield Group(
@@ -90,6 +90,16 @@ def _steps() -> Iterator[Panel]:
         [(0.05, 1.25, "gradient"), (0.05, -0.5, "draws of 0 and 1")],
         axis="p",
     )
+    yield _drawn_panel("categorical_ste(x)", lambda x: ste_ops.categorical_ste(x, generator=_seed()))
+    yield _drawn_panel("subset_ste(x, 2)", lambda x: ste_ops.subset_ste(x, 2, generator=_seed()))
+
+
+def _drawn_panel(title: str, draw: Callable[[Tensor], Tensor]) -> Panel:
+    """Of the first of three logits, the others 0."""
+    x, others = torch.linspace(-2, 2, 161, dtype=torch.float64), torch.zeros(161, 2, dtype=torch.float64)
+    draws, gradient = _both(lambda x: draw(torch.cat([x[:, None], others], -1))[:, 0], x)
+    words = [(-1.95, 0.45, "gradient"), (-1.95, -0.6, "draws of 0 and 1")]
+    return Panel(title, [(x, gradient, GRADIENT), (x, draws, {**DOTS, "color": "black"})], words, "x beside 0, 0")
 
 
 def _seed() -> torch.Generator:

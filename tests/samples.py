@@ -175,6 +175,24 @@ def seed(device: str) -> torch.Tensor:
     return torch.tensor([7], device=device)
 
 
+def logits(device: str) -> list[torch.Tensor]:
+    return [
+        torch.randn(5, 7, device=device),
+        torch.randn(6, 4, device=device, dtype=torch.bfloat16).t(),
+        torch.randn(9, device=device, dtype=torch.float64)[1:],
+        torch.randn(2, 3, 4, device=device, dtype=torch.float16)[:, ::2],
+        torch.randn(0, 4, device=device),
+    ]
+
+
+def pulled(device: str) -> list[Arguments]:
+    return [
+        (torch.randn_like(x), x, seed(device), torch.ones(x.shape[:-1], dtype=torch.int64, device=device), e, 0.5)
+        for x in logits(device)
+        for e in range(3)
+    ]
+
+
 # operator -> device -> arguments of several calls.
 SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": steps,
@@ -236,6 +254,11 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
             (torch.rand(3, 7, device=device, dtype=torch.float64), seed(device), 9),
         ],
     ),
+    "categorical": lambda device: [(x, seed(device)) for x in logits(device)],
+    "categorical_backward": pulled,
+    "gumbel_noise": lambda device: [(x, seed(device)) for x in logits(device)],
+    "subset": lambda device: [(x, seed(device), 2) for x in logits(device)],
+    "subset_backward": lambda device: [(torch.randn_like(x), x, seed(device), 2, 0.5) for x in logits(device)],
     "bernoulli": lambda device: [(grad.sigmoid(), seed(device)) for grad in gradients(device)],
 }
 

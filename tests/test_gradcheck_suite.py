@@ -81,7 +81,9 @@ def doubled(out):
 
 FUNCTIONS = {
     "heaviside": "binarize.Heaviside",
-    "bernoulli_ste": "sampling.Bernoulli",
+    "bernoulli_ste": "sampling.bernoulli.Bernoulli",
+    "categorical_ste": "sampling.categorical.Categorical",
+    "subset_ste": "sampling.subset.Subset",
     "round": "quantize.rounding.Round",
     "fake_quantize": "quantize.uniform.FakeQuantize",
     "lsq": "quantize.uniform.LSQ",

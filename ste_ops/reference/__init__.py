@@ -36,9 +36,11 @@ from ste_ops.reference.sampling import (
     AliasTable,
     SumTree,
     bernoulli_ste,
+    categorical_ste,
     multinomial,
     residual_resample,
     stratified_resample,
+    subset_ste,
     systematic_resample,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "bernoulli_ste",
     "bitnet_activation",
     "bitnet_weight",
+    "categorical_ste",
     "ceil",
     "clamp",
     "clip_grad_agc_",
@@ -73,6 +76,7 @@ __all__ = [
     "sr_ste",
     "stochastic_round",
     "stratified_resample",
+    "subset_ste",
     "systematic_resample",
     "ternary",
     "trunc",

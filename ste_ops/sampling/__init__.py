@@ -2,18 +2,16 @@
 
 from ste_ops.sampling.alias import AliasTable
 from ste_ops.sampling.bernoulli import bernoulli_ste
-from ste_ops.sampling.deferred import check_deferred_errors
-from ste_ops.sampling.multinomial import multinomial
-from ste_ops.sampling.resample import residual_resample, stratified_resample, systematic_resample
-from ste_ops.sampling.sum_tree import SumTree
 
 __all__ = [
     "AliasTable",
     "SumTree",
     "bernoulli_ste",
+    "categorical_ste",
     "check_deferred_errors",
     "multinomial",
     "residual_resample",
     "stratified_resample",
+    "subset_ste",
     "systematic_resample",
 ]

@@ -13,6 +13,25 @@ INTEGER = frozenset(
 MOST = 2**40
 
 
+def check_logits(operator: str, logits: Tensor) -> None:
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{operator}: logits must be a tensor, got {type(logits).__name__}")
+    if logits.dtype not in FLOATING:
+        raise TypeError(f"{operator}: logits must be float64, float32, bfloat16 or float16, got {logits.dtype}")
+    if logits.dim() == 0:
+        raise ValueError(f"{operator}: logits must have at least one dimension, got shape ()")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{operator}: logits must have at least one category, got shape {tuple(logits.shape)}")
+
+
+def check_tau(operator: str, tau: float) -> float:
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+        raise TypeError(f"{operator}: tau must be a number, got {type(tau).__name__}")
+    if not 1e-30 <= tau <= 1e30:
+        raise ValueError(f"{operator}: tau must be in [1e-30, 1e30], got {tau}")
+    return float(tau)
+
+
 def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor:
     """Weights as the native table takes them, or the operator's error."""
     if not isinstance(weights, Tensor):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ste_ops import reference
 from ste_ops import surrogate as _surrogate
+from ste_ops.reference.sampling.categorical import gumbel_noise as _noise
+from ste_ops.reference.sampling.subset import relaxed_subset as _relaxed
 from ste_ops.testing._case import Case, gradient_case, step_case
 from ste_ops.testing._steps import SurrogateLike
 from ste_ops.testing._windows import IntegerWindow, Window
@@ -29,6 +31,7 @@ def cases() -> Iterator[Case]:
     yield from _scaled()
     yield from _statistics()
     yield from _clipped()
+    yield from _drawn()
 
 
 # Steps with every surrogate.
@@ -209,6 +212,59 @@ def _statistics() -> Iterator[Case]:
         lambda _: lambda w: w,
         [w],
         potential=lambda grad, w: (grad * w).sum() + 0.05 * (decayed(w) ** 2).sum(),
+    )
+
+
+# Draws from softmax(logits), under one seed.
+
+
+def _seed(device: torch.device) -> Tensor:
+    return torch.randint(2**63 - 1, (1,), device=device, generator=torch.Generator(device).manual_seed(3))
+
+
+def _one_hot(estimator: str, tau: float) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    """The draw, and what the estimator's softmaxes move; reinmax holds the half that the draw has in one of them."""
+
+    def at(x0: Tensor) -> Callable[[Tensor], Tensor]:
+        noise = _noise(x0, _seed(x0.device))
+        drawn = torch.nn.functional.one_hot((x0 + noise).argmax(-1), x0.shape[-1]).double()
+        held = ((drawn + torch.softmax(x0 / tau, -1)) / 2).log() - x0
+
+        def soft(x: Tensor) -> Tensor:
+            if estimator == "reinmax":
+                return 2 * torch.softmax(held + x, -1) - torch.softmax(x, -1) / 2
+            return torch.softmax((x + noise if estimator == "gumbel" else x) / tau, -1)
+
+        return lambda x: drawn + soft(x) - soft(x0)
+
+    return at
+
+
+def _k_hot(k: int, tau: float) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    def at(x0: Tensor) -> Callable[[Tensor], Tensor]:
+        noise = _noise(x0, _seed(x0.device))
+        drawn = torch.zeros_like(x0).scatter(-1, (x0 + noise).topk(k).indices, 1.0)
+        return lambda x: drawn + _relaxed(x + noise, k, tau) - _relaxed(x0 + noise, k, tau)
+
+    return at
+
+
+def _drawn() -> Iterator[Case]:
+    x = _values(3, 6)
+    for estimator, tau in (("straight_through", 1.0), ("gumbel", 0.5), ("reinmax", 1.0)):
+
+        def call(fn: Callable[..., Tensor], x: Tensor, how: tuple[str, float] = (estimator, tau)) -> Tensor:
+            return fn(x, *how, generator=torch.Generator(x.device).manual_seed(3))
+
+        label = f"logits, {estimator}, tau={tau}"
+        yield gradient_case("categorical_ste", label, call, _one_hot(estimator, tau), [x], skip=_RANDOM)
+    yield gradient_case(
+        "subset_ste",
+        "logits, 3, tau=0.5",
+        lambda fn, x: fn(x, 3, 0.5, generator=torch.Generator(x.device).manual_seed(3)),
+        _k_hot(3, 0.5),
+        [x],
+        skip=_RANDOM,
     )
 
 

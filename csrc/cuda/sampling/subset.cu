@@ -1,0 +1,215 @@
+#include "../../subset.h"
+
+#include "../../library.h"
+#include "rows.cuh"
+
+namespace ste_ops {
+namespace {
+
+// Integers in the order of the numbers.
+STE_HD uint32_t ordered(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+STE_HD uint64_t ordered(double x) {
+  uint64_t bits = bit_cast<uint64_t>(x);
+  return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
+}
+
+// Adds to a row's logits, its largest taken off, the noise of their places.
+template <class Team, class T>
+__device__ void write_keys(const Team& team, const RowShape& shape, int64_t row, int64_t n, const T* x,
+                           arithmetic_t<T> largest, const uint64_t* seeds, arithmetic_t<T>* keys) {
+  using A = arithmetic_t<T>;
+  if (n > 0) {
+    const uint64_t seed = seeds[shape.seed(row)], place = shape.place(row);
+    team.each(n, [&](int64_t i) { keys[i] = (load(x[i]) - largest) + gumbel_at<A>(seed, place + uint64_t(i)); });
+  }
+  team.sync();
+}
+
+// The k largest keys, found bit by bit of the least of them, then of the last index among its equals.
+template <class T, class Team>
+__global__ void __launch_bounds__(kRowThreads) subset_kernel(Team team, RowShape shape, int64_t k, const T* logits,
+                                                             const uint64_t* seeds, T* out, arithmetic_t<T>* memory) {
+  using A = arithmetic_t<T>;
+  using U = bits_t<A>;
+  constexpr int kBits = 8 * int(sizeof(U));
+  const int index_bits = bit_width(uint64_t(shape.n));
+  A* keys = memory + (int64_t(blockIdx.x) * team.per_block() + team.slot()) * shape.n;
+  for (int64_t first = int64_t(blockIdx.x) * team.per_block(); first < shape.rows;
+       first += int64_t(gridDim.x) * team.per_block()) {
+    const int64_t row = first + team.slot(), n = row < shape.rows ? shape.n : 0;
+    const T* x = logits + row * shape.n;
+    const A largest = largest_logit(team, x, n);
+    write_keys(team, shape, row, n, x, largest, seeds, keys);
+    // Of equal keys those in front of the limit.
+    const auto chosen = [&](int64_t i, U least, int64_t limit) {
+      const U key = ordered(keys[i]);
+      return key > least || (key == least && i < limit);
+    };
+    U least = 0;
+    int64_t last = 0;
+    for (int bit = kBits + index_bits - 1; bit >= 0; --bit) {
+      const bool of_key = bit >= index_bits;
+      const U candidate = of_key ? least | U(1) << (bit - index_bits) : least;
+      const int64_t limit = of_key ? n : last | int64_t(1) << bit;
+      const int64_t count = team.sum(n, int64_t(0), [&](int64_t i) { return int64_t(chosen(i, candidate, limit)); });
+      if (of_key && count >= k) least = candidate;
+      if (!of_key && count < k) last = limit;
+    }
+    const bool drawable = is_drawable(largest) && least > ordered(-Floating<A>::infinity);
+    team.each(n, [&](int64_t i) {
+      out[row * shape.n + i] = store<T>(drawable ? A(chosen(i, least, last + 1) ? 1 : 0) : quiet_nan<A>());
+    });
+    team.sync();  // the keys are free for the next row
+  }
+}
+
+// Memory of a team: numbers in A, then the steps.
+template <class A>
+struct SubsetMemory {
+  A *a, *t, *kept, *f;
+  SubsetStep<A>* steps;
+
+  STE_HD static int64_t numbers(int64_t n, const SubsetPlan& plan) { return n * (2 + plan.segments + plan.length); }
+  STE_HD SubsetMemory(A* numbers_of_all, SubsetStep<A>* steps_of_all, int64_t team, int64_t n, const SubsetPlan& plan)
+      : a(numbers_of_all + team * numbers(n, plan)),
+        t(a + n),
+        kept(t + n),
+        f(kept + n * plan.segments),
+        steps(steps_of_all + team * plan.k) {}
+};
+
+template <class A, class Team>
+__device__ void next_logits(const Team& team, int64_t n, const SubsetStep<A>& step, const A* f, A* a) {
+  team.each(n, [&](int64_t i) { a[i] = i == step.top ? a[i] + step.log_left : step.next(a[i], f[i]); });
+  team.sync();
+}
+
+template <class A, class Team>
+__device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& step, A inv_tau, const A* a, A* f) {
+  const A rest = team.sum(n, A(0), [&](int64_t i) {
+    f[i] = i == step.top ? A(0) : step.weight(a[i], inv_tau);
+    return f[i];
+  });
+  team.sync();
+  return rest;
+}
+
+template <class T, class Team>
+__global__ void __launch_bounds__(kRowThreads)
+    subset_backward_kernel(Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad,
+                           const T* logits, const uint64_t* seeds, T* out, arithmetic_t<T>* numbers,
+                           SubsetStep<arithmetic_t<T>>* steps) {
+  using A = arithmetic_t<T>;
+  const SubsetMemory<A> m(numbers, steps, int64_t(blockIdx.x) * team.per_block() + team.slot(), shape.n, plan);
+  for (int64_t first = int64_t(blockIdx.x) * team.per_block(); first < shape.rows;
+       first += int64_t(gridDim.x) * team.per_block()) {
+    const int64_t row = first + team.slot(), n = row < shape.rows ? shape.n : 0;
+    const T *x = logits + row * shape.n, *g = grad + row * shape.n;
+    write_keys(team, shape, row, n, x, largest_logit(team, x, n), seeds, m.a);
+    A* kept = m.kept;
+    for (int64_t j = 0, until = 0; j < plan.k; ++j, --until) {
+      TopTwo<A> tops = TopTwo<A>::none();
+      team.each(n, [&](int64_t i) {
+        if (until == 0) kept[i] = m.a[i];
+        tops = MergeTops()(tops, TopTwo<A>{i, m.a[i], -Floating<A>::infinity});
+      });
+      tops = team.reduce(tops, MergeTops(), TopTwo<A>::none());
+      SubsetStep<A> step(tops);
+      step.finish(tops, write_weights(team, n, step, inv_tau, m.a, m.f), inv_tau);
+      if (team.leads()) m.steps[j] = step;
+      if (j < plan.k - 1) next_logits(team, n, step, m.f, m.a);
+      if (until == 0) {
+        kept += n;
+        until = plan.length;
+      }
+    }
+    team.each(n, [&](int64_t i) { m.t[i] = A(0); });
+    team.sync();
+    for (int64_t segment = plan.segments - 1; segment >= 0; --segment) {
+      const int64_t begin = segment * plan.length;
+      const int64_t last = (begin + plan.length < plan.k ? begin + plan.length : plan.k) - 1;
+      A* a = m.kept + segment * n;
+      for (int64_t j = begin; j <= last; ++j) {
+        write_weights(team, n, m.steps[j], inv_tau, a, m.f + (j - begin) * n);
+        if (j < last) next_logits(team, n, m.steps[j], m.f + (j - begin) * n, a);
+      }
+      for (int64_t j = last; j >= begin; --j) {
+        const SubsetStep<A>& step = m.steps[j];
+        const A* f = m.f + (j - begin) * n;
+        const A t_top = step.top >= 0 && step.top < n ? m.t[step.top] : quiet_nan<A>();
+        const SubsetSums<A> sums = team.sum(n, SubsetSums<A>{A(0), A(0)}, [&](int64_t i) {
+          const A p = f[i] * step.scale;
+          return SubsetSums<A>{i == step.top ? step.p_top * load(g[i]) : p * load(g[i]), handed_back(p, m.t[i])};
+        });
+        const SubsetPull<A> pull{step, sums, t_top, inv_tau};
+        team.each(n, [&](int64_t i) {
+          m.t[i] = i == step.top ? pull.top(load(g[i])) : pull.other(f[i], load(g[i]), m.t[i]);
+        });
+        team.sync();
+      }
+    }
+    team.each(n, [&](int64_t i) { out[row * shape.n + i] = store<T>(m.t[i]); });
+    team.sync();
+  }
+}
+
+// So many blocks that the multiprocessors are busy and the memory of their teams stays below a quarter of a GiB.
+template <class Team>
+int64_t busy_blocks(const Launcher& launch, const Team& team, int64_t blocks, int64_t bytes_of_team) {
+  const int64_t fit = (int64_t(1) << 28) / (bytes_of_team * team.per_block());
+  return std::min({blocks, int64_t(launch.multiprocessors()) * 8, std::max<int64_t>(fit, 1)});
+}
+
+template <class A>
+A* device_memory(Tensor& memory) {
+  return static_cast<A*>(memory.mutable_data_ptr());
+}
+
+Tensor subset_cuda(Tensor logits, Tensor seed, int64_t k) {
+  Launcher launch(logits);
+  return subset(logits, seed, k,
+                [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, const auto* x,
+                    const uint64_t* seeds, auto* out) {
+                  using T = typename decltype(type)::type;
+                  using A = arithmetic_t<T>;
+                  with_team(shape, [&](auto team, int64_t blocks) {
+                    blocks = busy_blocks(launch, team, blocks, shape.n * int64_t(sizeof(A)));
+                    Tensor keys = empty_vector(blocks * team.per_block() * shape.n, arithmetic_type(like), like);
+                    launch(subset_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, k, x, seeds, out,
+                           device_memory<A>(keys));
+                  });
+                });
+}
+
+Tensor subset_backward_cuda(Tensor grad, Tensor logits, Tensor seed, int64_t k, double tau) {
+  Launcher launch(logits);
+  return subset_backward(
+      grad, logits, seed, k, tau,
+      [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, auto inv_tau, const auto* grad,
+          const auto* x, const uint64_t* seeds, auto* out) {
+        using T = typename decltype(type)::type;
+        using A = arithmetic_t<T>;
+        const SubsetPlan plan(k);
+        const int64_t numbers = SubsetMemory<A>::numbers(shape.n, plan), step = int64_t(sizeof(SubsetStep<A>));
+        with_team(shape, [&](auto team, int64_t blocks) {
+          blocks = busy_blocks(launch, team, blocks, numbers * int64_t(sizeof(A)) + k * step);
+          const int64_t teams = blocks * team.per_block();
+          Tensor memory = empty_vector(teams * numbers, arithmetic_type(like), like);
+          Tensor steps = empty_vector(teams * k * step, ScalarType::Byte, like);
+          launch(subset_backward_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, plan, inv_tau, grad, x,
+                 seeds, out, device_memory<A>(memory), device_memory<SubsetStep<A>>(steps));
+        });
+      });
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("subset", TORCH_BOX(&subset_cuda));
+  m.impl("subset_backward", TORCH_BOX(&subset_backward_cuda));
+}
+
+}  // namespace ste_ops
