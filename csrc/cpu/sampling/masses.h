@@ -41,11 +41,14 @@ STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64
   return sum;
 }
 
+// Writes the sum of the masses of each `step` weights.
 template <class T>
-STE_OPS_CLONES uint64_t mass_sum(const bits_t<T>* weights, int64_t count, int64_t exponent) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += mass<T>(weights[i], exponent);
-  return sum;
+STE_OPS_CLONES void mass_sums(const bits_t<T>* weights, int64_t count, int64_t exponent, int64_t step, uint64_t* sums) {
+  for (int64_t begin = 0; begin < count; begin += step) {
+    uint64_t sum = 0;
+    for (int64_t i = begin; i < std::min(begin + step, count); ++i) sum += mass<T>(weights[i], exponent);
+    *sums++ = sum;
+  }
 }
 
 // A row of n weights in tiles, which threads take side by side.
