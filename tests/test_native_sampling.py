@@ -106,6 +106,19 @@ def test_integers() -> None:
     assert core.multiply_high(a, b).tolist() == expected
 
 
+@pytest.mark.parametrize("name", DTYPES)
+def test_integer_mass_is_the_mass(name: str) -> None:
+    of, bits = getattr(core, name), np.sort(values(name)[values(name) > 0]).view(DTYPES[name][1])
+    for exponent in range(-40, 60, 7):
+        exponent -= int(np.frexp(values(name).max())[1]) - 20
+        small_enough = bits[np.ldexp(bits.view(DTYPES[name][0]).astype(np.float64), exponent) < 2.0**62]
+        integers = small_enough[of.is_integer(small_enough, exponent)]
+        assert of.integer_mass(integers, exponent).tolist() == of.mass(integers, exponent).tolist()
+        # All that are not below such a weight are such weights.
+        assert np.array_equal(integers, small_enough[len(small_enough) - len(integers) :])
+    assert of.integer_mass(bits[:1] * 0, 3).tolist() == [0]
+
+
 def test_uniform_below() -> None:
     rng = np.random.default_rng(5)
     low, high, total = rng.integers(0, 2**64, (3, 1000), dtype=np.uint64)

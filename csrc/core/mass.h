@@ -100,6 +100,16 @@ STE_HD uint64_t mass(bits_t<T> x, int64_t exponent) {
   return rounded + (uint64_t(rounded == 0) & uint64_t(magnitude<T>(x) != 0));
 }
 
+// The mass of x where the scale leaves it an integer, as it does every weight that is not below one of which
+// is_integer(scaled(magnitude), exponent) holds; the rounding is most of the work of the others.
+STE_HD bool is_integer(Scaled x, int64_t exponent) { return x.exponent + exponent >= 0; }
+
+template <class T>
+STE_HD uint64_t integer_mass(bits_t<T> x, int64_t exponent) {
+  Scaled s = scaled<T>(magnitude<T>(x));
+  return s.integer << (uint64_t(s.exponent + exponent) & 63);  // zero may ask for any shift
+}
+
 // The masses of n weights are chosen in two steps. Scaled by the first exponent, the largest weight stays so small that
 // n of them cannot overflow, and the sum of the coarse masses shows how much room is left.
 template <class T>

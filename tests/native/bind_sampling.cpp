@@ -29,6 +29,10 @@ void bind_mass(py::module_& m, const char* name) {
   py::module_ sub = m.def_submodule(name);
   sub.def("mass", py::vectorize([](bits_t<T> x, int64_t exponent) { return mass<T>(x, exponent); }));
   sub.def("coarse_mass", py::vectorize([](bits_t<T> x, int64_t exponent) { return coarse_mass<T>(x, exponent); }));
+  sub.def("integer_mass", py::vectorize([](bits_t<T> x, int64_t exponent) { return integer_mass<T>(x, exponent); }));
+  sub.def("is_integer", py::vectorize([](bits_t<T> x, int64_t exponent) {
+            return is_integer(scaled<T>(magnitude<T>(x)), exponent);
+          }));
   sub.def("is_weight", py::vectorize([](bits_t<T> x) { return is_weight<T>(x); }));
   sub.def("is_probability", py::vectorize([](bits_t<T> x) { return is_probability<T>(x); }));
   sub.def("bernoulli", py::vectorize([](bits_t<T> p, uint64_t random) { return bernoulli<T>(p, random); }));

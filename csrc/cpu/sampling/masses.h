@@ -22,10 +22,22 @@ STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64
   return greatest < kInfinity<T> && !is_negative<T>(greatest_signed);
 }
 
+// Whether the scale leaves every weight an integer.
+template <class T>
+STE_OPS_INLINE bool all_integers(const bits_t<T>* weights, int64_t count, int64_t exponent) {
+  bits_t<T> least = bits_t<T>(~bits_t<T>(0));  // of the positive ones, less 1; a zero wraps round
+  for (int64_t i = 0; i < count; ++i) least = std::min(least, bits_t<T>(magnitude<T>(weights[i]) - 1));
+  return is_integer(scaled<T>(magnitude<T>(bits_t<T>(least + 1))), exponent);
+}
+
 template <class T>
 STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int64_t exponent) {
   uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += coarse_mass<T>(weights[i], exponent);
+  if (all_integers<T>(weights, count, exponent)) {
+    for (int64_t i = 0; i < count; ++i) sum += integer_mass<T>(weights[i], exponent);
+  } else {
+    for (int64_t i = 0; i < count; ++i) sum += coarse_mass<T>(weights[i], exponent);
+  }
   return sum;
 }
 
@@ -33,19 +45,28 @@ STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int
 template <class T>
 STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
   uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t m = mass<T>(weights[i], exponent);
-    masses[i] = m;
-    sum += m;
+  if (all_integers<T>(weights, count, exponent)) {
+    for (int64_t i = 0; i < count; ++i) sum += masses[i] = integer_mass<T>(weights[i], exponent);
+  } else {
+    for (int64_t i = 0; i < count; ++i) sum += masses[i] = mass<T>(weights[i], exponent);
   }
   return sum;
 }
 
+// Writes the sum of the masses of each `step` weights.
 template <class T>
-STE_OPS_CLONES uint64_t mass_sum(const bits_t<T>* weights, int64_t count, int64_t exponent) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += mass<T>(weights[i], exponent);
-  return sum;
+STE_OPS_CLONES void mass_sums(const bits_t<T>* weights, int64_t count, int64_t exponent, int64_t step, uint64_t* sums) {
+  bool integers = all_integers<T>(weights, count, exponent);
+  for (int64_t begin = 0; begin < count; begin += step) {
+    int64_t end = std::min(begin + step, count);
+    uint64_t sum = 0;
+    if (integers) {
+      for (int64_t i = begin; i < end; ++i) sum += integer_mass<T>(weights[i], exponent);
+    } else {
+      for (int64_t i = begin; i < end; ++i) sum += mass<T>(weights[i], exponent);
+    }
+    *sums++ = sum;
+  }
 }
 
 // A row of n weights in tiles, which threads take side by side.
