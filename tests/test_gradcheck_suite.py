@@ -24,6 +24,7 @@ WITHOUT_GRADIENT = {
     "SumTree",
     "__version__",
     "build_info",
+    "check_deferred_errors",
     "clip_grad_agc_",
     "clip_grad_norm_",
     "clip_grad_value_",
