@@ -10,6 +10,7 @@
 #   make wheel   dist/*.whl with the CUDA library, dist/cpu/*.whl without; checked by abi3audit and auditwheel
 #   make compat  the first of them on every torch and Python that it names
 #   make fuzz    5,000 random cases of every kind (FUZZ=) against the reference
+#   make races   the tests of the emulated CUDA kernels, with every access checked
 #   make large   more than 2^31 elements on the CPU, 19 GB of memory
 #
 # TEST=, DEMO=, BENCH= and COMPAT= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
@@ -30,7 +31,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test bench lint format wheel wheel-cpu compat fuzz large build clean
+.PHONY: demo test races bench lint format wheel wheel-cpu compat fuzz large build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -38,6 +39,9 @@ demo: $(VENV)/extension
 
 test: $(VENV)/extension $(VENV)/peers
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(TEST)
+
+races: $(VENV)/extension
+	STE_OPS_EMULATED_CHECK=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -k emulat $(TEST)
 
 bench: $(VENV)/extension
 	$(PY) -m benchmarks $(BENCH)

@@ -19,8 +19,8 @@ def build(folder, *defines):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("samples"))
+def library():
+    return build(emulator.ROOT / "build" / "emulator" / "samples")
 
 
 def launcher(library, checked=False):

@@ -33,8 +33,9 @@ void remove_allocation(const void* data);
 // The allocation at an address, or the one that ends last before it.
 Range find_allocation(uintptr_t address);
 
-// "norm.cu:12 (norm_kernel)", by addr2line where it is.
+// By addr2line, from what -g1 left: "norm.cu:12", and the name of a kernel that the library does not export, or "".
 std::string source_line(const void* return_address);
+std::string function_name(const void* address);
 
 // Who touched a granule: the last write, and the reads since that nothing orders.
 struct Cell {

@@ -34,7 +34,10 @@ namespace {
 
 std::string kernel_name(const void* kernel) {
   Dl_info info;
-  if (!dladdr(kernel, &info) || info.dli_saddr != kernel || !info.dli_sname) return "a kernel";
+  if (!dladdr(kernel, &info) || info.dli_saddr != kernel || !info.dli_sname) {
+    std::string name = function_name(kernel);
+    return name.empty() ? "a kernel" : name;
+  }
   int status = 0;
   std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status), free);
   return status == 0 ? name.get() : info.dli_sname;

@@ -9,10 +9,7 @@
 
 namespace emulator {
 
-std::atomic<bool> checking{[] {
-  const char* value = std::getenv("STE_OPS_EMULATED_CHECK");
-  return value && std::string(value) == "1";
-}()};
+std::atomic<bool> checking{false};
 
 namespace {
 
@@ -44,21 +41,32 @@ Range find_allocation(uintptr_t address) {
   return {found->first, found->second};
 }
 
-std::string source_line(const void* return_address) {
+namespace {
+
+std::string addr2line(const char* options, const void* address) {
   Dl_info info;
-  if (!dladdr(return_address, &info)) return "an unknown place";
-  char offset[32], line[1024] = "";
-  snprintf(offset, sizeof(offset), "0x%zx",
-           size_t(static_cast<const char*>(return_address) - 1 - static_cast<const char*>(info.dli_fbase)));
-  std::string command = std::string("addr2line -s -e '") + info.dli_fname + "' " + offset + " 2>/dev/null";
+  if (!dladdr(address, &info)) return "";
+  char offset[32], line[4096] = "";
+  snprintf(offset, sizeof(offset), " 0x%zx",
+           size_t(static_cast<const char*>(address) - static_cast<const char*>(info.dli_fbase)));
+  std::string command = std::string("addr2line ") + options + " -e '" + info.dli_fname + "'" + offset + " 2>/dev/null";
   if (FILE* pipe = popen(command.c_str(), "r")) {
     if (!fgets(line, sizeof(line), pipe)) line[0] = 0;
     pclose(pipe);
   }
   std::string text(line);
-  text = text.substr(0, text.find_first_of(" \n"));
-  return text.empty() || text[0] == '?' ? std::string("offset ") + offset : text;
+  text = text.substr(0, text.find('\n'));
+  return text[0] == '?' ? "" : text;
 }
+
+}  // namespace
+
+std::string source_line(const void* return_address) {
+  std::string line = addr2line("-s", static_cast<const char*>(return_address) - 1);
+  return line.empty() ? "an unknown place" : line.substr(0, line.find(' '));
+}
+
+std::string function_name(const void* address) { return addr2line("-fC", address); }
 
 namespace {
 
