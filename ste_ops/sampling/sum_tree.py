@@ -49,7 +49,7 @@ class SumTree:
         >>> drawn = tree.sample(64)
         >>> ((drawn == 3) | (drawn == 7)).all()
         tensor(True)
-        >>> share = tree[drawn] / tree.total()  # for importance sampling
+        >>> share = tree[drawn].double() / tree.total()  # for importance sampling
         >>> torch.allclose(share, tree.probabilities()[drawn])
         True
     """
