@@ -4,6 +4,7 @@
 #   make test    the whole test suite and the doctests       make wheel   dist/*.whl, checked by abi3audit
 #   make bench   the benchmark table                         make format  what lint would ask of the layout
 #   make build   the compiled extension                      make clean   remove what was built, keep $(VENV)
+#   make races   the tests of the emulated CUDA kernels, with every access checked
 #
 # TEST=, DEMO= and BENCH= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
 # The tests run in WORKERS=2 processes, a file at a time; with WORKERS=0 in one, as plain pytest does.
@@ -21,7 +22,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test bench lint format wheel build clean
+.PHONY: demo test races bench lint format wheel build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -29,6 +30,9 @@ demo: $(VENV)/extension
 
 test: $(VENV)/extension $(VENV)/peers
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(TEST)
+
+races: $(VENV)/extension
+	STE_OPS_EMULATED_CHECK=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -k emulat $(TEST)
 
 bench: $(VENV)/extension
 	$(PY) -m benchmarks $(BENCH)

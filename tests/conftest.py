@@ -17,12 +17,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: a thread of one that spins while it waits keeps the others from theirs. Read with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import emulator
 import torch
 
 import ste_ops
 from ste_ops._library import ops
 
 DEVICES = ["cpu", "emulated", "cuda"]
+
+
+if emulator.CHECK_EVERYTHING:
+    emulator.check(True)  # before a test module makes a tensor
 
 
 def _reason_without_cuda() -> str:
@@ -34,9 +39,7 @@ def _reason_without_cuda() -> str:
 @contextlib.contextmanager
 def emulated_kernels() -> Iterator[None]:
     """Points every operator at the emulated CUDA kernels, which take CPU tensors."""
-    from emulator import load
-
-    load()
+    emulator.load()
     torch._dynamo.reset()
     ops.use("ste_ops_emulated")
     try:

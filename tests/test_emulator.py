@@ -19,16 +19,23 @@ def build(folder, *defines):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("samples"))
+def library():
+    return build(emulator.ROOT / "build" / "emulator" / "samples")
 
 
-def launcher(library):
+def launcher(library, checked=False):
     def run(name, *arguments, blocks=1, threads=32, shared_bytes=0):
         blocks_x, blocks_y = blocks if isinstance(blocks, tuple) else (blocks, 1)
         shape = (ctypes.c_int * 4)(blocks_x, blocks_y, threads, shared_bytes)
         numbers = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+        for array in arrays if checked else []:
+            library.emulator_add_allocation(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
+        library.emulator_check(int(checked))
         error = library.launch(name.encode(), shape, (ctypes.c_int64 * max(len(numbers), 1))(*numbers)).decode()
+        library.emulator_check(0)
+        for array in arrays:
+            library.emulator_remove_allocation(ctypes.c_void_p(array.ctypes.data))
         if error:
             raise RuntimeError(error)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import functools
 import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,13 +19,15 @@ from torch.utils import cpp_extension
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 NAMESPACE = "ste_ops_emulated"
+CHECK_EVERYTHING = os.environ.get("STE_OPS_EMULATED_CHECK") == "1"  # make races
 
 # Shared memory lies in thread-local storage, which template instances of two libraries would share without
 # -fno-gnu-unique.
-FLAGS = ["-O2", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
+FLAGS = ["-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
-SANITIZE = "-fsanitize=alignment,bounds"  # of the kernels; calls sanitizer.cpp
-ENGINE = [FOLDER / name for name in ("engine.cpp", "warp.cpp", "poison.cpp", "sanitizer.cpp")]
+# Of the kernels; calls sanitizer.cpp and tsan.cpp.
+SANITIZE = "-fsanitize=alignment,bounds -fsanitize=thread -Wno-maybe-uninitialized"
+ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "tsan")]
 LINK = ["-shared", "-ldl", "-pthread"]
 
 
@@ -70,21 +75,46 @@ def _ninja() -> str:
 
 
 def build() -> Path:
-    """Compiles csrc/registration.cpp and csrc/cuda/*.cu into build/emulator/<torch>/ste_ops_emulated.so."""
+    """Compiles csrc/registration.cpp and csrc/cuda/**/*.cu into build/emulator/<torch>/ste_ops_emulated.so."""
     torch_lib = Path(torch.__file__).parent / "lib"
     includes = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-isystem {path}" for path in includes)]
     link = [*LINK, f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))]
+    sources.append(FOLDER / "guarded.cpp")
     return compile_sources(ROOT / "build" / "emulator" / torch.__version__, f"{NAMESPACE}.so", sources, flags, link)
 
 
 @functools.cache
-def load() -> None:
+def load() -> ctypes.CDLL:
     """Builds and loads the library, and gives its operators the fake kernels of the real ones."""
     import ste_ops  # noqa: F401  registers the fake kernels
     from ste_ops._functions._base import FAKES
 
-    torch.ops.load_library(str(build()))
+    path = str(build())
+    torch.ops.load_library(path)
     for name, rule in FAKES.items():
         torch.library.register_fake(f"{NAMESPACE}::{name}", rule)
+    library = ctypes.CDLL(path)
+    library.emulator_checked_kernels.restype = ctypes.c_void_p
+    return library
+
+
+def check(on: bool) -> None:
+    """Whether kernels report races and accesses outside allocations; tensors must have been made since."""
+    load().emulator_guard(int(on))
+    load().emulator_check(int(on))
+
+
+def checked_kernels() -> str:
+    """The signatures of the kernels that have run under check, a line each."""
+    return ctypes.string_at(load().emulator_checked_kernels()).decode()
+
+
+@contextlib.contextmanager
+def checked() -> Iterator[None]:
+    check(True)
+    try:
+        yield
+    finally:
+        check(CHECK_EVERYTHING)

@@ -71,6 +71,7 @@ enum class Exchange { kShuffle, kUp, kDown, kXor, kBallot, kAny, kAll, kSync };
 struct Launch {
   void (*body)(void*);
   void* arguments;
+  size_t arguments_bytes;
   const void* kernel;
   const char* caller;
   unsigned grid_x, grid_y;
@@ -84,6 +85,7 @@ void barrier(const Site& site);
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site);
 void* dynamic_shared_memory();
 [[noreturn]] void trap(const Site& site);
+void note_atomic(const void* address, size_t bytes, const void* return_address);
 
 template <class... Parameters, class... Arguments>
 void launch(const char* caller, void (*kernel)(Parameters...), unsigned grid_x, unsigned grid_y, int threads,
@@ -97,7 +99,8 @@ void launch(const char* caller, void (*kernel)(Parameters...), unsigned grid_x, 
     auto& call = *static_cast<Call*>(data);
     std::apply(call.kernel, call.arguments);
   };
-  run({body, &call, reinterpret_cast<const void*>(kernel), caller, grid_x, grid_y, threads, shared_bytes});
+  run({body, &call, sizeof(call), reinterpret_cast<const void*>(kernel), caller, grid_x, grid_y, threads,
+       shared_bytes});
 }
 
 template <class T>

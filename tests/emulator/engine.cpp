@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 
 __thread uint3 threadIdx, blockIdx;
@@ -32,10 +34,20 @@ namespace {
 
 std::string kernel_name(const void* kernel) {
   Dl_info info;
-  if (!dladdr(kernel, &info) || info.dli_saddr != kernel || !info.dli_sname) return "a kernel";
+  if (!dladdr(kernel, &info) || info.dli_saddr != kernel || !info.dli_sname) {
+    std::string name = function_name(kernel);
+    return name.empty() ? "a kernel" : name;
+  }
   int status = 0;
   std::unique_ptr<char, void (*)(void*)> name(abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status), free);
   return status == 0 ? name.get() : info.dli_sname;
+}
+
+// The kernels that have run under check.
+std::mutex checked_mutex;
+std::set<const void*>& checked_kernels() {
+  static auto* kernels = new std::set<const void*>;
+  return *kernels;
 }
 
 bool same_place(const Site& a, const Site& b) {
@@ -60,11 +72,13 @@ std::string place(const Site& site) {
 
 // In a pthread key, because every thread_local of the library is shared memory to poison (poison.cpp).
 Engine& Engine::get() {
-  static pthread_key_t key = engine_key();
-  auto* engine = static_cast<Engine*>(pthread_getspecific(key));
-  if (!engine) pthread_setspecific(key, engine = new Engine);
+  if (Engine* engine = current()) return *engine;
+  auto* engine = new Engine;
+  pthread_setspecific(engine_key(), engine);
   return *engine;
 }
+
+Engine* Engine::current() { return static_cast<Engine*>(pthread_getspecific(engine_key())); }
 
 std::runtime_error Engine::error(const std::string& what) const {
   std::string block = std::to_string(block_ % launch_->grid_x);
@@ -90,6 +104,15 @@ void Engine::run(const Launch& launch) {
   Order order = Order::from_environment();
   threads_.resize(size_t(launch.threads));
   shared_.resize(launch.shared_bytes / sizeof(Line) + 2);  // at least a line beyond the end, to see overruns
+  find_static_shared_memory();
+  checked_ = checking;
+  if (checked_) {
+    if (!checker_) checker_ = std::make_unique<Checker>();
+    Range range{reinterpret_cast<uintptr_t>(static_shared_begin_), reinterpret_cast<uintptr_t>(static_shared_end_)};
+    checker_->begin_launch(launch, range, shared_.data());
+    std::lock_guard<std::mutex> lock(checked_mutex);
+    checked_kernels().insert(launch.kernel);
+  }
   synchronized_ = true;
   uint64_t blocks = uint64_t(launch.grid_x) * launch.grid_y;
   for (uint64_t i = 0; i < blocks; ++i) {
@@ -108,6 +131,7 @@ void Engine::run_block(const Order& order) {
   threadIdx = {0, 0, 0};
   for (Thread& thread : threads_) thread.state = Thread::State::kFresh;
   live_ = launch_->threads;
+  if (checked_) checker_->begin_block(live_);
   synchronized_ = false;
   turn_ = 0;
   for (uint64_t phase = 0; live_ > 0; ++phase) {
@@ -153,6 +177,7 @@ void Engine::suspend(Thread::State state) {
   thread.state = state;
   synchronized_ = true;
   switch_context(thread.fiber->context, scheduler_);
+  in_kernel_ = checked_;
 }
 
 // The life of a fiber: thread after thread, as long as none of them waits.
@@ -162,10 +187,12 @@ void Engine::thread_main() {
     Fiber* fiber = engine.threads_[size_t(engine.current_)].fiber;
     do {
       try {
+        engine.in_kernel_ = engine.checked_;
         engine.launch_->body(engine.launch_->arguments);
       } catch (...) {
         engine.failure_ = std::current_exception();
       }
+      engine.in_kernel_ = false;
       engine.threads_[size_t(engine.current_)].state = Thread::State::kDone;
       --engine.live_;
     } while (!engine.failure_ && engine.start_next_lane(fiber));
@@ -196,14 +223,26 @@ void Engine::reset_fibers() {
 }
 
 void Engine::abandon(const std::string& what) {
+  in_kernel_ = false;
   failure_ = std::make_exception_ptr(error(what));
   switch_context(threads_[size_t(current_)].fiber->context, scheduler_);
   abort();
 }
 
 void Engine::barrier(const Site& site) {
+  in_kernel_ = false;
   threads_[size_t(current_)].site = site;
   suspend(Thread::State::kBarrier);
+}
+
+void Engine::check(Access kind, const void* address, size_t bytes, const void* pc) {
+  if (!in_kernel_) return;
+  in_kernel_ = false;
+  const Fiber& fiber = *threads_[size_t(current_)].fiber;
+  std::string wrong = checker_->access(kind, reinterpret_cast<uintptr_t>(address), bytes, current_,
+                                       {fiber.stack_begin(), fiber.stack_end()}, pc);
+  if (!wrong.empty()) abandon(wrong);
+  in_kernel_ = true;
 }
 
 void Engine::release_barrier() {
@@ -211,16 +250,19 @@ void Engine::release_barrier() {
   for (const Thread& thread : threads_) {
     if (thread.state == Thread::State::kDone) continue;
     if (!first) first = &thread;
-    if (thread.state != Thread::State::kBarrier) throw stuck("deadlock");
-    if (!same_place(thread.site, first->site)) throw stuck("divergent barriers");
+    if (thread.state != Thread::State::kBarrier) throw failed("deadlock: " + waiting_threads());
+    if (!same_place(thread.site, first->site)) throw failed("divergent barriers: " + waiting_threads());
   }
+  if (checked_ && live_ < launch_->threads)
+    throw failed("a barrier that not every thread reaches: " + waiting_threads());
+  if (checked_) checker_->barrier();
   for (Thread& thread : threads_) {
     if (thread.state == Thread::State::kBarrier) thread.state = Thread::State::kReady;
   }
 }
 
-std::runtime_error Engine::stuck(const char* what) {
-  std::runtime_error failure = error(std::string(what) + ": " + waiting_threads());
+std::runtime_error Engine::failed(const std::string& what) {
+  std::runtime_error failure = error(what);
   reset_fibers();
   return failure;
 }
@@ -251,3 +293,11 @@ void* dynamic_shared_memory() { return Engine::get().shared_memory(); }
 void trap(const Site& site) { throw Engine::get().error(place(site)); }
 
 }  // namespace emulator
+
+extern "C" __attribute__((visibility("default"))) const char* emulator_checked_kernels() {
+  static std::string names;
+  std::lock_guard<std::mutex> lock(emulator::checked_mutex);
+  names.clear();
+  for (const void* kernel : emulator::checked_kernels()) names += emulator::kernel_name(kernel) + "\n";
+  return names.c_str();
+}

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "checker.h"
 #include "cuda_emulator.h"
 #include "fiber.h"
 
@@ -50,12 +51,16 @@ struct Thread {
 class Engine {
  public:
   static Engine& get();
+  // None where this OS thread has not launched yet.
+  static Engine* current();
 
   void run(const Launch& launch);
   void barrier(const Site& site);
   uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site);
   void* shared_memory() { return shared_.data(); }
   bool running() const { return launch_ != nullptr; }
+  // Ends the launch where a kernel's access is wrong.
+  void check(Access kind, const void* address, size_t bytes, const void* pc);
   // Ends the launch from inside a kernel where nothing may be thrown.
   [[noreturn]] void abandon(const std::string& error);
   std::runtime_error error(const std::string& what) const;
@@ -68,10 +73,13 @@ class Engine {
   void release_barrier();
   bool finish_exchanges(int warp);
   void finish_exchange(Thread* warp, unsigned group);
+  void check_exchange(const Thread* warp, unsigned mask, unsigned group);
+  void find_static_shared_memory();
   void poison_shared_memory();
   void check_shared_memory() const;
   std::string waiting_threads() const;
-  std::runtime_error stuck(const char* what);
+  // For what the scheduler finds: the fibers start anew.
+  std::runtime_error failed(const std::string& what);
   bool start_next_lane(Fiber* fiber);
   void reset_fibers();
   [[noreturn]] static void thread_main();
@@ -86,6 +94,10 @@ class Engine {
   uint64_t turn_ = 0;
   bool synchronized_ = false;
   std::exception_ptr failure_;
+  std::unique_ptr<Checker> checker_;
+  bool checked_ = false;  // this launch
+  // Whether what runs is the kernel's. The engine shares template instances with it, which call the checker too.
+  bool in_kernel_ = false;
 
   Context scheduler_;
   std::vector<std::unique_ptr<Fiber>> fibers_;

@@ -66,6 +66,9 @@ class Fiber {
     prepare_context(context, stack_, kBytes - colour, entry);
   }
 
+  uintptr_t stack_begin() const { return reinterpret_cast<uintptr_t>(stack_); }
+  uintptr_t stack_end() const { return stack_begin() + kBytes; }
+
   Context context;
 
  private:

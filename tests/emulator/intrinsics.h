@@ -1,15 +1,19 @@
 // CUDA's atomics, integer and rounding intrinsics for the host. Threads of a launch share one OS thread, so an atomic
-// is a plain read and write. The overloads are CUDA's own, so that an unsigned long* fails here as it does with nvcc.
+// is a plain read and write, of which the checker hears as one thing. The overloads are CUDA's own, so that an unsigned
+// long* fails here as it does with nvcc.
 #pragma once
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-#define EMULATOR_ATOMIC(name, type, expression) \
-  inline type name(type* address, type value) { \
-    type old = *address;                        \
-    *address = static_cast<type>(expression);   \
-    return old;                                 \
+#define EMULATOR_UNCHECKED __attribute__((noinline, no_sanitize("thread"))) inline
+
+#define EMULATOR_ATOMIC(name, type, expression)                                \
+  EMULATOR_UNCHECKED type name(type* address, type value) {                    \
+    emulator::note_atomic(address, sizeof(type), __builtin_return_address(0)); \
+    type old = *address;                                                       \
+    *address = static_cast<type>(expression);                                  \
+    return old;                                                                \
   }
 #define EMULATOR_ATOMIC_INTEGERS(name, expression) \
   EMULATOR_ATOMIC(name, int, expression)           \
@@ -32,16 +36,18 @@ EMULATOR_ATOMIC_INTEGERS(atomicXor, old ^ value)
 #undef EMULATOR_ATOMIC_INTEGERS
 #undef EMULATOR_ATOMIC
 
-#define EMULATOR_CAS(type)                                         \
-  inline type atomicCAS(type* address, type compare, type value) { \
-    type old = *address;                                           \
-    if (old == compare) *address = value;                          \
-    return old;                                                    \
+#define EMULATOR_CAS(type)                                                     \
+  EMULATOR_UNCHECKED type atomicCAS(type* address, type compare, type value) { \
+    emulator::note_atomic(address, sizeof(type), __builtin_return_address(0)); \
+    type old = *address;                                                       \
+    if (old == compare) *address = value;                                      \
+    return old;                                                                \
   }
 EMULATOR_CAS(int)
 EMULATOR_CAS(unsigned)
 EMULATOR_CAS(unsigned long long)
 #undef EMULATOR_CAS
+#undef EMULATOR_UNCHECKED
 
 template <class T>
 T __ldg(const T* address) {

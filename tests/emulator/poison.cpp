@@ -9,16 +9,16 @@ namespace emulator {
 
 namespace {
 
-struct Range {
+struct Words {
   uint32_t* begin = nullptr;
   uint32_t* end = nullptr;
 };
 
 // __shared__ is static thread_local, so the static shared memory of all kernels is this library's zero-initialized
 // thread-local storage on this OS thread.
-Range static_shared_memory() {
+Words static_shared_memory() {
   threadIdx.x = 0;  // glibc allocates the storage when a thread first touches it
-  Range range;
+  Words range;
   auto visit = [](dl_phdr_info* info, size_t, void* data) {
     auto here = reinterpret_cast<uintptr_t>(&static_shared_memory);
     const ElfW(Phdr)* storage = nullptr;
@@ -31,7 +31,7 @@ Range static_shared_memory() {
     if (!ours) return 0;
     if (storage && info->dlpi_tls_data) {
       auto begin = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
-      auto* range = static_cast<Range*>(data);
+      auto* range = static_cast<Words*>(data);
       range->begin = reinterpret_cast<uint32_t*>((begin + storage->p_filesz + 3) & ~uintptr_t(3));
       range->end = reinterpret_cast<uint32_t*>((begin + storage->p_memsz) & ~uintptr_t(3));
     }
@@ -43,13 +43,15 @@ Range static_shared_memory() {
 
 }  // namespace
 
+void Engine::find_static_shared_memory() {
+  if (static_shared_begin_) return;
+  Words range = static_shared_memory();
+  static_shared_begin_ = range.begin;
+  static_shared_end_ = range.end;
+}
+
 // Everything thread-local in the library is overwritten, threadIdx included; run_block sets it afterwards.
 void Engine::poison_shared_memory() {
-  if (!static_shared_begin_) {
-    Range range = static_shared_memory();
-    static_shared_begin_ = range.begin;
-    static_shared_end_ = range.end;
-  }
   std::fill(static_shared_begin_, static_shared_end_, kPoison);
   auto* begin = reinterpret_cast<uint32_t*>(shared_.data());
   std::fill(begin, begin + shared_.size() * sizeof(Line) / sizeof(uint32_t), kPoison);

@@ -173,6 +173,87 @@ __global__ void misaligned_kernel(const float* x, float4* out) {
   out[threadIdx.x] = reinterpret_cast<const float4*>(x)[threadIdx.x];
 }
 
+// Wrong without giving a wrong result on the emulator: for the checker.
+
+// Every thread writes the same value, so that no order shows it.
+__global__ void same_value_kernel(int* out) {
+  __shared__ int flag;
+  flag = 1;
+  __syncthreads();
+  out[threadIdx.x] = flag;
+}
+
+__global__ void neighbours_kernel(int* out, int step) {
+  __shared__ unsigned char bytes[1024];
+  bytes[threadIdx.x] = 1;
+  __syncthreads();
+  bytes[threadIdx.x * step / 2] = 2;
+  out[threadIdx.x] = bytes[threadIdx.x];
+}
+
+// Lane after lane takes what the warp wrote: once ordered by __syncwarp, once by a shuffle, which orders no memory.
+__global__ void warp_exchange_kernel(const int* x, int* out, bool ordered) {
+  __shared__ int tile[32];
+  for (int round = 0; round < 3; ++round) {
+    tile[threadIdx.x] = x[threadIdx.x] + round;
+    ordered ? __syncwarp() : void(__shfl_sync(kFullWarp, 1, 0));
+    out[threadIdx.x] = tile[31 - threadIdx.x];
+    __syncwarp();
+  }
+}
+
+// The counts of all threads, by atomics; then read, with the barrier or without.
+__global__ void histogram_kernel(const int* x, int* counts, bool barrier) {
+  __shared__ int count[4];
+  if (threadIdx.x < 4) count[threadIdx.x] = 0;
+  __syncthreads();
+  atomicAdd(&count[x[threadIdx.x] % 4], 1);
+  if (barrier) __syncthreads();
+  if (threadIdx.x < 4) counts[threadIdx.x] = count[threadIdx.x];
+}
+
+// Blocks that add to one word, by an atomic or not.
+__global__ void total_kernel(const int* x, int* total, bool atomic) {
+  int sum = block_sum(x[grid_index()]);
+  if (threadIdx.x != 0) return;
+  if (atomic) {
+    atomicAdd(total, sum);
+  } else {
+    *total += sum;
+  }
+}
+
+// Block b writes where block b + 1 reads.
+__global__ void shift_kernel(int* x) {
+  if (threadIdx.x == 0) x[blockIdx.x] = x[blockIdx.x + 1];
+}
+
+__global__ void copy_kernel(const int* x, int* out, int64_t n) {
+  int64_t i = grid_index();
+  if (i < n) out[i] = x[i];
+}
+
+__global__ void barrier_after_return_kernel() {
+  if (threadIdx.x >= 40) return;
+  __syncthreads();
+}
+
+__global__ void ballot_after_return_kernel() {
+  if (threadIdx.x >= 16) return;
+  __ballot_sync(kFullWarp, 1);
+}
+
+__global__ void unnamed_lane_kernel(int* out) {
+  if (threadIdx.x < 16) out[threadIdx.x] = __shfl_down_sync(0x0000ffffu, 1, 4);
+}
+
+__global__ void read_past_shared_kernel(int* out, int index) {
+  int* tile = dynamic_shared<int>();
+  tile[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = tile[threadIdx.x + index];
+}
+
 #ifdef STE_OPS_EMULATED
 __global__ void throwing_kernel() {
   if (threadIdx.x == 33) throw std::invalid_argument("thrown by thread 33");
@@ -239,6 +320,17 @@ const std::map<std::string, void (*)(const Shape&, const int64_t*)> kernels = {
     {"overrun", Call<overrun_kernel>::run},
     {"index", Call<index_kernel>::run},
     {"misaligned", Call<misaligned_kernel>::run},
+    {"same_value", Call<same_value_kernel>::run},
+    {"neighbours", Call<neighbours_kernel>::run},
+    {"warp_exchange", Call<warp_exchange_kernel>::run},
+    {"histogram", Call<histogram_kernel>::run},
+    {"total", Call<total_kernel>::run},
+    {"shift", Call<shift_kernel>::run},
+    {"copy", Call<copy_kernel>::run},
+    {"barrier_after_return", Call<barrier_after_return_kernel>::run},
+    {"ballot_after_return", Call<ballot_after_return_kernel>::run},
+    {"unnamed_lane", Call<unnamed_lane_kernel>::run},
+    {"read_past_shared", Call<read_past_shared_kernel>::run},
     {"throwing", Call<throwing_kernel>::run},
 };
 

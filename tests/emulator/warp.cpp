@@ -72,6 +72,7 @@ int Order::lane_flip(uint64_t block, uint64_t turn) const {
 }
 
 uint64_t Engine::exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site) {
+  in_kernel_ = false;
   Thread& thread = threads_[size_t(current_)];
   int lane = current_ % kLanes;
   if (!(mask >> lane & 1)) {
@@ -106,11 +107,31 @@ bool Engine::finish_exchanges(int warp) {
     for (int lane = 0; lane < kLanes && complete; ++lane) {
       if (group >> lane & 1) complete = lanes[lane].kind == first.kind && lanes[lane].mask == first.mask;
     }
+    if (complete && checked_) {
+      check_exchange(lanes, first.mask, group);
+      if (first.kind == Exchange::kSync) checker_->synchronize(warp, group);
+    }
     if (complete) finish_exchange(lanes, group);
     finished |= complete;
     waiting &= complete ? ~group : waiting - 1;
   }
   return finished;
+}
+
+// What is undefined on a device: a lane that has returned, and a value from a lane that does not take part.
+void Engine::check_exchange(const Thread* warp, unsigned mask, unsigned group) {
+  auto thread_number = [&](int lane) { return std::to_string(warp - threads_.data() + lane); };
+  const Site& site = warp[__builtin_ctz(group)].site;
+  if (mask != group) {
+    throw failed(place(site) + ": its mask names thread " + thread_number(__builtin_ctz(mask & ~group)) +
+                 ", which has returned");
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    int source = group >> lane & 1 ? source_lane(warp[lane], lane) : lane;
+    if (source == lane || group >> source & 1) continue;
+    throw failed(place(warp[lane].site) + ": thread " + thread_number(lane) + " reads thread " + thread_number(source) +
+                 ", which the mask does not name");
+  }
 }
 
 void Engine::finish_exchange(Thread* warp, unsigned group) {
