@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kRowThreads)
         if (j < last) next_logits(team, n, m.steps[j], m.f + (j - begin) * n, a);
       }
       for (int64_t j = last; j >= begin; --j) {
-        const SubsetStep<A>& step = m.steps[j];
+        const SubsetStep<A> step = m.steps[j];
         const A* f = m.f + (j - begin) * n;
         const A t_top = step.top >= 0 && step.top < n ? m.t[step.top] : quiet_nan<A>();
         const SubsetSums<A> sums = team.sum(n, SubsetSums<A>{A(0), A(0)}, [&](int64_t i) {
