@@ -29,7 +29,7 @@ from ste_ops.quantize import (
     trunc,
     xnor_weight,
 )
-from ste_ops.sampling import AliasTable, bernoulli_ste, multinomial
+from ste_ops.sampling import AliasTable, bernoulli_ste, check_deferred_errors, multinomial
 
 # isort: split
 # The modules look the operators up in this one, so they come last.
@@ -44,6 +44,7 @@ __all__ = [
     "bitnet_weight",
     "build_info",
     "ceil",
+    "check_deferred_errors",
     "clamp",
     "clip_grad_agc_",
     "clip_grad_norm_",

@@ -145,8 +145,9 @@ def public_functions():
     return {name: fn for name, fn in functions.items() if name != "build_info"}
 
 
-# fold_grad_clip_ changes what an optimizer's step does; clip_grad_norm_ and the step are its reference.
-WITHOUT_REFERENCE = {"fold_grad_clip_"}
+# fold_grad_clip_ changes what an optimizer's step does; clip_grad_norm_ and the step are its reference. A reference
+# raises at once.
+WITHOUT_REFERENCE = {"fold_grad_clip_", "check_deferred_errors"}
 
 
 def parameters_of(fn):

@@ -25,7 +25,8 @@ def bernoulli_ste(p: Tensor, *, generator: Generator | None = None) -> Tensor:
 
     Raises:
         RuntimeError: on the CPU, some p is not in [0, 1], as `torch.bernoulli` does; on CUDA, where the host would have
-            to wait to know it, such an element gives NaN. Also when the generator is on another device.
+            to wait to know it, such an element gives NaN, and a later sampling operator on the device or
+            `check_deferred_errors` raises the error. Also when the generator is on another device.
         TypeError: p is no floating tensor of those dtypes.
 
     Source: the straight-through estimator of Bengio et al., arXiv:1308.3432.

@@ -4,6 +4,7 @@
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __threadfence_system() {}
 
 #define EMULATOR_ATOMIC(name, type, expression) \
   inline type name(type* address, type value) { \

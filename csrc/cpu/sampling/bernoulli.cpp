@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "../../fault.h"
 #include "../../library.h"
 #include "draws.h"
 
@@ -48,8 +49,8 @@ Tensor bernoulli_cpu(Tensor p, Tensor seed) {
             begin += count;
           }
         });
-        STD_TORCH_CHECK(invalid == rows * numel, "bernoulli_ste: p must be in [0, 1], got ",
-                        load(bit_cast<T>(p[invalid])), " at index ", invalid.load());
+        if (invalid < rows * numel)
+          refuse("bernoulli_ste", Fault::probability(invalid, double(load(bit_cast<T>(p[invalid])))));
       });
 }
 

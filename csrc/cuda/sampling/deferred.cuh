@@ -1,0 +1,51 @@
+// Errors that a kernel finds while the host is far ahead. A kernel writes the first one into a record of its device,
+// which lies in pinned memory that host and device share; the host reads that without a call to the device, so that a
+// later operator raises it without waiting, also where a CUDA graph replays the kernel.
+//
+//   DeferredErrors errors(weights, "multinomial");  // in the launcher; raises what an earlier call has left
+//   launch(kernel, blocks, threads, ..., errors);
+//   if (!is_weight<T>(w)) errors.report(Fault::weight(row, i, load(...)));  // in the kernel
+#pragma once
+
+#include "../../fault.h"
+#include "../launch.cuh"
+
+namespace ste_ops {
+
+struct DeferredRecord {
+  // From 0 to 1 when a kernel takes the record, until the host has read it.
+  unsigned long long claimed;
+  // The operator's name, in the host's memory.
+  const char* op;
+  Fault fault;
+  // 1 once what stands above is whole.
+  unsigned long long ready;
+};
+
+// The record of the tensor's device.
+DeferredRecord* deferred_record(const torch::stable::Tensor& on);
+
+// A copy of the name that stays.
+const char* permanent(const std::string& name);
+
+// Raises what an earlier call has left on the tensor's device, if the device has come to it, and forgets it.
+void raise_deferred_errors(const torch::stable::Tensor& on);
+
+struct DeferredErrors {
+  DeferredRecord* record;
+  const char* op;  // of which only the host reads the letters
+
+  DeferredErrors(const torch::stable::Tensor& on, const char* op) : record(deferred_record(on)), op(op) {
+    raise_deferred_errors(on);
+  }
+
+  __device__ void report(const Fault& fault) const {
+    if (atomicCAS(&record->claimed, 0ull, 1ull) != 0) return;
+    record->op = op;
+    record->fault = fault;
+    __threadfence_system();
+    *static_cast<volatile unsigned long long*>(&record->ready) = 1;
+  }
+};
+
+}  // namespace ste_ops
