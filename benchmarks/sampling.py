@@ -14,6 +14,7 @@ def rows(device: str, quick: bool) -> Iterator[Row]:
     for categories in (10**3, 10**4) if quick else (10**4, 10**6, 10**7):
         yield from of_table(torch.rand(categories, device=device))
     yield from few_draws(torch.rand(10**4 if quick else 10**7, device=device))
+    yield from without_replacement(torch.rand(10**5 if quick else 10**7, device=device))
     p = torch.rand(2**16 if quick else 2**22, device=device)
     yield Row(
         f"bernoulli_ste forward, {p.numel()} float32",
@@ -60,6 +61,20 @@ def few_draws(weights: torch.Tensor) -> Iterator[Row]:
             lambda draws=draws: ste_ops.multinomial(weights, draws, replacement=True),  # type: ignore[misc]
             lambda draws=draws: torch.multinomial(weights, draws, replacement=True),  # type: ignore[misc]
             1.0,
+            at_most=False,
+            rounds=5,
+        )
+
+
+def without_replacement(weights: torch.Tensor) -> Iterator[Row]:
+    n = weights.numel()  # of which torch.multinomial takes at most 2^24
+    for k, target in ((10, 5), (n // 2, 1.5)):
+        yield Row(
+            f"draws without replacement, n = {n}, k = {k}",
+            "torch.multinomial",
+            lambda k=k: ste_ops.multinomial(weights, k),  # type: ignore[misc]
+            lambda k=k: torch.multinomial(weights, k),  # type: ignore[misc]
+            target,
             at_most=False,
             rounds=5,
         )

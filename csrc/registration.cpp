@@ -122,10 +122,16 @@ STE_OPS_LIBRARY(m) {
   // Draws 0, 1, ... of every row without a table, -1 where there is nothing to draw. `total` is the sum of the row's
   // masses (csrc/core/mass.h), or as capacity 0 or -1 - i.
   m.def("inverse_cdf_sample(Tensor weights, Tensor seed, int num_samples) -> (Tensor draws, Tensor total)");
-  // Of each weight the key whose order is that of draws without replacement (csrc/core/exponential.h), float64, +inf
-  // for a weight of zero. Of each row the number of positive weights, or -1 - i where weight i is the first invalid
-  // one.
-  m.def("exponential_keys(Tensor weights, Tensor seed) -> (Tensor keys, Tensor positive)");
+  // num_samples draws of each row without replacement, in the order in which one after the other would take them: the
+  // least keys of csrc/core/exponential.h, equal ones by index. On the CPU an error where the weights are invalid or
+  // too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no category is
+  // left for, and a report.
+  m.def("multinomial_without_replacement(Tensor weights, Tensor seed, int num_samples, str op) -> Tensor");
+  // Returns a row's states (as `capacity` above) and says what a state of 0 or below tells: on the CPU by
+  // an error that names `op`; on CUDA, where the host does not wait, by a report that a later operator on the device
+  // raises (csrc/cuda/sampling/deferred.cuh), as does raise_deferred.
+  m.def("refuse_states(Tensor weights, Tensor states, str op) -> Tensor");
+  m.def("raise_deferred(Tensor on) -> ()");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
 

@@ -209,10 +209,15 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         (torch.rand(600, device=device), seed(device), 3),
         (torch.rand(3, 7, device=device), seed(device), 2),
     ],
-    "exponential_keys": lambda device: [
-        (torch.rand(10, device=device), seed(device)),
-        (torch.rand(3, 7, device=device, dtype=torch.float64).round(), seed(device)),
+    "multinomial_without_replacement": lambda device: [
+        (torch.rand(10, device=device), seed(device), 3, "multinomial"),
+        (torch.rand(3, 7, device=device, dtype=torch.float64) + 0.1, seed(device), 7, "multinomial"),
     ],
+    "refuse_states": lambda device: [
+        (torch.rand(3, 7, device=device), torch.ones(3, dtype=torch.int64, device=device), "multinomial"),
+        (torch.rand(7, device=device), torch.ones((), dtype=torch.int64, device=device), "multinomial"),
+    ],
+    "raise_deferred": lambda device: [(torch.empty(0, device=device),)],
     "bernoulli": lambda device: [(grad.sigmoid(), seed(device)) for grad in gradients(device)],
 }
 

@@ -219,7 +219,7 @@ def test_bad_weights_are_refused(device: str, weights: object, message: str) -> 
     w = torch.tensor(weights, device=device)
     with pytest.raises(ValueError, match="^AliasTable: " + message):
         ste_ops.AliasTable(w)
-    if device != "cuda":
+    if ops.namespace == "ste_ops" and device == "cpu":  # elsewhere later: tests/test_deferred_errors.py
         with pytest.raises(RuntimeError, match="^multinomial: " + message):
             ste_ops.multinomial(w, 1, True)
 

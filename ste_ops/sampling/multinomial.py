@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._library import ops
-from ste_ops.sampling._checks import as_weights, check_count, draw_seed, refuse_invalid
+from ste_ops.sampling._checks import as_weights, check_count, draw_seed
 from ste_ops.sampling.inverse_cdf import few
 
 
@@ -35,9 +35,9 @@ def multinomial(
 
     Raises:
         RuntimeError: weights are negative, NaN, infinite or all zero in a row, empty, or not 1-D or 2-D; num_samples
-            is < 1 or too large; the generator is on another device. The values of weights are checked where the host
-            can see them: on CUDA and inside a compiled graph, where that would wait for the device, every draw of an
-            invalid row, and every draw that no category is left for, is -1 instead. `AliasTable` checks everywhere.
+            is < 1 or too large; the generator is on another device. On CUDA the host does not wait to know the values:
+            every draw of an invalid row, and every draw that no category is left for, is -1, and a later sampling
+            operator on the device, or `check_deferred_errors`, raises the error. `AliasTable` checks at once.
         TypeError: an argument is of the wrong type.
 
     Source: Walker's alias method (1977), built by the sweep of Hübschle-Schneider and Sanders (ESA 2019); exponential
@@ -54,35 +54,21 @@ def multinomial(
     values = as_weights(operator, weights, RuntimeError)
     check_count(operator, "num_samples", num_samples, 1, RuntimeError)
     seed = draw_seed(operator, values.device, generator)
-    check = values.device.type == "cpu" and not torch.compiler.is_compiling()
     if not replacement:
-        return _without_replacement(operator, values, seed, num_samples, check)
+        return _without_replacement(operator, values, seed, num_samples)
+    # The draws depend on what refuse_states returns, or a compiler would drop it.
     if few(values.shape[-1], num_samples):
         draws, total = ops.inverse_cdf_sample(values, seed, num_samples)
-        if check:
-            refuse_invalid(operator, values, total, RuntimeError)
-        return draws
+        total = ops.refuse_states(values, total, operator)
+        return torch.where(total.unsqueeze(-1) > 0, draws, -1)
     table, capacity = ops.alias_table(values)
-    if check:
-        refuse_invalid(operator, values, capacity, RuntimeError)
-    return ops.alias_sample(table, capacity, seed, 0, num_samples)
+    return ops.alias_sample(table, ops.refuse_states(values, capacity, operator), seed, 0, num_samples)
 
 
-def _without_replacement(operator: str, weights: Tensor, seed: Tensor, num_samples: int, check: bool) -> Tensor:
+def _without_replacement(operator: str, weights: Tensor, seed: Tensor, num_samples: int) -> Tensor:
     if num_samples > weights.shape[-1]:
         raise RuntimeError(
             f"{operator}: num_samples must be at most {weights.shape[-1]}, the number of weights, without replacement, "
             f"got {num_samples}"
         )
-    keys, positive = ops.exponential_keys(weights, seed)
-    if check:
-        refuse_invalid(operator, weights, positive, RuntimeError)
-        fewest = int(positive.amin()) if positive.numel() else num_samples
-        if num_samples > fewest:
-            raise RuntimeError(
-                f"{operator}: num_samples must be at most {fewest}, the number of positive weights"
-                f"{'' if weights.dim() == 1 else ' in a row'}, without replacement, got {num_samples}"
-            )
-    least, drawn = torch.topk(keys, num_samples, largest=False)
-    usable = (least < float("inf")) & (positive > 0).unsqueeze(-1)
-    return torch.where(usable, drawn, -1)
+    return ops.multinomial_without_replacement(weights, seed, num_samples, operator)

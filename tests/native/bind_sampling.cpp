@@ -98,6 +98,9 @@ const Bindings sampling("sampling", [](py::module_& m) {
         }));
   m.def("portable_log", py::vectorize(&portable_log));
   m.def("exponential", py::vectorize(&exponential));
+  m.def("exponential_key", py::vectorize([](double weight, uint64_t random) {
+          return exponential_key<double>(bit_cast<uint64_t>(weight), random);
+        }));
   m.def("alias_entries", &alias_entries);
 });
 

@@ -1,4 +1,4 @@
-"""Fake kernel of the keys that order draws without replacement."""
+"""Fake kernel of draws without replacement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from torch import Tensor
 from ste_ops._functions._base import fake
 
 
-@fake("exponential_keys")
-def _(weights: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    keys = weights.new_empty(weights.shape, dtype=torch.float64)
-    return keys, weights.new_empty(weights.shape[:-1], dtype=torch.int64)
+@fake("multinomial_without_replacement")
+def _(weights: Tensor, seed: Tensor, num_samples: int, op: str) -> Tensor:
+    return weights.new_empty((*weights.shape[:-1], num_samples), dtype=torch.int64)
