@@ -23,6 +23,7 @@ WITHOUT_GRADIENT = {
     "ClipResult",
     "__version__",
     "build_info",
+    "check_deferred_errors",
     "clip_grad_agc_",
     "clip_grad_norm_",
     "clip_grad_value_",

@@ -134,6 +134,19 @@ def test_any_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_flushed_denormals_are_no_zeros(dtype: torch.dtype) -> None:
+    w, seed = torch.full((70_000,), torch.finfo(dtype).smallest_normal / 4, dtype=dtype), torch.tensor([3])
+    expected = without_replacement(w, seed, 10)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes nothing")
+    try:
+        drawn = without_replacement(w, seed, 10)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(drawn, expected)
+
+
 @pytest.mark.parametrize(
     ("weights", "k", "message"),
     [

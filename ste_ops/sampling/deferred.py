@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ste_ops._library import ops
+from ste_ops._library import CUDA_LOADED, ops
 
 
 @torch.compiler.disable
@@ -19,7 +19,8 @@ def check_deferred_errors(device: torch.device | str | int | None = None) -> Non
     graphs. On the CPU every operator raises at once, also when compiled, and nothing is ever noted.
 
     Args:
-        device: the device to wait for; default: the current CUDA device where there is one, else the CPU.
+        device: the device to wait for; default: the current CUDA device where there is one and its kernels are
+            loaded, else the CPU.
 
     Raises:
         RuntimeError: an earlier sampling operator on that device met bad values, in that operator's own words.
@@ -30,7 +31,7 @@ def check_deferred_errors(device: torch.device | str | int | None = None) -> Non
         >>> ste_ops.check_deferred_errors()
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if CUDA_LOADED and torch.cuda.is_available() else "cpu"
     place = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     if place.type == "cuda":
         torch.cuda.synchronize(place)

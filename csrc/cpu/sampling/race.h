@@ -36,16 +36,19 @@ struct Heat {
   int64_t index[kHeat];
 };
 
-// exp(threshold), and a little more for what is rounded here and in the keys.
-inline double bound_of(double threshold) { return std::exp(threshold) * (1 + 1e-6); }
+// exp(threshold), and a little more for what is rounded here and in the keys; no denormal, which a processor may flush
+// to zero.
+inline double bound_of(double threshold) { return std::max(std::exp(threshold) * (1 + 1e-6), 1e-290); }
 
 // The keys of all weights that may have one of at most the threshold; infinite where the weight is zero. The bound may
-// overflow (then nobody loses early) or underflow (no product with a weight then is more than the slack).
+// overflow, then nobody loses early. What a product loses by underflow is less than the slack, and a denormal weight,
+// which a processor may flush to zero, never loses early.
 // Everything in it is inlined, or the clones would call what was compiled once for the baseline.
 template <class T, int64_t kLanes>
 STE_OPS_CLONES __attribute__((flatten)) void run_heat(const bits_t<T>* weights, uint64_t seed, uint64_t row,
                                                       int64_t begin, int64_t end, double bound, Heat& heat) {
   constexpr double kSlack = 0x1p-40;
+  constexpr bits_t<T> kLeastNormal = bits_t<T>((uint64_t(1) << Format<T>::fraction) - 1);
   int64_t running = 0, positive = 0;
   bits_t<T> invalid = 0;
   for (int64_t start = begin; start < end; start += kLanes) {
@@ -57,7 +60,8 @@ STE_OPS_CLONES __attribute__((flatten)) void run_heat(const bits_t<T>* weights, 
     uint64_t alive[kLanes], some = 0;
     for (int64_t i = 0; i < kLanes; ++i) {
       double v = bit_cast<double>(random.low[i] >> 12 | 0x3ff0000000000000u) - 1;
-      alive[i] = !(v > bound * double(load(bit_cast<T>(weight[i]))) + kSlack);
+      bool denormal = bits_t<T>(magnitude<T>(weight[i]) - 1) < kLeastNormal;
+      alive[i] = denormal | !(v > bound * double(load(bit_cast<T>(weight[i]))) + kSlack);
       some |= alive[i];
     }
     for (int64_t i = 0; i < kLanes; ++i) {
