@@ -2,6 +2,12 @@
 
 from ste_ops.sampling.alias import AliasTable
 from ste_ops.sampling.bernoulli import bernoulli_ste
+from ste_ops.sampling.categorical import categorical_ste
+from ste_ops.sampling.deferred import check_deferred_errors
+from ste_ops.sampling.multinomial import multinomial
+from ste_ops.sampling.resample import residual_resample, stratified_resample, systematic_resample
+from ste_ops.sampling.subset import subset_ste
+from ste_ops.sampling.sum_tree import SumTree
 
 __all__ = [
     "AliasTable",
