@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ste_ops._library import ops
 from ste_ops.reference.sampling.random import MASK64, random_bits
 from ste_ops.sampling.alias import AliasTable
-from ste_ops.sampling.multinomial import multinomial
 
 Stream = Callable[[int, int, int], Tensor]
 """`stream(start, count, stride)`: numbers start, start + stride, ... of it."""
@@ -25,8 +25,8 @@ def endless(table: AliasTable, seed: int) -> Stream:
 
 def ordered(weights: Tensor, num_samples: int, seed: int) -> Stream:
     """Draws without replacement. Each depends on those before it, so the whole order is found at once."""
-    generator = torch.Generator(weights.device).manual_seed(seed)
-    order = multinomial(weights, num_samples, generator=generator)
+    key = torch.full((1,), seed, dtype=torch.int64, device=weights.device)
+    order = ops.multinomial_without_replacement(weights, key, num_samples, "multinomial")
     return lambda start, count, stride: order[start : start + count * stride : stride]
 
 
