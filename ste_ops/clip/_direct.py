@@ -38,4 +38,4 @@ def clip_grad_norm(parameters: Sequence[Any], max_norm: float, p: float, nonfini
         return None
     norm, has_float64, grads = found
     torch.autograd.graph.increment_version(grads)
-    return torch.tensor(norm, dtype=torch.float64 if has_float64 else torch.float32, device="cpu")
+    return torch.scalar_tensor(norm, dtype=torch.float64 if has_float64 else torch.float32, device="cpu")
