@@ -13,7 +13,7 @@ enum class Resampling { kSystematic, kStratified, kResidual };
 constexpr int64_t kMostResampled = int64_t(1) << 40;
 
 // What is found of a row: its total mass, 0 where every weight is zero, -1 - i where weight i is the first invalid one.
-inline int64_t resampled_total(const Row& row, int64_t n) {
+STE_HD int64_t resampled_total(const Row& row, int64_t n) {
   return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
 }
 

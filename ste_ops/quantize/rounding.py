@@ -176,7 +176,7 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
 
     Example:
         >>> import torch, ste_ops
-        >>> _ = torch.manualdraw_seed(0)
+        >>> _ = torch.manual_seed(0)
         >>> y = ste_ops.stochastic_round(torch.full((10000,), 2.25))
         >>> y.unique(), y.mean().mul(100).round().div(100)
         (tensor([2., 3.]), tensor(2.2500))

@@ -145,6 +145,7 @@ __global__ void __launch_bounds__(kRowThreads)
           return SubsetSums<A>{i == step.top ? step.p_top * load(g[i]) : p * load(g[i]), handed_back(p, m.t[i])};
         });
         const SubsetPull<A> pull{step, sums, t_top, inv_tau};
+        team.sync();  // all have read t_top
         team.each(n, [&](int64_t i) {
           m.t[i] = i == step.top ? pull.top(load(g[i])) : pull.other(f[i], load(g[i]), m.t[i]);
         });
