@@ -146,7 +146,7 @@ def large() -> list[tuple]:
     mask = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     scale = torch.rand(3) + 0.1
     grads = [torch.randn(n) for n in (70_000, 3, 0, 5000)]
-    weights = torch.rand(5000).round(decimals=1)
+    weights, seed = torch.rand(5000).round(decimals=1), torch.tensor([4])
     return [
         ("heaviside", x, 1, 1.0, 0.0),
         ("binarize_backward", x.t(), mask),
@@ -167,9 +167,21 @@ def large() -> list[tuple]:
         ("clip_gradient_norm_backward", x[:, :100].t(), 1, 0.5, 2.0),
         ("clip_gradient_norm_backward", x.reshape(1, -1), 1, 0.5, 3.0),
         ("alias_table", weights),
-        ("alias_sample", *ops.alias_table(weights), torch.tensor([4]), 0, 5000),
-        ("exponential_keys", weights, torch.tensor([4])),
-        ("bernoulli", x.sigmoid(), torch.tensor([4])),
+        ("alias_sample", *ops.alias_table(weights), seed, 0, 5000),
+        ("inverse_cdf_sample", weights, seed, 30),
+        *(("multinomial_without_replacement", weights, seed, k, "multinomial") for k in (5, 400)),
+        *((name, weights, seed, 5000) for name in ("systematic_resample", "stratified_resample", "residual_resample")),
+        ("sum_tree", weights),
+        *(
+            ("sum_tree_update_", weights, ops.sum_tree(weights)[0], torch.arange(n) % 700, torch.rand(n))
+            for n in (20, 3000)
+        ),
+        ("sum_tree_sample", ops.sum_tree(weights)[0], 5000, seed, 0, 3000),
+        *((name, x[:, :1500], seed) for name in ("categorical", "gumbel_noise")),
+        *(("categorical_backward", x[:, :1500], x[:, :1500], seed, torch.tensor([3, 9, 2]), e, 0.5) for e in range(3)),
+        ("subset", x[:, :1500], seed, 3),
+        ("subset_backward", x[:, :1500], x[:, :1500], seed, 5, 0.5),
+        ("bernoulli", x.sigmoid(), seed),
     ]
 
 
