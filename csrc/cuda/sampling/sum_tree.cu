@@ -33,17 +33,23 @@ __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint
   }
 }
 
-// The nodes of a level above the indices. Who marks a node takes its sums and so removes the mark; who finds it marked
-// leaves that to the other. The children stand since the launch before.
-template <class T>
-__global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
-                                   const int64_t* index, int64_t count, const int64_t* verdict) {
+// Of the nodes of a level above the indices, each to one entry: to who marks it first.
+__global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count,
+                             const int64_t* verdict, bool* claimed) {
   if (*verdict != 1) return;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
-    int64_t node = index[i] >> 4 * level;
-    if (atomicExch(atomic(nodes[shape.value[level] + node]), kChanged) != kChanged) {
-      sum_node<T>(shape, weights, nodes, level, node);
-    }
+    uint64_t& value = nodes[shape.value[level] + (index[i] >> 4 * level)];
+    claimed[i] = atomicExch(atomic(value), kChanged) != kChanged;
+  }
+}
+
+// The nodes that were claimed, whose sums replace the marks. The children stand since the launches before.
+template <class T>
+__global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
+                                   const int64_t* index, int64_t count, const int64_t* verdict, const bool* claimed) {
+  if (*verdict != 1) return;
+  for (int64_t i = grid_index(); i < count; i += grid_stride()) {
+    if (claimed[i]) sum_node<T>(shape, weights, nodes, level, index[i] >> 4 * level);
   }
 }
 
@@ -136,10 +142,14 @@ void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor v
                     launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
                     launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
                     launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
+                    Tensor claims = empty_vector(count, ScalarType::Byte, like);
+                    bool* claimed = static_cast<bool*>(claims.mutable_data_ptr());
                     for (int level = 1; level <= shape.levels; ++level) {
                       if (count < shape.count[level]) {
+                        launch(claim_kernel, blocks, kSamplingThreads, shape, update.nodes, level, update.index, count,
+                               verdict, claimed);
                         launch(sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes,
-                               level, update.index, count, verdict);
+                               level, update.index, count, verdict, claimed);
                       } else {
                         launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape,
                                update.weights, update.nodes, level, verdict);
