@@ -5,11 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -71,7 +67,8 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-_cuda_build = pytest.StashKey[subprocess.Popen]()
+# A test may start pytest again, whose end is not that of the run.
+_nested = "PYTEST_CURRENT_TEST" in os.environ
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,18 +88,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if getattr(session.config, "workerinput", {}).get("workerid", "gw0") != "gw0" or session.config.option.collectonly:
         return
     if any(_waits_for_the_cuda_library(item) for item in session.items):
-        session.config.stash[_cuda_build] = subprocess.Popen(
-            ["nice", sys.executable, str(Path(__file__).parent / "cuda_library.py")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # the tests build again what failed, and show it
-            start_new_session=True,
-        )
+        import cuda_library
+
+        cuda_library.start()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    build = session.config.stash.get(_cuda_build, None)
-    if build is not None and build.poll() is None:
-        os.killpg(build.pid, signal.SIGTERM)
+    if not hasattr(session.config, "workerinput") and not _nested:
+        import cuda_library
+
+        cuda_library.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

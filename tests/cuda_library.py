@@ -1,15 +1,17 @@
 """_cuda.abi3.so for the default archs and what ptxas says of it: minutes of compiling, once for all its tests.
 
-conftest.py starts `python tests/cuda_library.py` at low priority when a run begins; the tests of the library come last
-and wait for it here.
+conftest.py starts `python tests/cuda_library.py` at low priority when a run begins, and stops it when the whole run
+ends; the tests of the library come last and wait for it here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,12 +61,37 @@ def build() -> Path:
             archs = setup_script.DEFAULT_ARCHS
             environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs, "STE_OPS_PTXAS": "1"}
             command = ["build_ext", "--build-lib", folder, "--build-temp", folder / "temp"]
-            output = run(sys.executable, "setup.py", *command, cwd=ROOT, env=environment)
-            # Written last and at once: it says that the library is whole.
-            (folder / "log.part").write_text(output)
+            # What ptxas says of a file is said once: a build that goes on where another was stopped adds to the log.
+            with open(folder / "log.part", "a") as log:
+                command = [sys.executable, "setup.py", *map(str, command)]
+                done = subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+            assert done.returncode == 0, (folder / "log.part").read_text()[-8000:]
+            # Renamed last: it says that the library is whole.
             (folder / "log.part").rename(log_of(path))
     return path
 
 
+PID = ROOT / "build" / "cuda_checks" / "pid"
+
+
+def start() -> None:
+    """Builds in a process of its own; a test that finds nothing builds again, and shows what fails."""
+    PID.parent.mkdir(parents=True, exist_ok=True)
+    command = ["nice", sys.executable, str(Path(__file__).resolve())]
+    build = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT
+    )
+    PID.write_text(str(build.pid))
+
+
+def stop() -> None:
+    """Whoever started it: a worker may end long before another one that waits for the library."""
+    if PID.exists():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(int(PID.read_text()), signal.SIGTERM)
+        PID.unlink(missing_ok=True)
+
+
 if __name__ == "__main__" and setup_script.cuda_home() is not None:
     build()
+    PID.unlink(missing_ok=True)
