@@ -100,7 +100,7 @@ def test_no_kernel_spills(kernels):
     # The kernels of subset_ste keep values around their divisions, which are calls, and wait for memory all the same;
     # for the arch of the machine code below, its backward in float64 alone.
     rare = {place: bytes_ for place, bytes_ in spilled.items() if re.search(r"subset(_backward)?_kernel", place[1])}
-    assert {place: bytes_ for place, bytes_ in rare.items() if max(bytes_) > 128} == {}
+    assert {place: bytes_ for place, bytes_ in rare.items() if max(bytes_) > 288} == {}
     assert all("subset_backward_kernelId" in name for arch, name in rare if arch == SASS_ARCH)
     spilled = {place: bytes_ for place, bytes_ in spilled.items() if place not in rare}
     assert {place for place in spilled if place[0] == SASS_ARCH} == set()
