@@ -30,8 +30,9 @@ __device__ void write_keys(const Team& team, const RowShape& shape, int64_t row,
 
 // The k largest keys, found bit by bit of the least of them, then of the last index among its equals.
 template <class T, class Team>
-__global__ void __launch_bounds__(kRowThreads) subset_kernel(Team team, RowShape shape, int64_t k, const T* logits,
-                                                             const uint64_t* seeds, T* out, arithmetic_t<T>* memory) {
+__global__ void __launch_bounds__(kRowThreads, 1)
+    subset_kernel(Team team, RowShape shape, int64_t k, const T* logits, const uint64_t* seeds, T* out,
+                  arithmetic_t<T>* memory) {
   using A = arithmetic_t<T>;
   using U = bits_t<A>;
   constexpr int kBits = 8 * int(sizeof(U));
@@ -98,7 +99,7 @@ __device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& ste
 }
 
 template <class T, class Team>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     subset_backward_kernel(Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad,
                            const T* logits, const uint64_t* seeds, T* out, arithmetic_t<T>* numbers,
                            SubsetStep<arithmetic_t<T>>* steps) {
