@@ -51,10 +51,14 @@ def decide_cuda() -> tuple[bool, str]:
     return True, f"torch has CUDA {torch.version.cuda}, nvcc in {home}"
 
 
+def sanitizer_flags() -> list[str]:
+    """Of `make sanitize`, for the host compiler and its linker."""
+    return os.environ.get("STE_OPS_SANITIZE", "").split()
+
+
 def host_flags() -> list[str]:
     return [
-        "-O3",
-        "-g0",
+        *(["-O1", "-g1", *sanitizer_flags()] if sanitizer_flags() else ["-O3", "-g0"]),
         "-fvisibility=hidden",
         "-Wall",
         "-Wno-unknown-pragmas",
@@ -76,6 +80,7 @@ def cpu_library() -> CppExtension:
         "ste_ops._C",
         ["csrc/registration.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
         extra_compile_args={"cxx": host_flags()},
+        extra_link_args=sanitizer_flags(),
         py_limited_api=True,
     )
 

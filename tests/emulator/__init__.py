@@ -20,15 +20,19 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 NAMESPACE = "ste_ops_emulated"
 CHECK_EVERYTHING = os.environ.get("STE_OPS_EMULATED_CHECK") == "1"  # make races
+SANITIZED = os.environ.get("STE_OPS_SANITIZE", "")  # make sanitize: what setup.py compiles the kernels with
 
 # Shared memory lies in thread-local storage, which template instances of two libraries would share without
 # -fno-gnu-unique.
 FLAGS = ["-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
-# Of the kernels; calls sanitizer.cpp and tsan.cpp.
-SANITIZE = "-fsanitize=alignment,bounds -fsanitize=thread -Wno-maybe-uninitialized"
+# Of the kernels; calls sanitizer.cpp and tsan.cpp. The compiler instruments for address or for thread, not both: under
+# AddressSanitizer nothing is checked for races.
+SANITIZE = f"-fsanitize=alignment,bounds {SANITIZED or '-fsanitize=thread'} -Wno-maybe-uninitialized"
+# The engine itself is not instrumented: tsan.cpp could not be. It tells AddressSanitizer which stack runs (fiber.h).
+SANITIZED_ENGINE = "-DEMULATOR_SANITIZED" if SANITIZED else ""
 ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "tsan")]
-LINK = ["-shared", "-ldl", "-pthread"]
+LINK = ["-shared", "-ldl", "-pthread", *SANITIZED.split()]
 
 
 def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> None:
@@ -45,7 +49,7 @@ def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str
         f"  command = $cxx $in -o $out {' '.join(link)}",
         "  description = $out",
         *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZE}" for source in sources),
-        *(f"build {source.name}.o: compile {source}" for source in ENGINE),
+        *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZED_ENGINE}" for source in ENGINE),
         f"build {library}: link {objects}",
     ]
     text = "\n".join(lines) + "\n"

@@ -183,6 +183,7 @@ void Engine::suspend(Thread::State state) {
 // The life of a fiber: thread after thread, as long as none of them waits.
 void Engine::thread_main() {
   Engine& engine = get();
+  enter_context(engine.scheduler_);
   for (;;) {
     Fiber* fiber = engine.threads_[size_t(engine.current_)].fiber;
     do {

@@ -11,40 +11,84 @@
 #if !defined(__x86_64__) || defined(EMULATOR_UCONTEXT)
 #include <ucontext.h>
 #endif
+#ifdef EMULATOR_SANITIZED
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 namespace emulator {
 
 #if defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)
 
-using Context = void*;  // the stack pointer; everything else lies on the stack
+using Machine = void*;  // the stack pointer; everything else lies on the stack
 
-extern "C" __attribute__((visibility("hidden"))) void emulator_switch(Context* from, Context to);
+extern "C" __attribute__((visibility("hidden"))) void emulator_switch(Machine* from, Machine to);
 
-inline void switch_context(Context& from, Context& to) { emulator_switch(&from, to); }
+inline void switch_machine(Machine& from, Machine& to) { emulator_switch(&from, to); }
 
-inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+inline void prepare_machine(Machine& machine, char* stack, size_t bytes, void (*entry)()) {
   // A fresh stack looks as if entry had been called and had pushed its six registers; the zero above entry's address
   // ends back traces and leaves the stack as misaligned as after a call.
   uintptr_t top = reinterpret_cast<uintptr_t>(stack + bytes) & ~uintptr_t(15);
   auto* frame = reinterpret_cast<void**>(top) - 8;
   for (int i = 0; i < 8; ++i) frame[i] = nullptr;
   frame[6] = reinterpret_cast<void*>(entry);
-  context = frame;
+  machine = frame;
 }
 
 #else
 
-using Context = ucontext_t;
+using Machine = ucontext_t;
 
-inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+inline void switch_machine(Machine& from, Machine& to) { swapcontext(&from, &to); }
+
+inline void prepare_machine(Machine& machine, char* stack, size_t bytes, void (*entry)()) {
+  getcontext(&machine);
+  machine.uc_stack.ss_sp = stack;
+  machine.uc_stack.ss_size = bytes;
+  machine.uc_link = nullptr;
+  makecontext(&machine, entry, 0);
+}
+
+#endif
+
+#ifdef EMULATOR_SANITIZED
+
+// AddressSanitizer (`make sanitize`) has to hear which stack runs.
+struct Context {
+  Machine machine{};
+  const void* stack = nullptr;
+  size_t bytes = 0;
+};
+
+inline void switch_context(Context& from, Context& to) {
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, to.stack, to.bytes);
+  switch_machine(from.machine, to.machine);
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+}
+
+// The first that a fiber does; `from` is whence it was started.
+inline void enter_context(Context& from) { __sanitizer_finish_switch_fiber(nullptr, &from.stack, &from.bytes); }
 
 inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
-  getcontext(&context);
-  context.uc_stack.ss_sp = stack;
-  context.uc_stack.ss_size = bytes;
-  context.uc_link = nullptr;
-  makecontext(&context, entry, 0);
+  context.stack = stack;
+  context.bytes = bytes;
+  __asan_unpoison_memory_region(stack, bytes);  // a kernel that was given up left its frames there
+  prepare_machine(context.machine, stack, bytes, entry);
 }
+
+constexpr size_t kStackPages = 64;  // instrumented frames are larger
+
+#else
+
+using Context = Machine;
+inline void switch_context(Context& from, Context& to) { switch_machine(from, to); }
+inline void enter_context(Context&) {}
+inline void prepare_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  prepare_machine(context, stack, bytes, entry);
+}
+constexpr size_t kStackPages = 16;
 
 #endif
 
@@ -63,7 +107,7 @@ class Fiber {
   void prepare(void (*entry)()) {
     // Tops at the same offset of every page would share a few cache sets.
     size_t colour = size_t(index_ % 32) * 128;
-    prepare_context(context, stack_, kBytes - colour, entry);
+    prepare_context(context, stack_ + kPage, kBytes - kPage - colour, entry);
   }
 
   uintptr_t stack_begin() const { return reinterpret_cast<uintptr_t>(stack_); }
@@ -73,7 +117,7 @@ class Fiber {
 
  private:
   static constexpr size_t kPage = 4096;
-  static constexpr size_t kBytes = 17 * kPage;
+  static constexpr size_t kBytes = (1 + kStackPages) * kPage;
   int index_;
   char* stack_;
 };

@@ -18,6 +18,7 @@ from torch.utils import cpp_extension
 
 _FOLDER = Path(__file__).parent
 _ROOT = _FOLDER.parents[1]
+_SANITIZED = os.environ.get("STE_OPS_SANITIZE", "").split()  # make sanitize
 
 
 @functools.cache
@@ -44,6 +45,7 @@ def _build(build: Path, sources: list[Path]) -> ModuleType:
         extra_include_paths=[str(_ROOT / "csrc")],
         # As setup.py compiles the kernels: no multiply-add that the source does not spell out. No optimization beyond
         # -O1, which halves the build.
-        extra_cflags=["-O1", "-g0", "-Wall", "-ffp-contract=off", "-fvisibility=hidden"],
+        extra_cflags=["-O1", "-g0", "-Wall", "-ffp-contract=off", "-fvisibility=hidden", *_SANITIZED],
+        extra_ldflags=_SANITIZED,
         build_directory=str(build),
     )
