@@ -8,7 +8,9 @@
 # Slow, and not part of CI (CONTRIBUTING.md says when each was last run):
 #
 #   make wheel   dist/*.whl with the CUDA library, dist/cpu/*.whl without; checked by abi3audit and auditwheel
-#   make compat  the first of them on every torch and Python that it names
+#   make sdist   dist/sdist/*.tar.gz, built and imported in two new environments, with build isolation and without
+#   make compat  the first of the wheels on every torch and Python that it names
+#   make sanitize  the CPU and the emulated kernels under AddressSanitizer and UBSan
 #   make fuzz    5,000 random cases of every kind (FUZZ=) against the reference
 #   make races   the tests of the emulated CUDA kernels, with every access checked
 #   make large   more than 2^31 elements on the CPU, 19 GB of memory
@@ -31,7 +33,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test races bench lint format wheel wheel-cpu compat fuzz large build clean
+.PHONY: demo test races bench lint format wheel wheel-cpu sdist compat sanitize fuzz large build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -78,12 +80,29 @@ wheel-cpu: $(VENV)/wheel-tools
 	rm -rf dist/cpu
 	$(call make_wheel,0,dist/cpu)
 
+# With isolation pip compiles against the newest torch that it finds, and what comes out runs on the one beside it.
+define build_from_sdist
+	$(PYTHON) -m venv build/sdist/$(1)
+	build/sdist/$(1)/bin/pip install --quiet --disable-pip-version-check torch==$(TORCH) numpy $(2)
+	FORCE_CUDA=0 build/sdist/$(1)/bin/pip install --no-cache-dir --disable-pip-version-check $(3) dist/sdist/*.tar.gz
+	cd build/sdist && $(1)/bin/python -m ste_ops info
+endef
+
+sdist: $(VENV)/torch
+	rm -rf dist/sdist build/sdist
+	$(PY) setup.py --quiet sdist --dist-dir dist/sdist
+	$(call build_from_sdist,plain,"setuptools>=77" ninja,--no-build-isolation)
+	$(call build_from_sdist,isolated,,)
+
 compat:
 	@ls dist/*.whl >/dev/null || { echo "no wheel in dist/: run make wheel first"; exit 1; }
 	$(PYTHON) tools/compat.py dist/*.whl $(COMPAT)
 
+sanitize: $(VENV)/extension
+	$(PY) tools/sanitize.py -n $(WORKERS) --dist loadfile $(TEST)
+
 fuzz: $(VENV)/extension
-	STE_OPS_FUZZ=$(FUZZ) $(PY) -m pytest tests/test_fuzz.py $(TEST)
+	STE_OPS_FUZZ=$(FUZZ) $(PY) -m pytest -n $(WORKERS) tests/test_fuzz.py tests/test_robustness.py $(TEST)
 
 large: $(VENV)/extension
 	STE_OPS_LARGE=1 $(PY) -m pytest tests/test_large.py $(TEST)
