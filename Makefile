@@ -62,7 +62,8 @@ format: $(VENV)/lint-tools
 	$(VENV)/bin/clang-format -i $(CPP)
 
 # torch is linked to and not packed in: the wheel finds the libraries of the torch that is installed.
-AUDIT = $(PY) -m auditwheel repair --only-plat --exclude 'libtorch*' --exclude 'libc10*'
+# The platform is that of torch's own wheels: auditwheel refuses a library that asks for a newer glibc.
+AUDIT = $(PY) -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) --only-plat --exclude 'libtorch*' --exclude 'libc10*'
 define make_wheel
 	rm -rf build/lib* build/bdist* build/wheel
 	FORCE_CUDA=$(1) $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .

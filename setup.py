@@ -9,6 +9,7 @@ import struct
 import sys
 from glob import glob
 from pathlib import Path
+from platform import libc_ver, machine
 from sysconfig import get_platform
 
 import torch
@@ -75,12 +76,20 @@ def host_flags() -> list[str]:
     ]
 
 
+def old_symbols(source: str) -> list[str]:
+    """For the linker: calls of what a csrc/*/glibc.cpp names go through it (csrc/glibc.h)."""
+    if machine() != "x86_64" or libc_ver()[0] != "glibc":
+        return []
+    text = (Path(__file__).parent / source).read_text()
+    return [f"-Wl,--wrap={name}" for name in re.findall(r"^OLD\((\w+),", text, re.MULTILINE)]
+
+
 def cpu_library() -> CppExtension:
     return CppExtension(
         "ste_ops._C",
         ["csrc/registration.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
         extra_compile_args={"cxx": host_flags()},
-        extra_link_args=sanitizer_flags(),
+        extra_link_args=[*old_symbols("csrc/cpu/glibc.cpp"), *sanitizer_flags()],
         py_limited_api=True,
     )
 
@@ -93,11 +102,17 @@ def cuda_library(home: str) -> CppExtension:
     defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', '/').replace(' ', '/')}", "-DUSE_CUDA"]
     return CppExtension(
         "ste_ops._cuda",
-        sorted(glob("csrc/cuda/**/*.cu", recursive=True)),
+        ["csrc/cuda/glibc.cpp", *sorted(glob("csrc/cuda/**/*.cu", recursive=True))],
         include_dirs=[str(Path(home, "include"))],
         library_dirs=[str(Path(home, "lib64"))],
-        # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream.
-        extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-lrt", "-ldl", "-lpthread"],
+        # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream, and
+        # librt, libdl and libpthread because there an older glibc has what the runtime calls.
+        extra_link_args=[
+            *old_symbols("csrc/cuda/glibc.cpp"),
+            *("-Wl,--no-as-needed", "-ltorch", "-lcudart_static"),
+            *(["-l:librt.so.1", "-l:libdl.so.2", "-l:libpthread.so.0"] if old_symbols("csrc/cuda/glibc.cpp") else []),
+            *("-lrt", "-ldl", "-lpthread"),
+        ],
         extra_compile_args={
             "cxx": host_flags() + defines,
             "nvcc": [

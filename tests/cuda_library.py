@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,12 @@ def run(*command: object, **options) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}"
     return done.stdout
+
+
+def newest_glibc(library: Path) -> tuple[int, ...]:
+    """The newest version of glibc's symbols that a library asks for."""
+    versions = re.findall(r"Name: GLIBC_([\d.]+)", run("readelf", "--version-info", "--wide", library))
+    return max(tuple(map(int, version.split("."))) for version in versions)
 
 
 def _digest() -> str:

@@ -9,7 +9,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import cuda_library
 import pytest
+
+import ste_ops
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,3 +92,9 @@ def test_force_cuda_without_nvcc_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "FORCE_CUDA=1, but no nvcc was found" in done.stderr
+
+
+def test_asks_for_no_newer_glibc_than_torch() -> None:
+    if not cuda_library.setup_script.old_symbols("csrc/cpu/glibc.cpp"):
+        pytest.skip("x86-64 with glibc only")
+    assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
