@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     for (int i = 0; i < Vector<T>::size; ++i) {
       auto value = load(v[k].value[i]);
       if constexpr (S::saves == Saves::mask) {
-        bits |= uint32_t(begin + i < numel && surrogate.passes(value)) << i;
+        bits |= uint32_t(surrogate.passes(value)) << i;
       }
       v[k].value[i] = bit_cast<T>(step_bits(step, v[k].value[i], value));
     }
