@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../../core/macros.h"
+#include "../../core/axis.h"
 #include "../launch.cuh"
 
 namespace ste_ops {
@@ -25,9 +25,9 @@ inline int64_t resident_blocks(const Launcher& launch) {
 struct Tiles {
   int64_t rows, n, per_row;
   STE_HD int64_t count() const { return rows * per_row; }
-  STE_HD int64_t row(int64_t tile) const { return tile / per_row; }
+  STE_HD int64_t row(int64_t tile) const { return divided(tile, per_row); }
   STE_HD int64_t offset(int64_t tile) const { return row(tile) * n; }
-  STE_HD int64_t begin(int64_t tile) const { return tile % per_row * kSamplingTile; }
+  STE_HD int64_t begin(int64_t tile) const { return (tile - row(tile) * per_row) * kSamplingTile; }
   STE_HD int64_t end(int64_t tile) const { return begin(tile) + kSamplingTile < n ? begin(tile) + kSamplingTile : n; }
 };
 
