@@ -134,7 +134,7 @@ def test_a_stream_is_cut_anywhere(device: str) -> None:
     ("rows", "n", "num_samples"), [(1, 60, 50_001), (3, 60, 5), (2, 7, 300), (3, 9, 1000), (40, 5, 9), (6200, 3, 3)]
 )
 def test_draws_of_any_shape(device: str, rows: int, n: int, num_samples: int) -> None:
-    # Against the CPU: rows that share a block, rows that begin between two vectors, and more of both than a grid takes at once.
+    # Against the CPU: rows that share a block or begin between two vectors, and more of both than a grid takes at once.
     w = torch.rand(rows, n)
     w[rows // 2] = 0
     seed = torch.tensor([5])
