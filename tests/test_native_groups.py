@@ -41,3 +41,23 @@ def test_groups_of_nothing():
     for kind, size, count in (("whole", 1, 1), ("channels", 3, 3), ("channels", 0, 0), ("tokens", 3, 0)):
         group, _, _, lengths, groups, results = native.walk_groups(kind, 0, size, 1, 8, 16)
         assert (group, lengths, groups, results) == ([], [], count, 0)
+
+
+@pytest.mark.parametrize("kind", ["whole", "channels", "tokens"])
+def test_a_walk_comes_through_the_groups_of_its_elements(kind):
+    native = load().quantize
+    for shape in SHAPES:
+        for axis in range(len(shape)):
+            numel, stride = int(np.prod(shape)), int(np.prod(shape[axis + 1 :]))
+            groups = expected_groups(kind, shape, axis) + np.zeros(numel, np.int64)
+            for start in {0, 1 % numel, numel // 2, numel - 1}:
+                # Past the end the groups begin anew.
+                walked = native.groups_from(kind, numel, shape[axis], stride, start, numel - start + 8)
+                expected = np.resize(groups, 2 * numel + 8)[start : numel + 8]
+                np.testing.assert_array_equal(walked, expected, f"{kind} {shape} {axis} {start}")
+
+
+def test_divisions_of_both_widths():
+    native = load().quantize
+    numbers = [1, 3, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40 + 7]
+    assert all(native.divided(a, b) == a // b for a in [0, *numbers] for b in numbers)

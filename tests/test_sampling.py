@@ -130,6 +130,22 @@ def test_a_stream_is_cut_anywhere(device: str) -> None:
     assert torch.equal(far[:, 3:], table.sample_at(9, 2**40 - 2, 7))
 
 
+@pytest.mark.parametrize(
+    ("rows", "n", "num_samples"), [(1, 60, 50_001), (3, 60, 5), (2, 7, 300), (3, 9, 1000), (40, 5, 9), (6200, 3, 3)]
+)
+def test_draws_of_any_shape(device: str, rows: int, n: int, num_samples: int) -> None:
+    # Against the CPU: rows that share a block or begin between two vectors, and more of both than a grid takes at once.
+    w = torch.rand(rows, n)
+    w[rows // 2] = 0
+    seed = torch.tensor([5])
+    native = torch.ops.ste_ops
+    table = native.alias_table(w)
+    expected = native.alias_sample(*table, seed, 3, num_samples, 1)
+    drawn = ops.alias_sample(*(x.to(device) for x in (*table, seed)), 3, num_samples, 1)
+    assert torch.equal(drawn.cpu(), expected)
+    assert (expected[rows // 2] == -1).all()
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_ranks_share_a_stream(device: str, ranks: int) -> None:
     for w in (torch.rand(50), torch.rand(3, 50)):

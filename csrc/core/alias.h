@@ -122,7 +122,11 @@ struct AliasMerge {
 
   // To the state after `steps` steps.
   STE_HD void seek(int64_t steps) {
-    int64_t low = steps > heavies ? steps - heavies : 0, high = steps < lights ? steps : lights;
+    seek(steps, steps > heavies ? steps - heavies : 0, steps < lights ? steps : lights);
+  }
+
+  // The same where the light items that are done by then are known to be `low` to `high`.
+  STE_HD void seek(int64_t steps, int64_t low, int64_t high) {
     while (low < high) {
       int64_t middle = low + (high - low) / 2;
       bool taken = excess[steps - 1 - middle] > deficit[middle];

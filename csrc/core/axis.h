@@ -8,6 +8,9 @@
 
 namespace ste_ops {
 
+// a / b of numbers that are not negative: a 64-bit division costs a GPU several times a 32-bit one.
+STE_HD int64_t divided(int64_t a, int64_t b) { return (a | b) >> 31 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
+
 // A dense tensor's memory as [batch, outer, size, inner]. An element belongs to the group of its batch and its
 // coordinate along `size`. Whatever the order of the dimensions in memory, the coordinate of element i along one of
 // them is (i / stride) % size, so no dense tensor has to be copied.
@@ -20,13 +23,40 @@ struct Groups {
 
   STE_HD int64_t of(int64_t i) const {
     if (batch * size == 1) return 0;
-    // A 64-bit division costs a GPU several times a 32-bit one.
-    if (numel() <= INT32_MAX) {
-      uint32_t place = uint32_t(i) / uint32_t(inner), coordinate = place % uint32_t(size);
-      return batch == 1 ? coordinate : place / uint32_t(size * outer) * size + coordinate;
+    const int64_t place = divided(i, inner), line = divided(place, size), coordinate = place - line * size;
+    return batch == 1 ? coordinate : divided(line, outer) * size + coordinate;
+  }
+};
+
+// The groups of one element after the other, with divisions for the first alone. It may run past the last element,
+// where the groups begin anew.
+struct GroupWalk {
+  int64_t group = 0, left = 0;  // elements until the next group
+  int64_t coordinate = 0, outer = 0;
+
+  GroupWalk() = default;
+  STE_HD GroupWalk(const Groups& groups, int64_t i) {
+    const int64_t place = divided(i, groups.inner), line = divided(place, groups.size);
+    const int64_t batch = groups.batch == 1 ? 0 : divided(line, groups.outer);
+    left = groups.inner - (i - place * groups.inner);
+    coordinate = place - line * groups.size;
+    outer = line - batch * groups.outer;
+    group = batch * groups.size + coordinate;
+  }
+
+  STE_HD void next(const Groups& groups) {
+    if (--left > 0) return;
+    left = groups.inner;
+    ++group;
+    if (++coordinate < groups.size) return;
+    coordinate = 0;
+    const bool repeats = groups.batch == 1 || ++outer < groups.outer;
+    if (repeats) {
+      group -= groups.size;
+    } else {
+      outer = 0;
+      if (group == groups.count()) group = 0;
     }
-    int64_t place = i / inner, coordinate = place % size;
-    return batch == 1 ? coordinate : place / (size * outer) * size + coordinate;
   }
 };
 
@@ -108,9 +138,10 @@ struct Partition {
 
   STE_HD ReduceTask task(int64_t number) const {
     const int64_t slab = groups.size * groups.inner, in_batch = slab * groups.outer;
-    const int64_t piece = number % pieces, outer_task = number / pieces % outer_tasks;
+    const int64_t line = divided(number, pieces), piece = number - line * pieces;
     ReduceTask task;
-    task.batch = number / pieces / outer_tasks;
+    task.batch = divided(line, outer_tasks);
+    const int64_t outer_task = line - task.batch * outer_tasks;
     task.width = width;
     task.first = 0;
     task.part = outer_task;
@@ -129,14 +160,14 @@ struct Partition {
     task.stride = slab;
     if (groups.inner <= span) {
       task.begin += piece * width;
-      task.first = piece * (width / groups.inner);
+      task.first = piece * divided(width, groups.inner);
       task.length = smaller(width, slab - piece * width);
     } else {
-      const int64_t within = piece % parts_inner * length_;
-      task.first = piece / parts_inner;
+      task.first = divided(piece, parts_inner);
+      const int64_t of_inner = piece - task.first * parts_inner, within = of_inner * length_;
       task.begin += task.first * groups.inner + within;
       task.length = smaller(length_, groups.inner - within);
-      task.part = outer_task * parts_inner + piece % parts_inner;
+      task.part = outer_task * parts_inner + of_inner;
     }
     return task;
   }

@@ -121,8 +121,9 @@ STE_HD bool is_scale(A scale) {
 // An invalid scale makes every element NaN where the host could not look at it.
 template <class A>
 STE_HD Step<A> step_of(A scale, A zero_point) {
-  A checked = is_scale(scale) ? scale : bit_cast<A>(kNaN<A>);
-  return {checked, A(1) / checked, zero_point};
+  const A inverse = A(1) / scale, nan = bit_cast<A>(kNaN<A>);
+  const bool valid = is_positive_and_finite(scale) & is_positive_and_finite(inverse);
+  return {valid ? scale : nan, valid ? inverse : nan, zero_point};
 }
 
 // (clamp(round(x / scale) + zero_point) - zero_point) * scale, the division by the reciprocal as in torch; the gradient

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     for (int i = 0; i < Vector<T>::size; ++i) {
       auto value = load(v[k].value[i]);
       if constexpr (S::saves == Saves::mask) {
-        bits |= uint32_t(begin + i < numel && surrogate.passes(value)) << i;
+        bits |= uint32_t(surrogate.passes(value)) << i;
       }
       v[k].value[i] = bit_cast<T>(step_bits(step, v[k].value[i], value));
     }
@@ -70,36 +70,53 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   }
 }
 
-// Chunks of one warp here: a curve's arithmetic hides what latency the smaller number in flight leaves.
+// Two chunks of both at a time: a curve's arithmetic hides what latency the smaller number in flight leaves.
 template <class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     curve_backward_kernel(S curve, const double* parameters, const T* grad, const T* x, T* out, int64_t numel,
                           bool aligned) {
+  constexpr int kAhead = 2;
   if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
+#pragma unroll 1
+  for (int first = 0; first < kChunksPerWarp; first += kAhead) {
+    Vector<T> g[kAhead], v[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      g[k] = read_vector(grad, vector_begin<T>(first + k), numel, aligned);
+      v[k] = read_vector(x, vector_begin<T>(first + k), numel, aligned);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+      for (int i = 0; i < Vector<T>::size; ++i) {
+        auto slope = curve.derivative(load(v[k].value[i]));
+        auto product = load(g[k].value[i]) * slope;
+        v[k].value[i] = store<T>(slope == 0 ? decltype(slope)(0) : product);
+      }
+      write_vector(out, vector_begin<T>(first + k), numel, aligned, v[k]);
+    }
+  }
+}
+
+// A chunk of the three at a time.
+template <class S, class T>
+__global__ void __launch_bounds__(kElementwiseThreads)
+    curve_second_kernel(S curve, const double* parameters, const T* upper, const T* grad, const T* x, T* out,
+                        int64_t numel, bool aligned) {
+  if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
+#pragma unroll 1
   for (int k = 0; k < kChunksPerWarp; ++k) {
-    int64_t begin = vector_begin<T>(k);
-    Vector<T> g = read_vector(grad, begin, numel, aligned);
+    const int64_t begin = vector_begin<T>(k);
+    const Vector<T> u = read_vector(upper, begin, numel, aligned), g = read_vector(grad, begin, numel, aligned);
     Vector<T> v = read_vector(x, begin, numel, aligned);
 #pragma unroll
     for (int i = 0; i < Vector<T>::size; ++i) {
-      auto slope = curve.derivative(load(v.value[i]));
-      auto product = load(g.value[i]) * slope;
+      auto slope = curve.second(load(v.value[i]));
+      auto product = load(u.value[i]) * load(g.value[i]) * slope;
       v.value[i] = store<T>(slope == 0 ? decltype(slope)(0) : product);
     }
     write_vector(out, begin, numel, aligned, v);
   }
-}
-
-// One element a thread: the second order is rare, and these kernels are as many as the curves times the dtypes.
-template <class S, class T>
-__global__ void curve_second_kernel(S curve, const double* parameters, const T* upper, const T* grad, const T* x,
-                                    T* out, int64_t numel) {
-  if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
-  int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= numel) return;
-  auto slope = curve.second(load(x[i]));
-  auto product = load(upper[i]) * load(grad[i]) * slope;
-  out[i] = store<T>(slope == 0 ? decltype(slope)(0) : product);
 }
 
 template <class Step>
@@ -162,9 +179,10 @@ Tensor curve_second_cuda(Tensor upper, Tensor grad, Tensor x, int64_t surrogate,
                [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
                    int64_t numel) {
                  using T = typename decltype(type)::type;
-                 launch(curve_second_kernel<decltype(s), T>, blocks_for(numel, kElementwiseThreads),
-                        kElementwiseThreads, s, parameters, static_cast<const T*>(factors[0]),
-                        static_cast<const T*>(factors[1]), static_cast<const T*>(x), static_cast<T*>(out), numel);
+                 launch(curve_second_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s,
+                        parameters, static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1]),
+                        static_cast<const T*>(x), static_cast<T*>(out), numel,
+                        aligned16(factors[0]) && aligned16(factors[1]) && aligned16(x) && aligned16(out));
                });
 }
 

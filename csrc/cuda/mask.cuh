@@ -10,9 +10,11 @@ namespace ste_ops {
 template <class T>
 constexpr int kLanesOfMaskWord = 32 / Vector<T>::size;
 
-// Every lane brings the bits of its vector; the lanes of a word join them, and the first writes it. Whole warps only.
+// Every lane brings the bits of its vector, of which those past the end are dropped; the lanes of a word join them, and
+// the first writes it. Whole warps only.
 template <class T>
 __device__ void store_mask_bits(uint8_t* mask, int64_t begin, int64_t numel, uint32_t bits) {
+  if (begin + Vector<T>::size > numel) bits &= begin < numel ? (1u << (numel - begin)) - 1 : 0;
   int place = lane_index() % kLanesOfMaskWord<T>;
   uint32_t word = bits << (place * Vector<T>::size);
   for (int lanes = 1; lanes < kLanesOfMaskWord<T>; lanes *= 2) word |= __shfl_xor_sync(kFullWarp, word, lanes);

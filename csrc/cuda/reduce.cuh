@@ -77,10 +77,12 @@ __global__ void __launch_bounds__(kReduceThreads)
   const int lane = int(threadIdx.x) * N;
 
   int64_t group[N];
+  // A row is no longer than its span, so that 32 bits hold every place in it.
+  const unsigned size = unsigned(groups.size < kReduceSpan<T> ? groups.size : kReduceSpan<T>);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     group[k] = task.batch * groups.size + task.first;
-    if (!one_group) group[k] += int(lane + k) / int(groups.inner) % groups.size;
+    if (!one_group) group[k] += unsigned(lane + k) / unsigned(groups.inner) % size;
   }
   const auto of_lanes = terms.for_lanes(group);
   State totals[N];

@@ -36,7 +36,21 @@ py::tuple walk_groups(const std::string& kind, int64_t numel, int64_t size, int6
   return py::make_tuple(group, visited, result, lengths, groups.count(), partition.results());
 }
 
-const Bindings quantize("quantize", [](py::module_& m) { m.def("walk_groups", &walk_groups); });
+// The groups that a walk from element `start` on comes through, `count` of them.
+std::vector<int64_t> groups_from(const std::string& kind, int64_t numel, int64_t size, int64_t stride, int64_t start,
+                                 int64_t count) {
+  const Groups groups = groups_of(kind, numel, size, stride);
+  std::vector<int64_t> walked;
+  GroupWalk walk(groups, start);
+  for (int64_t i = 0; i < count; ++i, walk.next(groups)) walked.push_back(walk.group);
+  return walked;
+}
+
+const Bindings quantize("quantize", [](py::module_& m) {
+  m.def("walk_groups", &walk_groups);
+  m.def("groups_from", &groups_from);
+  m.def("divided", &divided);
+});
 
 }  // namespace
 }  // namespace ste_ops

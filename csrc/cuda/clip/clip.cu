@@ -146,11 +146,16 @@ void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
 template <class T, class Rule>
 __device__ void rewrite_to(const T* x, T* out, int64_t count, int64_t first, int64_t step, Rule rule) {
   const bool aligned = (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(out)) % 16 == 0;
-  for (int64_t begin = first * Vector<T>::size; begin < count; begin += step * Vector<T>::size) {
-    Vector<T> v = read_vector(x, begin, count, aligned);
+  for (int64_t begin = first * Vector<T>::size; begin < count; begin += kAhead * step * Vector<T>::size) {
+    Vector<T> v[kAhead];
 #pragma unroll
-    for (int i = 0; i < Vector<T>::size; ++i) v.value[i] = rule(v.value[i]);
-    write_vector(out, begin, count, aligned, v);
+    for (int k = 0; k < kAhead; ++k) v[k] = read_vector(x, begin + k * step * Vector<T>::size, count, aligned);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+#pragma unroll
+      for (int i = 0; i < Vector<T>::size; ++i) v[k].value[i] = rule(v[k].value[i]);
+      write_vector(out, begin + k * step * Vector<T>::size, count, aligned, v[k]);
+    }
   }
 }
 

@@ -38,8 +38,13 @@ __device__ double dense_total(Terms terms, const T* x, int64_t count) {
 template <class Terms, class T>
 __device__ double strided_total(Terms terms, const T* data, const Strided& layout, int64_t begin, int64_t end) {
   double total = Terms::identity();
-  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    total = Terms::combine(total, double(terms.term(load(data[layout.offset(i)]))));
+  auto add = [&](int64_t i) { total = Terms::combine(total, double(terms.term(load(data[layout.offset(i)])))); };
+  const int64_t first = begin + threadIdx.x;
+  if constexpr (kVectorsAhead<Terms> == 1) {
+#pragma unroll 1
+    for (int64_t i = first; i < end; i += blockDim.x) add(i);
+  } else {
+    for (int64_t i = first; i < end; i += blockDim.x) add(i);
   }
   return combine_block<Terms>(total);
 }

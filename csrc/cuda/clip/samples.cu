@@ -35,9 +35,9 @@ __device__ Terms terms_of(Terms terms, const double*, int64_t) {
   return terms;
 }
 
-// Block (x, y) reads block x of sample y.
+// Block (x, y) reads block x of sample y. Left to choose, the compiler takes 64 registers and spills.
 template <class Terms, int N>
-__global__ void __launch_bounds__(kSampleThreads)
+__global__ void __launch_bounds__(kSampleThreads, 2)
     sample_partials_kernel(const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest,
                            double* partials, int64_t blocks_per_sample, int64_t batch) {
   const int g = find_gradient(table);

@@ -1,6 +1,6 @@
-#include "../../core/philox.h"
 #include "../../library.h"
 #include "../../sampling.h"
+#include "../random.cuh"
 #include "elementwise.cuh"
 
 namespace ste_ops {
@@ -37,17 +37,8 @@ Tensor clamp_cuda(Tensor x, double min, double max) {
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     stochastic_round_kernel(const T* x, const uint64_t* seed, int64_t rows, int64_t in_row, T* out, bool aligned) {
-  const int64_t numel = rows * in_row;
-  for (int k = 0; k < kChunksPerWarp; ++k) {
-    int64_t begin = vector_begin<T>(k);
-    Vector<T> v = read_vector(x, begin, numel, aligned);
-    for (int i = 0; i < Vector<T>::size && begin + i < numel; ++i) {
-      int64_t row = rows == 1 ? 0 : (begin + i) / in_row;
-      Random128 random = philox_draw(seed[row], 0, uint64_t(begin + i - row * in_row));
-      v.value[i] = store<T>(stochastic_round(load(v.value[i]), low_bits(random)));
-    }
-    write_vector(out, begin, numel, aligned, v);
-  }
+  map_drawn(x, seed, rows, in_row, out, aligned,
+            [](T value, int64_t, uint64_t random) { return store<T>(stochastic_round(load(value), random)); });
 }
 
 Tensor stochastic_round_cuda(Tensor x, Tensor seed) {

@@ -54,11 +54,15 @@ struct Parameters {
   template <class T, class F>
   __device__ void for_each(int64_t begin, F f) const {
     if (begin >= groups.numel()) return;
-    P parameter = parameters[groups.of(begin)];
+    GroupWalk walk(groups, begin);
+    P parameter = parameters[walk.group];
 #pragma unroll
     for (int i = 0; i < Vector<T>::size; ++i) {
-      if (i > 0 && !together && begin + i < groups.numel()) parameter = parameters[groups.of(begin + i)];
       f(i, parameter);
+      if (together) continue;
+      const int64_t group = walk.group;
+      walk.next(groups);
+      if (walk.group != group) parameter = parameters[walk.group];
     }
   }
 };

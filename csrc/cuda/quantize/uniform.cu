@@ -10,8 +10,12 @@ Tensor quantize(const char* op, const Tensor& x, const Quantizer& quantizer, int
   Launcher launch(x, op);
   return map_groups(op, x, quantizer.shared() ? -1 : axis, [&](const Groups& groups, const auto* x, auto* out) {
     using A = decltype(load(*x));
-    launch_quantize<kMasks>(launch, Uniform<A>(quantizer.quant_min, quantizer.quant_max), DeviceSteps<A>(quantizer),
-                            groups, x, out, masks);
+    const Uniform<A> op(quantizer.quant_min, quantizer.quant_max);
+    if (groups.count() == 1) {
+      launch_quantize<kMasks>(launch, op, SharedStep<A>(quantizer), groups, x, out, masks);
+    } else {
+      launch_quantize<kMasks>(launch, op, DeviceSteps<A>(quantizer), groups, x, out, masks);
+    }
   });
 }
 
@@ -104,6 +108,7 @@ std::tuple<Tensor, Tensor> lsq_backward_cuda(Tensor grad, Tensor x, Tensor scale
 // The kernels make what they quantize with from alpha: the host does not know it.
 template <class A>
 struct DevicePact {
+  static constexpr bool kShared = true;
   const A* alpha;
   A steps;
   // The step carries what all elements share: alpha, n / alpha and alpha / n.

@@ -8,24 +8,6 @@
 
 namespace ste_ops {
 
-template <class T>
-__global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* masses,
-                            uint64_t* tile_mass) {
-  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    const Row& row = rows[tiles.row(tile)];
-    const bits_t<T>* w = weights + tiles.offset(tile);
-    int64_t exponent = mass_exponent<T>(row, tiles.n);
-    uint64_t sum = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
-      uint64_t m = row.invalid == 0 ? mass<T>(w[i], exponent) : 0;
-      masses[tiles.offset(tile) + i] = m;
-      sum += m;
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) tile_mass[tile] = sum;
-  }
-}
-
 __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Columns* columns, int64_t* capacity) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t total = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
@@ -44,22 +26,32 @@ __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* 
   }
 }
 
-// Pads the masses in place and sums what is heavy in a tile.
-__global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_before, const Columns* columns,
-                           uint64_t* tile_excess, uint64_t* tile_heavies) {
+// The masses of tile_item(begin, k) as the columns hold them, and what is before each.
+__device__ inline void pad_masses(uint64_t (&masses)[kTileItems], uint64_t mass_before, Columns column,
+                                  uint64_t (&before)[kTileItems]) {
+  TileSums<uint64_t> sums(sum_of(masses), mass_before);
+#pragma unroll
+  for (int k = 0; k < kTileItems; ++k) {
+    before[k] = sums.next(masses[k]);
+    masses[k] = padded(before[k] + masses[k], column.padding) - padded(before[k], column.padding);
+  }
+}
+
+// Sums what is heavy in a tile. An item without a mass is light.
+template <class T>
+__global__ void __launch_bounds__(kSamplingThreads)
+    pad_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
+               const Columns* columns, uint64_t* tile_excess, uint64_t* tile_heavies) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    uint64_t* m = masses + tiles.offset(tile);
-    Columns column = columns[tiles.row(tile)];
-    uint64_t before = mass_before[tile], excess = 0, heavies = 0;
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
-      int64_t i = begin + threadIdx.x;
-      uint64_t mass = i < tiles.end(tile) ? m[i] : 0, total;
-      uint64_t up_to = before + block_inclusive_scan(mass, total);
-      mass = padded(up_to, column.padding) - padded(up_to - mass, column.padding);
-      if (i < tiles.end(tile)) m[i] = mass;
-      excess += exceeds(mass, column.capacity);
-      heavies += mass > column.capacity;
-      before += total;
+    const int64_t row = tiles.row(tile);
+    const Columns column = columns[row];
+    uint64_t masses[kTileItems], before[kTileItems], excess = 0, heavies = 0;
+    tile_masses<T>(tiles, tile, weights, rows[row], masses);
+    pad_masses(masses, mass_before[tile], column, before);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      excess += exceeds(masses[k], column.capacity);
+      heavies += masses[k] > column.capacity;
     }
     excess = block_sum(excess);
     heavies = block_sum(heavies);
@@ -75,49 +67,61 @@ STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
 STE_HD int64_t items_of(int64_t n) { return n + 1; }
 
 // Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
-template <class Item>
-__global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t* mass_before,
-                             const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
-                             const Columns* columns, uint64_t* bounds, Item* items) {
+template <class T, class Item>
+__global__ void __launch_bounds__(kSamplingThreads)
+    place_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
+                 const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
+                 const Columns* columns, uint64_t* bounds, Item* items) {
+  // A thread's own masses, and what is before each: in registers they would leave a multiprocessor few warps.
+  __shared__ uint64_t kept_masses[kTileItems][kSamplingThreads], kept_before[kTileItems][kSamplingThreads];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    int64_t row = tiles.row(tile), lights = tiles.n - int64_t(row_heavies[row]);
-    Columns column = columns[row];
+    const int64_t row = tiles.row(tile), lights = tiles.n - int64_t(row_heavies[row]);
+    const int64_t begin = tiles.begin(tile), end = tiles.end(tile);
+    const Columns column = columns[row];
     uint64_t* bound = bounds + row * bounds_of(tiles.n);
     Item* item = items + row * items_of(tiles.n);
-    uint64_t exceeded = excess_before[tile], heavies = heavies_before[tile];
-    uint64_t lacked = lacked_before(tiles.begin(tile), mass_before[tile], exceeded, column);
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
-      int64_t i = begin + threadIdx.x;
-      uint64_t mass = i < tiles.end(tile) ? masses[tiles.offset(tile) + i] : column.capacity, total;
-      uint64_t lacking = lacks(mass, column.capacity), exceeding = exceeds(mass, column.capacity);
-      uint64_t lacked_here = lacked + block_inclusive_scan(lacking, total) - lacking;
-      lacked += total;
-      uint64_t exceeded_here = exceeded + block_inclusive_scan(exceeding, total) - exceeding;
-      exceeded += total;
-      uint64_t heavies_here = heavies + block_inclusive_scan(uint64_t(exceeding != 0), total) - (exceeding != 0);
-      heavies += total;
-      if (i < tiles.end(tile)) {
-        AliasPlace place(mass, lights, i, int64_t(heavies_here), lacked_here, exceeded_here, column.capacity);
-        bound[place.bound] = place.value;
-        item[place.item] = Item(i);
-      }
+    uint64_t masses[kTileItems], before[kTileItems], excess = 0, heavies = 0;
+    tile_masses<T>(tiles, tile, weights, rows[row], masses);
+    pad_masses(masses, mass_before[tile], column, before);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      excess += exceeds(masses[k], column.capacity);
+      heavies += masses[k] > column.capacity;
+      kept_masses[k][threadIdx.x] = masses[k];
+      kept_before[k][threadIdx.x] = before[k];
     }
-    if (threadIdx.x == 0 && tiles.end(tile) == tiles.n) {
-      bound[lights] = lacked;
-      bound[tiles.n + 1] = AliasMerge<Item>::kEnd;
-      item[tiles.n] = 0;
+    TileSums<uint64_t> excess_sums(excess, excess_before[tile]), heavy_sums(heavies, heavies_before[tile]);
+#pragma unroll 1
+    for (int k = 0; k < kTileItems; ++k) {
+      const int64_t i = tile_item(begin, k);
+      const uint64_t mass = kept_masses[k][threadIdx.x];
+      const uint64_t exceeded = excess_sums.next(exceeds(mass, column.capacity));
+      const uint64_t heavies_here = heavy_sums.next(mass > column.capacity);
+      if (i >= end) continue;
+      const uint64_t lacked = lacked_before(i, kept_before[k][threadIdx.x], exceeded, column);
+      const AliasPlace place(mass, lights, i, int64_t(heavies_here), lacked, exceeded, column.capacity);
+      bound[place.bound] = place.value;
+      item[place.item] = Item(i);
+      if (i + 1 == tiles.n) {
+        bound[lights] = lacked + lacks(mass, column.capacity);
+        bound[tiles.n + 1] = AliasMerge<Item>::kEnd;
+        item[tiles.n] = 0;
+      }
     }
   }
 }
 
+// The steps of a tile, so many neighbours to a thread. Where the tile begins and ends is searched for in the whole row
+// once for all threads, which then search what lies between.
 template <class Item>
-__global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,
-                             const int64_t* capacity, uint64_t* table) {
+__global__ void __launch_bounds__(kSamplingThreads)
+    merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,
+                 const int64_t* capacity, uint64_t* table) {
+  __shared__ int64_t lights_at[2];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    int64_t row = tiles.row(tile), steps = kSamplingTile / kSamplingThreads;
-    int64_t begin = tiles.begin(tile) + threadIdx.x * steps;
-    int64_t end = begin + steps < tiles.end(tile) ? begin + steps : tiles.end(tile);
-    if (begin >= end) continue;
+    const int64_t row = tiles.row(tile), first = tiles.begin(tile), last = tiles.end(tile);
+    const int64_t begin = first + int64_t(threadIdx.x) * kTileItems;
+    const int64_t end = begin + kTileItems < last ? begin + kTileItems : last;
     uint64_t* out = table + row * tiles.n;
     if (capacity[row] <= 0) {
       for (int64_t i = begin; i < end; ++i) out[i] = 0;
@@ -125,7 +129,16 @@ __global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* it
     }
     AliasMerge<Item> merge(bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n,
                            int64_t(row_heavies[row]), uint64_t(capacity[row]));
-    merge.seek(begin);
+    if (lane_index() == 0 && warp_index() < 2) {
+      merge.seek(warp_index() == 0 ? first : last);
+      lights_at[warp_index()] = merge.i;
+    }
+    __syncthreads();
+    const int64_t low = lights_at[0], high = lights_at[1];
+    __syncthreads();  // free for the next tile
+    if (begin >= end) continue;
+    const int64_t at_least = high - (last - begin), at_most = low + (begin - first);
+    merge.seek(begin, at_least > low ? at_least : low, at_most < high ? at_most : high);
     for (int64_t step = begin; step < end; ++step) merge.step(out);
   }
 }
@@ -136,14 +149,14 @@ struct AliasScratch {
   uint64_t *mass_before, *excess_before, *heavies_before, *row_heavies, *bounds;
 };
 
-template <class Item>
-void pair_items(const Launcher& launch, const Tensor& like, Tiles tiles, ScalarType item_type, AliasScratch scratch,
-                uint64_t* table, const int64_t* capacity) {
+template <class T, class Item>
+void pair_items(const Launcher& launch, const Tensor& like, Tiles tiles, ScalarType item_type, const bits_t<T>* weights,
+                const Row* rows, AliasScratch scratch, uint64_t* table, const int64_t* capacity) {
   Tensor memory = empty_vector(tiles.rows * items_of(tiles.n), item_type, like);
   Item* items = static_cast<Item*>(memory.mutable_data_ptr());
-  int64_t blocks = std::min(tiles.count(), kMaxBlocks);
-  launch(place_kernel<Item>, blocks, kSamplingThreads, tiles, table, scratch.mass_before, scratch.excess_before,
-         scratch.heavies_before, scratch.row_heavies, scratch.columns, scratch.bounds, items);
+  const int64_t blocks = std::min(tiles.count(), resident_blocks(launch));
+  launch(place_kernel<T, Item>, blocks, kSamplingThreads, tiles, weights, rows, scratch.mass_before,
+         scratch.excess_before, scratch.heavies_before, scratch.row_heavies, scratch.columns, scratch.bounds, items);
   launch(merge_kernel<Item>, blocks, kSamplingThreads, tiles, scratch.bounds, items, scratch.row_heavies, capacity,
          table);
 }
@@ -166,20 +179,19 @@ void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* w
                        mass_before + 2 * tiles.count(),
                        mutable_unsigned_data(row_sums),
                        mutable_unsigned_data(bound_memory)};
-  int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
-  // The masses stand in the table until its entries replace them.
+  const int64_t most = resident_blocks(launch), blocks = std::min(tiles.count(), most);
   launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, table, mass_before);
-  launch(scan_mass_kernel, row_blocks, kSamplingThreads, tiles, mass_before, row, columns, capacity);
-  launch(pad_kernel, blocks, kSamplingThreads, tiles, table, mass_before, columns, scratch.excess_before,
+  launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
+  launch(scan_mass_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, columns, capacity);
+  launch(pad_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, columns, scratch.excess_before,
          scratch.heavies_before);
-  launch(scan_heavy_kernel, row_blocks, kSamplingThreads, tiles, scratch.excess_before, scratch.heavies_before,
-         scratch.row_heavies);
+  launch(scan_heavy_kernel, std::min(rows, most), kSamplingThreads, tiles, scratch.excess_before,
+         scratch.heavies_before, scratch.row_heavies);
   if (n <= int64_t(UINT32_MAX)) {
-    pair_items<uint32_t>(launch, like, tiles, ScalarType::Int, scratch, table, capacity);
+    pair_items<T, uint32_t>(launch, like, tiles, ScalarType::Int, weights, row, scratch, table, capacity);
   } else {
-    pair_items<int64_t>(launch, like, tiles, ScalarType::Long, scratch, table, capacity);
+    pair_items<T, int64_t>(launch, like, tiles, ScalarType::Long, weights, row, scratch, table, capacity);
   }
 }
 

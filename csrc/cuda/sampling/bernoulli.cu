@@ -1,8 +1,7 @@
 #include "../../bernoulli.h"
-#include "../../core/philox.h"
 
 #include "../../library.h"
-#include "../vector.cuh"
+#include "../random.cuh"
 #include "deferred.cuh"
 
 namespace ste_ops {
@@ -13,21 +12,11 @@ template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     bernoulli_kernel(const bits_t<T>* p, const uint64_t* seed, int64_t rows, int64_t numel, bits_t<T>* out,
                      bool aligned, DeferredErrors errors) {
-  for (int k = 0; k < kChunksPerWarp; ++k) {
-    int64_t begin = vector_begin<bits_t<T>>(k);
-    Vector<bits_t<T>> v = read_vector(p, begin, rows * numel, aligned);
-    for (int j = 0; j < Vector<bits_t<T>>::size && begin + j < rows * numel; ++j) {
-      int64_t row = rows == 1 ? 0 : (begin + j) / numel;
-      Random128 random = philox_draw(seed[row], 0, uint64_t(begin + j - row * numel));
-      bits_t<T> drawn = bernoulli<T>(v.value[j], low_bits(random)) ? kOne<T> : bits_t<T>(0);
-      if (!is_probability<T>(v.value[j])) {
-        errors.report(Fault::probability(begin + j, double(load(bit_cast<T>(v.value[j])))));
-        drawn = kNaN<T>;
-      }
-      v.value[j] = drawn;
-    }
-    write_vector(out, begin, rows * numel, aligned, v);
-  }
+  map_drawn(p, seed, rows, numel, out, aligned, [&](bits_t<T> probability, int64_t place, uint64_t random) {
+    if (is_probability<T>(probability)) return bernoulli<T>(probability, random) ? kOne<T> : bits_t<T>(0);
+    errors.report(Fault::probability(place, double(load(bit_cast<T>(probability)))));
+    return kNaN<T>;
+  });
 }
 
 Tensor bernoulli_cuda(Tensor p, Tensor seed) {

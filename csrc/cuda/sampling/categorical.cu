@@ -1,3 +1,4 @@
+#include "../../core/axis.h"
 #include "../../library.h"
 #include "rows.cuh"
 
@@ -119,7 +120,8 @@ template <class A>
 __global__ void gumbel_noise_kernel(RowShape shape, const uint64_t* seeds, A* out) {
   const int64_t numel = shape.per_seed * shape.n;
   for (int64_t i = grid_index(); i < shape.rows * shape.n; i += grid_stride()) {
-    out[i] = gumbel_at<A>(seeds[i / numel], uint64_t(i % numel));
+    const int64_t seed = divided(i, numel);
+    out[i] = gumbel_at<A>(seeds[seed], uint64_t(i - seed * numel));
   }
 }
 

@@ -6,23 +6,6 @@
 namespace ste_ops {
 namespace {
 
-template <class T>
-__global__ void tile_mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* tile_mass) {
-  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    const Row& row = rows[tiles.row(tile)];
-    const bits_t<T>* w = weights + tiles.offset(tile);
-    int64_t exponent = mass_exponent<T>(row, tiles.n);
-    uint64_t sum = 0;
-    if (row.invalid == 0) {
-      for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
-        sum += mass<T>(w[i], exponent);
-      }
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) tile_mass[tile] = sum;
-  }
-}
-
 __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, int64_t* total) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t sum = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
@@ -34,17 +17,18 @@ __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, i
 
 // A block to a draw: it finds the tile, and each thread looks at its items there.
 template <class T>
-__global__ void inverse_cdf_sample_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows,
-                                          const uint64_t* mass_before, const uint64_t* seed, int64_t num_samples,
-                                          int64_t* out) {
+__global__ void __launch_bounds__(kSamplingThreads)
+    inverse_cdf_sample_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
+                              const uint64_t* seed, int64_t num_samples, int64_t* out) {
   for (int64_t draw = blockIdx.x; draw < tiles.rows * num_samples; draw += gridDim.x) {
-    int64_t number = draw / num_samples;
+    const int64_t number = divided(draw, num_samples);
     const Row& row = rows[number];
     if (row.invalid != 0 || row.total == 0) {
       if (threadIdx.x == 0) out[draw] = -1;
       continue;
     }
-    uint64_t unit = uniform_below(philox_draw(*seed, uint64_t(number), uint64_t(draw % num_samples)), row.total);
+    uint64_t unit =
+        uniform_below(philox_draw(*seed, uint64_t(number), uint64_t(draw - number * num_samples)), row.total);
     // The last tile that begins at or before the unit.
     const uint64_t* before = mass_before + number * tiles.per_row;
     int64_t low = 0, high = tiles.per_row - 1;
@@ -57,15 +41,13 @@ __global__ void inverse_cdf_sample_kernel(Tiles tiles, const bits_t<T>* weights,
       }
     }
     int64_t tile = number * tiles.per_row + low;
-    const bits_t<T>* w = weights + tiles.offset(tile);
-    int64_t exponent = mass_exponent<T>(row, tiles.n);
-    uint64_t prefix = before[low];
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile) && prefix <= unit; begin += kSamplingThreads) {
-      int64_t i = begin + threadIdx.x;
-      uint64_t m = i < tiles.end(tile) ? mass<T>(w[i], exponent) : 0, total;
-      uint64_t up_to = prefix + block_inclusive_scan(m, total);
-      if (up_to - m <= unit && unit < up_to) out[draw] = i;
-      prefix += total;
+    uint64_t masses[kTileItems];
+    tile_masses<T>(tiles, tile, weights, row, masses);
+    TileSums<uint64_t> sums(sum_of(masses), before[low]);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      const uint64_t sum = sums.next(masses[k]);
+      if (sum <= unit && unit < sum + masses[k]) out[draw] = tile_item(tiles.begin(tile), k);
     }
   }
 }
@@ -82,13 +64,13 @@ std::tuple<Tensor, Tensor> inverse_cdf_sample_cuda(Tensor weights, Tensor seed, 
         Tensor sums = empty_vector(tiles.count(), ScalarType::Long, like);
         Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
         uint64_t* mass_before = mutable_unsigned_data(sums);
-        int64_t blocks = std::min(tiles.count(), kMaxBlocks);
+        const int64_t most = resident_blocks(launch), blocks = std::min(tiles.count(), most);
         launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
         launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
         launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
-        launch(scan_total_kernel, std::min(rows, kMaxBlocks), kSamplingThreads, tiles, mass_before, row, total);
-        launch(inverse_cdf_sample_kernel<T>, std::min(rows * num_samples, kMaxBlocks), kSamplingThreads, tiles, weights,
-               row, mass_before, seed, num_samples, out);
+        launch(scan_total_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, total);
+        launch(inverse_cdf_sample_kernel<T>, std::min(rows * num_samples, most), kSamplingThreads, tiles, weights, row,
+               mass_before, seed, num_samples, out);
       });
 }
 

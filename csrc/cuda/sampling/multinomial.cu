@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
 __global__ void drawn_kernel(int64_t rows, int64_t num_samples, int64_t per_row, const double* keys,
                              const int64_t* indices, const RowState* states, int64_t* out) {
   for (int64_t i = grid_index(); i < rows * num_samples; i += grid_stride()) {
-    const int64_t row = i / num_samples, from = row * per_row + i % num_samples;
+    const int64_t row = divided(i, num_samples), from = row * per_row + i - row * num_samples;
     const bool drawable = states[row].invalid == 0 && keys[from] < bit_cast<double>(kInfinity<double>);
     out[i] = drawable ? indices[from] : -1;
   }

@@ -20,26 +20,6 @@ struct Particles {
   int64_t* first;
 };
 
-template <class T>
-__device__ uint64_t mass_at(const Tiles& tiles, const bits_t<T>* w, int64_t i, int64_t tile, const Row& row,
-                            int64_t exponent) {
-  return i < tiles.end(tile) && row.invalid == 0 ? mass<T>(w[i], exponent) : 0;
-}
-
-template <class T>
-__global__ void resampled_mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* tile_mass) {
-  for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-    const Row& row = rows[tiles.row(tile)];
-    int64_t exponent = mass_exponent<T>(row, tiles.n);
-    uint64_t sum = 0;
-    for (int64_t i = tiles.begin(tile) + threadIdx.x; i < tiles.end(tile); i += kSamplingThreads) {
-      sum += mass_at<T>(tiles, weights + tiles.offset(tile), i, tile, row, exponent);
-    }
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) tile_mass[tile] = sum;
-  }
-}
-
 // The sums of tiles become those before each; their sum is the row's, from which the positions follow.
 __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed,
                                  uint64_t* tile_mass, Row* rows, Positions* positions, int64_t* total) {
@@ -58,22 +38,24 @@ __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_sam
 
 // The sums of masses up to every particle, and the copies of each tile.
 template <class T>
-__global__ void sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
-                              bool residual, int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
+__global__ void __launch_bounds__(kSamplingThreads)
+    sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, bool residual,
+                  int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const Row& row = rows[tiles.row(tile)];
-    int64_t exponent = mass_exponent<T>(row, tiles.n);
-    uint64_t before = mass_before[tile], copied = 0;
-    Copies copies(row.total > 0 ? row.total : 1, residual && row.total > 0 ? uint64_t(num_samples) : 0);
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
-      int64_t i = begin + threadIdx.x;
-      uint64_t m = mass_at<T>(tiles, weights + tiles.offset(tile), i, tile, row, exponent), total;
-      uint64_t sum = before + block_inclusive_scan(m, total);
-      if (i < tiles.end(tile)) up_to[tiles.offset(tile) + i] = sum;
-      copied += copies.of(m).whole;
-      before += total;
+    uint64_t masses[kTileItems], copied = 0;
+    tile_masses<T>(tiles, tile, weights, row, masses);
+    TileSums<uint64_t> sums(sum_of(masses), mass_before[tile]);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      const int64_t i = tile_item(tiles.begin(tile), k);
+      const uint64_t sum = sums.next(masses[k]);
+      if (i < tiles.end(tile)) up_to[tiles.offset(tile) + i] = sum + masses[k];
     }
     if (!residual) continue;
+    const Copies copies(row.total > 0 ? row.total : 1, row.total > 0 ? uint64_t(num_samples) : 0);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) copied += copies.of(masses[k]).whole;
     copied = block_sum(copied);
     if (threadIdx.x == 0) tile_copied[tile] = copied;
   }
@@ -87,28 +69,40 @@ __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t*
 }
 
 // Sums of copies, and where residues end.
-__global__ void residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
-                               int64_t num_samples, int64_t buckets, Particles particles) {
+__global__ void __launch_bounds__(kSamplingThreads)
+    residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
+                   int64_t num_samples, int64_t buckets, Particles particles) {
+  // A thread's own sums and masses: in registers they would leave a multiprocessor few warps.
+  __shared__ uint64_t kept_up_to[kTileItems][kSamplingThreads], kept_masses[kTileItems][kSamplingThreads];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const Row& row = rows[tiles.row(tile)];
     if (row.total == 0) continue;
-    Copies copies(row.total, uint64_t(num_samples));
-    uint64_t before = copied_before[tile];
-    for (int64_t begin = tiles.begin(tile); begin < tiles.end(tile); begin += kSamplingThreads) {
-      int64_t i = begin + threadIdx.x, at = tiles.offset(tile) + i;
-      bool here = i < tiles.end(tile);
-      uint64_t up_to = 0, previous = 0, total;
-      if (here) {
-        up_to = particles.up_to[at];
-        previous = i > tiles.begin(tile) ? particles.up_to[at - 1] : mass_before[tile];
-      }
-      Quotient own = copies.of(up_to - previous);
-      uint64_t copied = before + block_inclusive_scan(own.whole, total);
-      before += total;
-      if (!here) continue;
-      Bucket bucket = Bucket::after(up_to, copied, copies);
-      particles.copied[at] = copied;
-      particles.units[at] = bucket.units;
+    const Copies copies(row.total, uint64_t(num_samples));
+    const int64_t begin = tiles.begin(tile), end = tiles.end(tile), offset = tiles.offset(tile);
+    uint64_t up_to[kTileItems], masses[kTileItems], copied = 0;
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      const int64_t i = tile_item(begin, k);
+      up_to[k] = i < end ? particles.up_to[offset + i] : 0;
+      masses[k] = i >= end ? 0 : i > begin ? particles.up_to[offset + i - 1] : mass_before[tile];
+    }
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      masses[k] = up_to[k] - masses[k];
+      copied += copies.of(masses[k]).whole;
+      kept_up_to[k][threadIdx.x] = up_to[k];
+      kept_masses[k][threadIdx.x] = masses[k];
+    }
+    TileSums<uint64_t> sums(copied, copied_before[tile]);
+#pragma unroll 1
+    for (int k = 0; k < kTileItems; ++k) {
+      const int64_t i = tile_item(begin, k);
+      const Quotient own = copies.of(kept_masses[k][threadIdx.x]);
+      const uint64_t all = sums.next(own.whole) + own.whole;
+      if (i >= end) continue;
+      const Bucket bucket = Bucket::after(kept_up_to[k][threadIdx.x], all, copies);
+      particles.copied[offset + i] = all;
+      particles.units[offset + i] = bucket.units;
       // The residue reaches into a bucket that none before it has reached.
       if (own.rest >= bucket.units) particles.first[tiles.row(tile) * buckets + bucket.number] = i;
     }
@@ -118,7 +112,7 @@ __global__ void residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mas
 __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions,
                                  const uint64_t* up_to, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
-    int64_t row = tiles.rows == 1 ? 0 : i / num_samples;
+    const int64_t row = tiles.rows == 1 ? 0 : divided(i, num_samples);
     if (rows[row].invalid != 0 || rows[row].total == 0) {
       out[i] = -1;
       continue;
@@ -130,7 +124,7 @@ __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* ro
 __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows,
                                 const uint64_t* row_copied, const uint64_t* seed, Particles particles, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
-    int64_t row = tiles.rows == 1 ? 0 : i / num_samples, begin = row * tiles.n;
+    const int64_t row = tiles.rows == 1 ? 0 : divided(i, num_samples), begin = row * tiles.n;
     if (rows[row].invalid != 0 || rows[row].total == 0) {
       out[i] = -1;
       continue;
@@ -193,11 +187,12 @@ void resample_rows(const Launcher& launch, const DeferredErrors& errors, Resampl
   uint64_t* residues = mutable_unsigned_data(of_residues);
   Particles particles{mutable_unsigned_data(up_to), residues, residues + (residual ? rows * n : 0),
                       static_cast<int64_t*>(of_buckets.mutable_data_ptr())};
-  const int64_t blocks = std::min(tiles.count(), kMaxBlocks), row_blocks = std::min(rows, kMaxBlocks);
+  const int64_t most = resident_blocks(launch);
+  const int64_t blocks = std::min(tiles.count(), most), row_blocks = std::min(rows, most);
   const int64_t out_blocks = grid_for(blocks_for(rows * num_samples, kDrawsPerThread));
   launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(resampled_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
+  launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
   launch(positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
          total);
   launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, weights, total, errors);

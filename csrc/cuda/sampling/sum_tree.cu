@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../../library.h"
+#include "../vector.cuh"
 #include "deferred.cuh"
 #include "tiles.cuh"
 
@@ -11,16 +12,34 @@ namespace {
 
 int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
 
+// The kFanout numbers from `begin` on, of which there are `count`, in accesses of 16 bytes; 0 past the end.
+template <class B>
+__device__ void read_children(const B* numbers, int64_t begin, int64_t count, B (&child)[kFanout]) {
+  const bool aligned = aligned16(numbers);
+#pragma unroll
+  for (int j = 0; j < kFanout; j += Vector<B>::size) {
+    const Vector<B> v = read_vector(numbers, begin + j, count, aligned);
+#pragma unroll
+    for (int i = 0; i < Vector<B>::size; ++i) child[j + i] = v.value[i];
+  }
+}
+
 template <class T>
 __device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, int64_t node) {
-  uint64_t child[kFanout];
-  for (int j = 0; j < kFanout; ++j) {
-    int64_t i = node * kFanout + j;
-    child[j] = level > 1 ? nodes[shape.value[level - 1] + i] : i < shape.count[0] ? wide<T>(weights[i]) : 0;
+  const int64_t begin = node * kFanout;
+  uint64_t child[kFanout], prefix[kFanout];
+  if (level > 1) {
+    read_children(static_cast<const uint64_t*>(nodes) + shape.value[level - 1], begin, begin + kFanout, child);
+  } else {
+    bits_t<T> weight[kFanout];
+    read_children(weights, begin, shape.count[0], weight);
+#pragma unroll
+    for (int j = 0; j < kFanout; ++j) child[j] = wide<T>(weight[j]);
   }
-  uint64_t prefix[kFanout];
   nodes[shape.value[level] + node] = sum_children(child, prefix);
-  for (int j = 0; j < kFanout; ++j) nodes[shape.prefix[level] + node * kFanout + j] = prefix[j];
+  uint64_t* out = nodes + shape.prefix[level] + begin;
+#pragma unroll
+  for (int j = 0; j < kFanout; j += 2) write_vector(out, j, kFanout, aligned16(out), {{prefix[j], prefix[j + 1]}});
 }
 
 // Every node of a level, unless something is wrong.
@@ -168,7 +187,8 @@ __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, c
     for (int level = shape.levels; level > 0; --level) {
       if (!tree_high(shape, level)) random = philox_draw(*seed, tree_stream(shape, level), start + uint64_t(i));
       uint64_t bits = tree_high(shape, level) ? high_bits(random) : low_bits(random);
-      const uint64_t* prefix = nodes + shape.prefix[level] + node * kFanout;
+      uint64_t prefix[kFanout];
+      read_children(nodes + shape.prefix[level], int64_t(node) * kFanout, int64_t(node + 1) * kFanout, prefix);
       node = node * kFanout + (empty ? 0 : choose_child(prefix, bits));
     }
     out[i] = empty ? -1 : int64_t(node);

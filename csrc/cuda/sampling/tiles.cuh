@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../../core/macros.h"
+#include "../../core/axis.h"
 #include "../launch.cuh"
 
 namespace ste_ops {
@@ -14,13 +14,20 @@ constexpr int64_t kSamplingTile = 2048;
 // Blocks stride over what a grid of this size leaves.
 constexpr int64_t kMaxBlocks = 1 << 20;
 
+// The blocks of kSamplingThreads that the device holds at once, for kernels that stride over their work; at most the
+// 65535 that the second dimension of a grid takes.
+inline int64_t resident_blocks(const Launcher& launch) {
+  constexpr int kThreadsOfMultiprocessor = 2048;
+  return std::min<int64_t>(int64_t(launch.multiprocessors()) * (kThreadsOfMultiprocessor / kSamplingThreads), 65535);
+}
+
 // The tiles of all rows, by number.
 struct Tiles {
   int64_t rows, n, per_row;
   STE_HD int64_t count() const { return rows * per_row; }
-  STE_HD int64_t row(int64_t tile) const { return tile / per_row; }
+  STE_HD int64_t row(int64_t tile) const { return divided(tile, per_row); }
   STE_HD int64_t offset(int64_t tile) const { return row(tile) * n; }
-  STE_HD int64_t begin(int64_t tile) const { return tile % per_row * kSamplingTile; }
+  STE_HD int64_t begin(int64_t tile) const { return (tile - row(tile) * per_row) * kSamplingTile; }
   STE_HD int64_t end(int64_t tile) const { return begin(tile) + kSamplingTile < n ? begin(tile) + kSamplingTile : n; }
 };
 
