@@ -145,6 +145,7 @@ def large() -> list[tuple]:
     x = torch.randn(3, 40_000)
     mask = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     scale = torch.rand(3) + 0.1
+    channels = torch.randn(700, 3)  # the last of several rows of channels is not full
     grads = [torch.randn(n) for n in (70_000, 3, 0, 5000)]
     weights, seed = torch.rand(5000).round(decimals=1), torch.tensor([4])
     return [
@@ -153,6 +154,8 @@ def large() -> list[tuple]:
         ("lsq", x, scale, -4, 3, 0),
         ("lsq_backward", x, x, scale, -4, 3, 0, 0.5),
         *(("lsq_backward", y, y, scale[:1], -4, 3, -1, 0.5) for y in (x, torch.randn(300_000))),
+        ("lsq_backward", channels, channels, torch.rand(700) + 0.1, -4, 3, 0, 0.5),
+        ("dorefa_weight", channels, 3, True),
         ("xnor_weight", x, True),
         ("dorefa_weight", x.t(), 3, False),
         ("bitnet_activation", x, 8),

@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(kReduceThreads)
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     group[k] = task.batch * groups.size + task.first;
-    if (!one_group) group[k] += unsigned(lane + k) / unsigned(groups.inner) % size;
+    // Beyond the last elements there may be no group.
+    if (!one_group && lane + k < filled) group[k] += unsigned(lane + k) / unsigned(groups.inner) % size;
   }
   const auto of_lanes = terms.for_lanes(group);
   State totals[N];
