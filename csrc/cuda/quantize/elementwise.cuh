@@ -7,6 +7,7 @@
 namespace ste_ops {
 
 // Where a kernel finds the step of a group. An invalid scale gives a step of NaN.
+// Moves: reads steps * A, writes 0; steps are the numbers that tensors hold.
 template <class A>
 struct DeviceSteps {
   const A *scale, *zero_point;  // null for the number
@@ -28,12 +29,14 @@ struct DeviceSteps {
 };
 
 // No step at all.
+// Moves: reads 0, writes 0.
 template <class A>
 struct NoSteps {
   __device__ Step<A> at(int64_t) const { return {}; }
 };
 
 // `kMasks` of the masks `inside` and `above` are written. With groups.count() == 1 the step is read once.
+// Moves: reads n * T + Steps, writes n * T + kMasks * (n / 8).
 template <int kMasks, class Op, class Steps, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     quantize_kernel(Op op, Steps steps, Groups groups, const T* x, T* out, uint8_t* inside, uint8_t* above,

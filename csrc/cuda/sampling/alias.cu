@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kDrawsPerThread = 4;
 
+// Moves: reads at most 8 * draws + 8 * rows + 8, writes 8 * draws; an entry lies in a sector of its own.
 __global__ void alias_sample_kernel(const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows,
                                     int64_t n, uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
   for (int64_t i = grid_index(); i < rows * num_samples; i += grid_stride()) {

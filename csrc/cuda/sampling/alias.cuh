@@ -8,6 +8,7 @@
 
 namespace ste_ops {
 
+// Moves: reads rows * n * T + 24 * rows, writes 8 * rows * n + 8 * tiles.
 template <class T>
 __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* masses,
                             uint64_t* tile_mass) {
@@ -26,6 +27,7 @@ __global__ void mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* ro
   }
 }
 
+// Moves: reads 8 * tiles + 16 * rows, writes 8 * tiles + 32 * rows.
 __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Columns* columns, int64_t* capacity) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t total = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
@@ -36,6 +38,7 @@ __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Co
   }
 }
 
+// Moves: reads 16 * tiles, writes 16 * tiles + 8 * rows.
 __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* tile_heavies, uint64_t* row_heavies) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     scan_row(tile_excess + row * tiles.per_row, tiles.per_row);
@@ -45,6 +48,7 @@ __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* 
 }
 
 // Pads the masses in place and sums what is heavy in a tile.
+// Moves: reads 8 * rows * n + 8 * tiles + 16 * rows, writes 8 * rows * n + 16 * tiles.
 __global__ void pad_kernel(Tiles tiles, uint64_t* masses, const uint64_t* mass_before, const Columns* columns,
                            uint64_t* tile_excess, uint64_t* tile_heavies) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -75,6 +79,7 @@ STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
 STE_HD int64_t items_of(int64_t n) { return n + 1; }
 
 // Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
+// Moves: reads 8 * rows * n + 24 * tiles + 24 * rows, writes rows * (n + 2) * 8 + rows * (n + 1) * Item.
 template <class Item>
 __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t* mass_before,
                              const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
@@ -110,6 +115,7 @@ __global__ void place_kernel(Tiles tiles, const uint64_t* masses, const uint64_t
   }
 }
 
+// Moves: reads at most rows * ((n + 2) * 8 + (n + 1) * Item + 16), writes 8 * rows * n.
 template <class Item>
 __global__ void merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,
                              const int64_t* capacity, uint64_t* table) {

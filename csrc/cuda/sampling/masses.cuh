@@ -6,6 +6,7 @@
 
 namespace ste_ops {
 
+// Moves: reads rows * n * T + 8 * rows, writes 8 * rows.
 template <class T>
 __global__ void inspect_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -25,6 +26,7 @@ __global__ void inspect_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows)
   }
 }
 
+// Moves: reads rows * n * T + 24 * rows, writes 8 * rows.
 template <class T>
 __global__ void coarse_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {

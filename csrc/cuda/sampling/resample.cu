@@ -26,6 +26,7 @@ __device__ uint64_t mass_at(const Tiles& tiles, const bits_t<T>* w, int64_t i, i
   return i < tiles.end(tile) && row.invalid == 0 ? mass<T>(w[i], exponent) : 0;
 }
 
+// Moves: reads rows * n * T + 24 * rows, writes 8 * tiles.
 template <class T>
 __global__ void resampled_mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* tile_mass) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -41,6 +42,7 @@ __global__ void resampled_mass_kernel(Tiles tiles, const bits_t<T>* weights, con
 }
 
 // The sums of tiles become those before each; their sum is the row's, from which the positions follow.
+// Moves: reads 8 * tiles + 8 * rows + 8, writes 8 * tiles + 81 * rows.
 __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed,
                                  uint64_t* tile_mass, Row* rows, Positions* positions, int64_t* total) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
@@ -57,6 +59,8 @@ __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_sam
 }
 
 // The sums of masses up to every particle, and the copies of each tile.
+// Moves: reads rows * n * T + 8 * tiles + 32 * rows, writes 8 * rows * n.
+// Moves (residual): reads rows * n * T + 8 * tiles + 32 * rows, writes 8 * rows * n + 8 * tiles.
 template <class T>
 __global__ void sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
                               bool residual, int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
@@ -79,6 +83,7 @@ __global__ void sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* 
   }
 }
 
+// Moves: reads 8 * tiles, writes 8 * tiles + 8 * rows.
 __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t* row_copied) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t sum = scan_row(tile_copied + row * tiles.per_row, tiles.per_row);
@@ -87,6 +92,7 @@ __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t*
 }
 
 // Sums of copies, and where residues end.
+// Moves: reads 8 * (rows * n + 2 * tiles + rows) (again 8 * rows * n), writes at most 8 * rows * (2 * n + buckets).
 __global__ void residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
                                int64_t num_samples, int64_t buckets, Particles particles) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -115,6 +121,7 @@ __global__ void residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mas
   }
 }
 
+// Moves: reads at most 8 * rows * n + 80 * rows, writes 8 * draws; a draw searches log2(n) sums.
 __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions,
                                  const uint64_t* up_to, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
@@ -127,6 +134,7 @@ __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* ro
   }
 }
 
+// Moves: reads at most rows * (16 * n + 8 * buckets + 24) + 8, writes 8 * draws; a draw searches log2(n) sums.
 __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows,
                                 const uint64_t* row_copied, const uint64_t* seed, Particles particles, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
@@ -148,6 +156,7 @@ __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t bucket
 }
 
 // One block: reports the first row that has no ancestors.
+// Moves: reads 8 * rows, writes 0.
 template <class T>
 __global__ void report_totals_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
                                      const int64_t* total, DeferredErrors errors) {

@@ -24,6 +24,8 @@ __device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint6
 }
 
 // Every node of a level, unless something is wrong.
+// Moves (level 1): reads n * T + 8, writes 136 * nodes.
+// Moves (above): reads 128 * nodes + 8, writes 136 * nodes.
 template <class T>
 __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
                                  const int64_t* verdict) {
@@ -34,6 +36,7 @@ __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint
 }
 
 // Of the nodes of a level above the indices, each to one entry: to who marks it first.
+// Moves: reads at most 16 * n + 8, writes at most 9 * n.
 __global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count,
                              const int64_t* verdict, bool* claimed) {
   if (*verdict != 1) return;
@@ -44,6 +47,7 @@ __global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const 
 }
 
 // The nodes that were claimed, whose sums replace the marks. The children stand since the launches before.
+// Moves: no fixed number: 9 * n read, then 128 read and 136 written for each node that changes.
 template <class T>
 __global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
                                    const int64_t* index, int64_t count, const int64_t* verdict, const bool* claimed) {
@@ -55,6 +59,8 @@ __global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, ui
 
 // `wrong`, which comes in as zero, gets count - i of the first entry that is no weight, or whose index (where there are
 // any) is none below n.
+// Moves: reads n * T, writes 0.
+// Moves (with indices): reads n * T + 8 * n, writes 0.
 template <class T>
 __global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n,
                                        uint64_t* wrong) {
@@ -67,6 +73,7 @@ __global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* 
   if (threadIdx.x == 0 && first != 0) atomicMax(atomic(*wrong), static_cast<unsigned long long>(first));
 }
 
+// Moves: reads 8, writes 8.
 __global__ void verdict_kernel(const uint64_t* wrong, int64_t count, int64_t* verdict) {
   if (grid_index() == 0) *verdict = *wrong != 0 ? int64_t(*wrong) - 1 - count : 1;
 }
@@ -95,6 +102,7 @@ std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
 
 // Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
 // the number of the entry that has come furthest.
+// Moves: reads at most 16 * n + 8, writes at most 8 * n.
 __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
                               const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -103,6 +111,7 @@ __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* i
   }
 }
 
+// Moves: reads at most 16 * n + 8, writes at most 8 * n.
 __global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
                                const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -111,6 +120,7 @@ __global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* 
   }
 }
 
+// Moves: reads at most 16 * n + n * B + 8, writes at most n * B.
 template <class B>
 __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -121,6 +131,7 @@ __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_
 }
 
 // Reports what the verdict says of an update.
+// Moves: reads 8, writes 0.
 template <class T>
 __global__ void report_update_kernel(TreeUpdate<bits_t<T>> update, int64_t n, const int64_t* verdict,
                                      DeferredErrors errors) {
@@ -158,6 +169,7 @@ void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor v
                   });
 }
 
+// Moves: no fixed number: 128 bytes at most of each level read and 8 written for a draw.
 __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
                                        int64_t num_samples, int64_t* out, DeferredErrors errors) {
   const bool empty = nodes[shape.value[shape.levels]] == 0;
