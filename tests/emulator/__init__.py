@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from emulator.counts import Launch, counted_in
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 NAMESPACE = "ste_ops_emulated"
@@ -27,7 +29,7 @@ FLAGS = ["-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-
 FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
 # Of the kernels; calls sanitizer.cpp and tsan.cpp.
 SANITIZE = "-fsanitize=alignment,bounds -fsanitize=thread -Wno-maybe-uninitialized"
-ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "tsan")]
+ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "counter", "tsan")]
 LINK = ["-shared", "-ldl", "-pthread"]
 
 
@@ -118,3 +120,10 @@ def checked() -> Iterator[None]:
         yield
     finally:
         check(CHECK_EVERYTHING)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Launch]]:
+    """What every launch of the operators' kernels moves in the meantime, in order; the list is filled at the end."""
+    with counted_in(load()) as launches:
+        yield launches
