@@ -129,13 +129,17 @@ class Names:
             return self.sizes[name]
         if name not in self.bound and name == "A":
             return max(4, self._name("T", side))  # arithmetic_t<T>
+        if name not in self.bound:
+            raise LookupError(f"{name} is neither a size of the call nor a template parameter")
         argument = self.bound[name]
         if re.fullmatch(r"\d+", argument):
             return int(argument)
         unqualified = re.sub(r"<.*", "", argument).split("::")[-1]
         if unqualified in BYTES:
             return BYTES[unqualified]
-        struct = definitions("struct")[unqualified]
+        struct = definitions("struct").get(unqualified)
+        if not struct or "" not in struct.moves:
+            raise LookupError(f"{unqualified}, which {name} stands for, has no Moves line")
         own = Names(self.sizes, self.bound | dict(zip(struct.parameters, template_arguments(argument), strict=True)))
         return own.value(side(struct.moves[""]).amount, side)
 
@@ -147,6 +151,8 @@ SHARED, SHARE = 64, 64
 
 def differences(launch: Launch, kernel: Definition, sizes: Mapping[str, int], label: str = "") -> list[str]:
     """Where a launch moved something else than the kernel's line says; nothing to compare where that has no number."""
+    if label not in kernel.moves:
+        return [f"{launch.kernel} has no line that begins with Moves{f' ({label})' if label else ''}"]
     names = Names(sizes, dict(zip(kernel.parameters, kernel_arguments(launch), strict=True)))
     moves = kernel.moves[label]
     sides: list[tuple[str, Traffic, Callable[[Moves], Amount]]] = [
@@ -156,7 +162,11 @@ def differences(launch: Launch, kernel: Definition, sizes: Mapping[str, int], la
     wrong = []
     for verb, traffic, side in sides if moves.reads else []:
         amount = side(moves)
-        must, again = names.value(amount.amount, side), names.value(amount.again, side)
+        try:
+            must, again = names.value(amount.amount, side), names.value(amount.again, side)
+        except LookupError as error:
+            wrong.append(f"{launch.kernel}: {error}")
+            continue
         if traffic.distinct > must or (traffic.distinct < must and not amount.at_most):
             wrong.append(f"{launch.kernel} {verb} {amount.amount} = {must} bytes, counted were {traffic.distinct}")
         if traffic.again > again + max(SHARED, must // SHARE) and not amount.at_most:
