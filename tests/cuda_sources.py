@@ -11,15 +11,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 BEGINS = re.compile(r"(?:template|struct|class|inline|STE_HD|__global__|__device__)\b")
-BOUNDS = re.compile(r"__launch_bounds__\((\w+)(?:, \d+)?\)\s*")
+BOUNDS = re.compile(r"__launch_bounds__\((\w+)(?:, (\d+))?\)\s*")
 NAME = re.compile(r"^(?:struct|class) (\w+)|(\w+)\(", re.MULTILINE)
-READS_AHEAD = re.compile(r"\b\w+\[k\] = read_vector\(")
+LOOP = re.compile(r"for \(int k = 0; k < (\w+);")
+READ_AHEAD = re.compile(r"\b\w+\[k\] = read_vector\(")
 
 
 @dataclass(frozen=True)
 class Definition:
     text: str
     bounds: str  # the name of the threads of a block, "" without launch bounds
+    blocks: int  # that must fit into a multiprocessor by the launch bounds, 0 where they do not say
 
 
 def _pieces(source: str) -> Iterator[str]:
@@ -41,7 +43,7 @@ def definitions_of(source: str) -> dict[str, Definition]:
         name = next(filter(None, NAME.search(plain).groups()))
         bounds = BOUNDS.search(text)
         earlier = found[name].text if name in found else ""
-        found[name] = Definition(earlier + plain, bounds[1] if bounds else "")
+        found[name] = Definition(earlier + plain, *((bounds[1], int(bounds[2] or 0)) if bounds else ("", 0)))
     return found
 
 
@@ -61,14 +63,24 @@ def kernels() -> dict[str, Definition]:
     return {name: found for name, found in definitions().items() if name.endswith("_kernel")}
 
 
-@functools.cache
-def constant(name: str) -> int:
-    """The value of a constexpr int of the sources, from numbers, products and other ones."""
-    (value,) = {found for source in _sources() for found in re.findall(rf"constexpr \w+ {name} = ([^;]+);", source)}
+def _value(expression: str, constants: dict[str, str]) -> int:
+    """Of numbers, products and constants; the lesser one of a choice, and 0 of what only a template knows."""
+    if "?" in expression:
+        return min(_value(choice, constants) for choice in expression.split("? ")[1].split(" : "))
     product = 1
-    for factor in value.split(" * "):
-        product *= int(factor) if factor.isdigit() else constant(factor)
+    for factor in expression.split(" * "):
+        product *= int(factor) if factor.isdigit() else _value(constants.get(factor, "0"), constants)
     return product
+
+
+@functools.cache
+def _constants() -> dict[str, str]:
+    lines = [found for source in _sources() for found in re.findall(r"^constexpr \w+ (\w+) = ([^;]+);", source, re.M)]
+    return dict(lines)
+
+
+def constant(name: str) -> int:
+    return _value(_constants()[name], _constants())
 
 
 @functools.cache
@@ -84,6 +96,14 @@ def called_by(name: str) -> frozenset[str]:
 
 
 def vectors_ahead(kernel: str) -> int:
-    """The 128-bit loads that every instance of a kernel issues for each of its chunks before it uses the first."""
-    lines = [line for line in kernels()[kernel].text.splitlines() if "if constexpr" not in line]
-    return sum(len(READS_AHEAD.findall(line)) for line in lines)
+    """The 128-bit loads that every instance of a kernel issues in loops before it uses the first of them."""
+    vectors = 0
+    for name in called_by(kernel):
+        text, bound = definitions()[name].text, "0"
+        constants = _constants() | dict(re.findall(r"constexpr \w+ (\w+) = ([^;]+);", text))
+        for line in text.splitlines():
+            loop = LOOP.search(line)
+            bound = loop[1] if loop else bound
+            if "if constexpr" not in line:
+                vectors += len(READ_AHEAD.findall(line)) * _value(bound, constants)
+    return vectors

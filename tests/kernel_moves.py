@@ -17,7 +17,8 @@ CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 # A kernel, or a struct that a kernel is made for, with the comment and the template parameters before it.
 DEFINITION = re.compile(
     r"^(?P<comment>(?://.*\n)*)(?:template <(?P<template>.*)>\n)?"
-    r"(?:(?:inline )?__global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(?P<kernel>\w+)\(|struct (?P<struct>\w+) \{)",
+    r"(?:(?:inline )?__global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(?P<kernel>\w+)\("
+    r"|struct (?P<struct>\w+)(?: : [^{]+)? \{)",
     re.MULTILINE,
 )
 LINE = re.compile(r"^// Moves(?: \((?P<label>[^)]+)\))?: (?P<text>.*)\.$")

@@ -121,8 +121,8 @@ def instances(mangled: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 # A multiprocessor of sm_90 has 65,536 registers, handed out eight at a time to a thread, and holds 2,048 threads.
-# So many blocks of its kernels must fit, by the threads that their launch bounds name; half of the 2,048 where nothing
-# else is said.
+# So many blocks of its kernels must fit, where their launch bounds do not say how many, by the threads that these name:
+# half of the 2,048 where nothing else is said.
 MULTIPROCESSOR = 65_536
 BLOCKS = {
     "kElementwiseThreads": 4,
@@ -145,7 +145,6 @@ FEWER = {
     "rewrite_kernel": 1,  # four dtypes in one kernel, whose clamp takes 70 registers
     "clip_rows_kernel": 1,  # the three looks of a norm, with pow in them
     "ancestors_kernel": 3,  # 64-bit divisions
-    "subset_backward_kernel": 2,  # launched with as many blocks as keep the multiprocessors busy, and no more
 }
 
 
@@ -162,7 +161,8 @@ def test_registers_leave_room_for_the_blocks_that_hide_latency(kernels):
     few = {}
     for name, kernel in instances(name for arch, name in kernels if arch == SASS_ARCH):
         registers = kernels[SASS_ARCH, name].registers
-        wanted = FEWER.get(kernel, BLOCKS[cuda_sources.kernels()[kernel].bounds or "kSamplingThreads"])
+        said = cuda_sources.kernels()[kernel]
+        wanted = FEWER.get(kernel) or said.blocks or BLOCKS[said.bounds or "kSamplingThreads"]
         if blocks_that_fit(kernel, registers) < wanted:
             few[name] = f"{registers} registers, {wanted} blocks of {threads_of(kernel)} threads do not fit"
     assert few == {}
@@ -204,7 +204,7 @@ IN_FLIGHT = 32 * 1024
 def test_loads_of_all_chunks_are_in_flight_before_the_first_store(kernels, sass):
     seen = set()
     for name, kernel in instances(sass):
-        wanted = cuda_sources.vectors_ahead(kernel) * cuda_sources.constant("kChunksPerWarp")
+        wanted = cuda_sources.vectors_ahead(kernel)
         if wanted == 0:
             continue
         seen.add(kernel)
