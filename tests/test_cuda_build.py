@@ -123,7 +123,7 @@ def instances(mangled: Iterable[str]) -> Iterator[tuple[str, str]]:
 # A multiprocessor of sm_90 has 65,536 registers, handed out eight at a time to a thread, and holds 2,048 threads.
 # So many blocks of its kernels must fit, where their launch bounds do not say how many, by the threads that these name:
 # half of the 2,048 where nothing else is said.
-MULTIPROCESSOR = 65_536
+REGISTERS, RESIDENT_THREADS = 65_536, 2048
 BLOCKS = {
     "kElementwiseThreads": 4,
     "kThreads": 2,
@@ -154,7 +154,8 @@ def threads_of(kernel: str) -> int:
 
 
 def blocks_that_fit(kernel: str, registers: int) -> int:
-    return MULTIPROCESSOR // (-(-registers // 8) * 8 * threads_of(kernel))
+    threads = threads_of(kernel)
+    return min(RESIDENT_THREADS // threads, REGISTERS // (-(-registers // 8) * 8 * threads))
 
 
 def test_registers_leave_room_for_the_blocks_that_hide_latency(kernels):
