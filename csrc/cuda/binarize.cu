@@ -6,6 +6,7 @@
 namespace ste_ops {
 namespace {
 
+// Moves: reads n * T, writes n * T + masks * (n / 8); masks is 1 where S saves one, or 0.
 template <class Step, class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     binarize_kernel(Step step, S surrogate, const T* x, T* out, uint8_t* mask, int64_t numel, bool aligned) {
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   }
 }
 
+// Moves: reads n * U + n / 8, writes n * U.
 template <class U>
 __global__ void __launch_bounds__(kElementwiseThreads)
     binarize_backward_kernel(const U* grad, const uint8_t* mask, U* out, int64_t numel, bool aligned) {
@@ -48,6 +50,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   }
 }
 
+// Moves: reads n * T + n / 8, writes n * T.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     scaled_backward_kernel(arithmetic_t<T> factor, const T* grad, const uint8_t* mask, T* out, int64_t numel,
@@ -71,6 +74,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // Two chunks of both at a time: a curve's arithmetic hides what latency the smaller number in flight leaves.
+// Moves: reads 2 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
 template <class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     curve_backward_kernel(S curve, const double* parameters, const T* grad, const T* x, T* out, int64_t numel,
@@ -99,6 +103,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // A chunk of the three at a time.
+// Moves: reads 3 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
 template <class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     curve_second_kernel(S curve, const double* parameters, const T* upper, const T* grad, const T* x, T* out,

@@ -3,6 +3,22 @@
 //   Launcher launch(x);                                   // x's device and its current stream
 //   launch(heaviside_kernel<float>, blocks, 256, pointer, n);
 //   launch.shared(scan_kernel, {columns, rows}, 256, shared_bytes, pointer, n);
+//
+// Before each kernel stands what a launch of it must move: the distinct bytes of global memory that it reads and those
+// that it writes. tests/test_cuda_bytes.py reads these lines and compares them with what the emulator counts.
+//
+//   // Moves: reads n * T + n / 8, writes n * T.
+//   // Moves: reads rows * n * T (again all), writes rows * n * T.
+//   // Moves (nothing to do): reads 8, writes 0.
+//   // Moves: reads at most 8 * draws, writes 8 * draws; an entry lies in a sector of its own.
+//   // Moves: no fixed number: a walk from the root to a leaf for each draw.
+//
+// n are elements, in a row where there are rows, of all gradients where a launch takes many; a type is the bytes of
+// one, and one that has a Moves line itself (what a reduction adds, say) is what stands there. A division rounds up.
+// `again`: how many of the bytes are asked for a second time, by another instruction or another warp, which a cache
+// should answer; none where nothing is said. Words that many threads share (a seed, a scale) stand once and are not
+// counted as asked for again. A line in brackets is for launches of another kind; what follows a semicolon is for the
+// reader.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -63,6 +63,7 @@ __device__ void fold_task(const Groups& groups, const State* of_lane, int64_t fi
   }
 }
 
+// Moves: reads Terms, writes Terms + 8 * groups * parts.
 template <class Reduction, class T, class Terms>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_kernel(const __grid_constant__ Partition partition, Terms terms, double* results) {
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 }
 
 // One block: the total of a group from its parts, handed to finish(group, total) in one thread.
+// Moves: reads 8 * groups * parts + Finish, writes Finish.
 template <class Reduction, class Finish>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_finish_kernel(const double* results, int64_t parts, int64_t size, Finish finish) {
@@ -131,6 +133,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 }
 
 // One thread a group, where the parts are few: neighbouring threads read neighbouring results.
+// Moves: reads 8 * groups * parts + Finish, writes Finish.
 template <class Reduction, class Finish>
 __global__ void __launch_bounds__(kReduceThreads)
     reduce_few_parts_kernel(const double* results, int64_t parts, int64_t size, int64_t groups, Finish finish) {
@@ -143,6 +146,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 }
 
 // Writes each group's total where it says, in float64.
+// Moves: reads 0, writes 8 * groups.
 struct KeepTotal {
   double* totals;
   __device__ void operator()(int64_t group, double total) const { totals[group] = total; }

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils import cpp_extension
 
+from emulator.counts import Launch, counted_in
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 NAMESPACE = "ste_ops_emulated"
@@ -31,7 +33,7 @@ FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f
 SANITIZE = f"-fsanitize=alignment,bounds {SANITIZED or '-fsanitize=thread'} -Wno-maybe-uninitialized"
 # The engine itself is not instrumented: tsan.cpp could not be. It tells AddressSanitizer which stack runs (fiber.h).
 SANITIZED_ENGINE = "-DEMULATOR_SANITIZED" if SANITIZED else ""
-ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "tsan")]
+ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "counter", "tsan")]
 LINK = ["-shared", "-ldl", "-pthread", *SANITIZED.split()]
 
 
@@ -122,3 +124,10 @@ def checked() -> Iterator[None]:
         yield
     finally:
         check(CHECK_EVERYTHING)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Launch]]:
+    """What every launch of the operators' kernels moves in the meantime, in order; the list is filled at the end."""
+    with counted_in(load()) as launches:
+        yield launches

@@ -10,25 +10,6 @@ namespace {
 
 constexpr int kLanes = 32;
 
-Range image() {
-  Range range{~uintptr_t(0), 0};
-  auto visit = [](dl_phdr_info* info, size_t, void* data) {
-    auto here = reinterpret_cast<uintptr_t>(&add_allocation);
-    Range found{~uintptr_t(0), 0};
-    for (int i = 0; i < info->dlpi_phnum; ++i) {
-      const ElfW(Phdr) & header = info->dlpi_phdr[i];
-      if (header.p_type != PT_LOAD) continue;
-      found.begin = std::min(found.begin, uintptr_t(info->dlpi_addr + header.p_vaddr));
-      found.end = std::max(found.end, uintptr_t(info->dlpi_addr + header.p_vaddr + header.p_memsz));
-    }
-    if (!found.holds(here)) return 0;
-    *static_cast<Range*>(data) = found;
-    return 1;
-  };
-  dl_iterate_phdr(visit, &range);
-  return range;
-}
-
 template <class T>
 Range range_of(const T& object) {
   auto begin = reinterpret_cast<uintptr_t>(&object);
@@ -48,6 +29,29 @@ std::string thread_at(int thread, const std::string& verb, const std::string& pl
 }
 
 }  // namespace
+
+Range library_image() {
+  Range range{~uintptr_t(0), 0};
+  auto visit = [](dl_phdr_info* info, size_t, void* data) {
+    auto here = reinterpret_cast<uintptr_t>(&add_allocation);
+    Range found{~uintptr_t(0), 0};
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const ElfW(Phdr) & header = info->dlpi_phdr[i];
+      if (header.p_type != PT_LOAD) continue;
+      found.begin = std::min(found.begin, uintptr_t(info->dlpi_addr + header.p_vaddr));
+      found.end = std::max(found.end, uintptr_t(info->dlpi_addr + header.p_vaddr + header.p_memsz));
+    }
+    if (!found.holds(here)) return 0;
+    *static_cast<Range*>(data) = found;
+    return 1;
+  };
+  dl_iterate_phdr(visit, &range);
+  return range;
+}
+
+std::vector<Range> built_ins() {
+  return {range_of(threadIdx), range_of(blockIdx), range_of(blockDim), range_of(gridDim)};
+}
 
 Cells::Memory Cells::make(size_t granule) const {
   auto* cells = static_cast<Cell*>(calloc(count(granule), sizeof(Cell)));  // pages that nobody touches cost nothing
@@ -74,8 +78,7 @@ Cell* Cells::at(uintptr_t address, size_t bytes, size_t& count) {
   return &cells_[offset / granule_];
 }
 
-Checker::Checker()
-    : image_(image()), built_in_{range_of(threadIdx), range_of(blockIdx), range_of(blockDim), range_of(gridDim)} {}
+Checker::Checker() : image_(library_image()), built_in_(built_ins()) {}
 
 void Checker::begin_launch(const Launch& launch, Range static_shared, void* dynamic_shared) {
   global_.clear();

@@ -33,6 +33,11 @@ void remove_allocation(const void* data);
 // The allocation at an address, or the one that ends last before it.
 Range find_allocation(uintptr_t address);
 
+// Of the library: its code and its constants.
+Range library_image();
+// threadIdx and the like of this OS thread.
+std::vector<Range> built_ins();
+
 // By addr2line, from what -g1 left: "norm.cu:12", and the name of a kernel that the library does not export, or "".
 std::string source_line(const void* return_address);
 std::string function_name(const void* address);
@@ -106,9 +111,9 @@ class Checker {
   uint32_t stamp_ = 1;
   std::vector<Lane> lanes_;
 
-  Range image_;  // of the library: its constants
+  Range image_;
   Range arguments_;
-  Range built_in_[4];
+  std::vector<Range> built_in_;
   std::unique_ptr<Cells> static_shared_, dynamic_shared_;
   Range dynamic_shared_all_;  // with what lies behind its end
   std::map<uintptr_t, Cells> global_;

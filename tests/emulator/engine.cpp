@@ -95,6 +95,7 @@ void Engine::run(const Launch& launch) {
     Engine* engine;
     ~Done() {
       engine->launch_ = nullptr;
+      engine->counter_ = nullptr;
       engine->failure_ = nullptr;
     }
   } done{this};
@@ -106,10 +107,16 @@ void Engine::run(const Launch& launch) {
   shared_.resize(launch.shared_bytes / sizeof(Line) + 2);  // at least a line beyond the end, to see overruns
   find_static_shared_memory();
   checked_ = checking;
+  const Range static_shared{reinterpret_cast<uintptr_t>(static_shared_begin_),
+                            reinterpret_cast<uintptr_t>(static_shared_end_)};
+  if (counting) {
+    auto begin = reinterpret_cast<uintptr_t>(shared_.data());
+    counter_ = std::make_unique<Counter>(launch, static_shared, Range{begin, begin + shared_.size() * sizeof(Line)});
+  }
+  watched_ = checked_ || counter_;
   if (checked_) {
     if (!checker_) checker_ = std::make_unique<Checker>();
-    Range range{reinterpret_cast<uintptr_t>(static_shared_begin_), reinterpret_cast<uintptr_t>(static_shared_end_)};
-    checker_->begin_launch(launch, range, shared_.data());
+    checker_->begin_launch(launch, static_shared, shared_.data());
     std::lock_guard<std::mutex> lock(checked_mutex);
     checked_kernels().insert(launch.kernel);
   }
@@ -122,6 +129,7 @@ void Engine::run(const Launch& launch) {
     run_block(order);
     if (synchronized_) check_shared_memory();
   }
+  if (counter_) counter_->keep();
 }
 
 void Engine::run_block(const Order& order) {
@@ -177,7 +185,7 @@ void Engine::suspend(Thread::State state) {
   thread.state = state;
   synchronized_ = true;
   switch_context(thread.fiber->context, scheduler_);
-  in_kernel_ = checked_;
+  in_kernel_ = watched_;
 }
 
 // The life of a fiber: thread after thread, as long as none of them waits.
@@ -188,7 +196,7 @@ void Engine::thread_main() {
     Fiber* fiber = engine.threads_[size_t(engine.current_)].fiber;
     do {
       try {
-        engine.in_kernel_ = engine.checked_;
+        engine.in_kernel_ = engine.watched_;
         engine.launch_->body(engine.launch_->arguments);
       } catch (...) {
         engine.failure_ = std::current_exception();
@@ -236,13 +244,17 @@ void Engine::barrier(const Site& site) {
   suspend(Thread::State::kBarrier);
 }
 
-void Engine::check(Access kind, const void* address, size_t bytes, const void* pc) {
+void Engine::watch(Access kind, const void* address, size_t bytes, const void* pc) {
   if (!in_kernel_) return;
   in_kernel_ = false;
   const Fiber& fiber = *threads_[size_t(current_)].fiber;
-  std::string wrong = checker_->access(kind, reinterpret_cast<uintptr_t>(address), bytes, current_,
-                                       {fiber.stack_begin(), fiber.stack_end()}, pc);
-  if (!wrong.empty()) abandon(wrong);
+  const Range stack{fiber.stack_begin(), fiber.stack_end()};
+  const auto place = reinterpret_cast<uintptr_t>(address);
+  if (counter_) counter_->access(kind, place, bytes, block_, current_, stack, pc);
+  if (checked_) {
+    std::string wrong = checker_->access(kind, place, bytes, current_, stack, pc);
+    if (!wrong.empty()) abandon(wrong);
+  }
   in_kernel_ = true;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checker.h"
+#include "counter.h"
 #include "cuda_emulator.h"
 #include "fiber.h"
 
@@ -59,8 +60,8 @@ class Engine {
   uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site);
   void* shared_memory() { return shared_.data(); }
   bool running() const { return launch_ != nullptr; }
-  // Ends the launch where a kernel's access is wrong.
-  void check(Access kind, const void* address, size_t bytes, const void* pc);
+  // Checks and counts a kernel's access; ends the launch where it is wrong.
+  void watch(Access kind, const void* address, size_t bytes, const void* pc);
   // Ends the launch from inside a kernel where nothing may be thrown.
   [[noreturn]] void abandon(const std::string& error);
   std::runtime_error error(const std::string& what) const;
@@ -95,8 +96,10 @@ class Engine {
   bool synchronized_ = false;
   std::exception_ptr failure_;
   std::unique_ptr<Checker> checker_;
-  bool checked_ = false;  // this launch
-  // Whether what runs is the kernel's. The engine shares template instances with it, which call the checker too.
+  std::unique_ptr<Counter> counter_;  // none where this launch is not counted
+  bool checked_ = false;              // this launch
+  bool watched_ = false;              // checked or counted
+  // Whether what runs is the kernel's. The engine shares template instances with it, which are watched too.
   bool in_kernel_ = false;
 
   Context scheduler_;

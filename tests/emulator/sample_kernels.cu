@@ -233,6 +233,30 @@ __global__ void copy_kernel(const int* x, int* out, int64_t n) {
   if (i < n) out[i] = x[i];
 }
 
+// Eight lanes read a byte together.
+__global__ void mask_kernel(const unsigned char* mask, int* out) {
+  out[threadIdx.x] = mask[threadIdx.x / 8] >> threadIdx.x % 8 & 1;
+}
+
+// Right but slow, where its line holds for one pass: for the counter. Every pass asks for all of x anew.
+// Moves: reads n * T, writes blocks * T.
+template <class T>
+__global__ void passes_kernel(const T* x, int64_t n, int passes, T* of_block) {
+  T sum = 0;
+  for (int pass = 0; pass < passes; ++pass) {
+    for (int64_t i = grid_index(); i < n; i += grid_stride()) sum += x[i];
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) of_block[blockIdx.x] = sum;
+}
+
+// The same where the second look is another instruction, in another warp.
+// Moves: reads n * T, writes n * T.
+template <class T>
+__global__ void reversed_sum_kernel(const T* x, int64_t n, T* sums) {
+  for (int64_t i = grid_index(); i < n; i += grid_stride()) sums[i] = x[i] + x[n - 1 - i];
+}
+
 __global__ void barrier_after_return_kernel() {
   if (threadIdx.x >= 40) return;
   __syncthreads();
@@ -327,6 +351,9 @@ const std::map<std::string, void (*)(const Shape&, const int64_t*)> kernels = {
     {"total", Call<total_kernel>::run},
     {"shift", Call<shift_kernel>::run},
     {"copy", Call<copy_kernel>::run},
+    {"mask", Call<mask_kernel>::run},
+    {"passes", Call<passes_kernel<float>>::run},
+    {"reversed_sum", Call<reversed_sum_kernel<float>>::run},
     {"barrier_after_return", Call<barrier_after_return_kernel>::run},
     {"ballot_after_return", Call<ballot_after_return_kernel>::run},
     {"unnamed_lane", Call<unnamed_lane_kernel>::run},

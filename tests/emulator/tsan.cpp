@@ -1,5 +1,5 @@
-// What -fsanitize=thread calls, in place of libtsan: the loads and stores of the kernels go to the checker. Also the
-// registry of allocations, and where a return address lies in the source.
+// What -fsanitize=thread calls, in place of libtsan: the loads and stores of the kernels go to the checker and the
+// counter. Also the registry of allocations, and where a return address lies in the source.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -71,8 +71,9 @@ std::string function_name(const void* address) { return addr2line("-fC", address
 namespace {
 
 inline void note(Access kind, const void* address, size_t bytes, const void* pc) {
-  if (__builtin_expect(!checking.load(std::memory_order_relaxed), 1)) return;
-  if (Engine* engine = Engine::current()) engine->check(kind, address, bytes, pc);
+  bool watching = checking.load(std::memory_order_relaxed) | counting.load(std::memory_order_relaxed);
+  if (__builtin_expect(!watching, 1)) return;
+  if (Engine* engine = Engine::current()) engine->watch(kind, address, bytes, pc);
 }
 
 }  // namespace

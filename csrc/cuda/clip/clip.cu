@@ -7,6 +7,7 @@ namespace ste_ops {
 namespace {
 
 // How a gradient changes in place. Vectors that come out as they were are not written.
+// Moves: reads norm, writes 0; norm is 4 or 8.
 struct Scale {
   const void* norm;
   bool float64;
@@ -27,6 +28,7 @@ struct Scale {
   }
 };
 
+// Moves: reads 0, writes 0.
 struct Clamp {
   double clip_value;
   __device__ bool leaves() const { return false; }
@@ -37,6 +39,8 @@ struct Clamp {
   }
 };
 
+// Moves: reads n * T + Change, writes changed * T; changed are the elements of vectors that change.
+// Moves (all left alone): reads Change, writes 0.
 template <class Change, int N>
 __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant__ Table<N> table, Change change) {
   if (change.leaves()) return;
@@ -49,6 +53,8 @@ __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant
   });
 }
 
+// Moves: reads n * T + Change, writes changed * T; changed are the elements of vectors that change.
+// Moves (all left alone): reads Change, writes 0.
 template <class Change>
 __global__ void __launch_bounds__(kThreads)
     strided_rewrite_kernel(void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
@@ -159,6 +165,7 @@ __device__ void rewrite_to(const T* x, T* out, int64_t count, int64_t first, int
   }
 }
 
+// Moves: reads n * T + Change, writes n * T.
 template <class T, class Change>
 __global__ void __launch_bounds__(kThreads) rewrite_to_kernel(const T* x, T* out, int64_t count, Change change) {
   if (change.leaves()) {
@@ -174,6 +181,7 @@ int64_t rewrite_blocks(int64_t count) {
 }
 
 // A block for each row, which it reads twice, the second time from the cache.
+// Moves: reads rows * n * T (again all), writes rows * n * T.
 template <class Terms, class T>
 __global__ void __launch_bounds__(kThreads)
     clip_rows_kernel(Terms terms, const T* x, T* out, int64_t rows, int64_t length, double max_norm) {

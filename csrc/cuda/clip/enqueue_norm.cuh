@@ -22,6 +22,10 @@ __device__ inline Powers rescaled(Powers terms, const double* state) {
   return state == nullptr ? terms : terms.scaled(state[1]);
 }
 
+// Moves: reads n * T, writes 8 * blocks.
+// Moves (largest): reads n * T + 8, writes 8 * blocks.
+// Moves (second look): reads n * T + 16, writes 8 * blocks.
+// Moves (nothing to do): reads 8, writes 0.
 template <class Terms, int N>
 __global__ void __launch_bounds__(kThreads)
     norm_partials_kernel(const __grid_constant__ Table<N> table, Terms terms, double* partials, const double* state) {
@@ -38,6 +42,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A gradient that is not dense has a launch of its own.
+// Moves: reads n * T, writes 8 * blocks.
+// Moves (largest): reads n * T + 8, writes 8 * blocks.
+// Moves (second look): reads n * T + 16, writes 8 * blocks.
+// Moves (nothing to do): reads 8, writes 0.
 template <class Terms>
 __global__ void __launch_bounds__(kThreads)
     strided_partials_kernel(const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
@@ -55,6 +63,10 @@ __global__ void __launch_bounds__(kThreads)
 enum class Pass { kFirst, kLargest, kScaled };
 
 // One block: the total of all partial results, and the norm.
+// Moves: reads 8 * blocks, writes 8 + norm; norm is 4 or 8.
+// Moves (largest): reads 8 * blocks + 8, writes 8.
+// Moves (second look): reads 8 * blocks + 16, writes norm.
+// Moves (nothing to do): reads 8, writes 0.
 template <class Terms>
 __global__ void __launch_bounds__(kFinishThreads)
     norm_finish_kernel(const double* partials, int64_t count, Terms terms, Pass pass, double* state, void* out,
@@ -107,6 +119,7 @@ __device__ double norm_of_one(Terms terms, const double* partials, int64_t count
 }
 
 // A block for each gradient of the table.
+// Moves: reads 8 * blocks, writes 8 * gradients; a gradient whose total left the range is read, twice.
 template <class Terms, int N>
 __global__ void __launch_bounds__(kNormsThreads)
     norms_kernel(const __grid_constant__ Table<N> table, Terms terms, const double* partials, double* norms) {
@@ -128,6 +141,7 @@ __global__ void __launch_bounds__(kNormsThreads)
   if (threadIdx.x == 0) norms[g] = norm;
 }
 
+// Moves: reads 8 * blocks, writes 8; a gradient whose total left the range is read, twice.
 template <class Terms>
 __global__ void __launch_bounds__(kNormsThreads)
     strided_norms_kernel(const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
@@ -151,6 +165,7 @@ struct Places {
   int count;
 };
 
+// Moves: reads 8 * gradients, writes tensors * norm; norm is 4 or 8.
 inline __global__ void __launch_bounds__(kThreads)
     place_norms_kernel(const __grid_constant__ Places places, const double* norms, void* out, int64_t begin,
                        bool float64) {

@@ -36,6 +36,8 @@ __device__ Terms terms_of(Terms terms, const double*, int64_t) {
 }
 
 // Block (x, y) reads block x of sample y. Left to choose, the compiler takes 64 registers and spills.
+// Moves: reads n * T, writes 8 * partials.
+// Moves (scaled): reads n * T + 8 * batch, writes 8 * partials.
 template <class Terms, int N>
 __global__ void __launch_bounds__(kSampleThreads, 2)
     sample_partials_kernel(const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest,
@@ -63,6 +65,7 @@ __device__ double sample_total(const double* partials, int64_t count) {
   return combine_block<Terms>(total);
 }
 
+// Moves: reads 8 * partials, writes 8 * batch.
 __global__ void __launch_bounds__(kSampleThreads)
     sample_largest_kernel(const double* partials, int64_t count, double* largest) {
   const double total = sample_total<Maximum>(partials, count);
@@ -70,6 +73,8 @@ __global__ void __launch_bounds__(kSampleThreads)
 }
 
 // `largest` where the squares were scaled by it.
+// Moves: reads 8 * partials, writes batch * (8 + norm); norm is 4 or 8.
+// Moves (scaled): reads 8 * partials + 8 * batch, writes batch * (8 + norm).
 __global__ void __launch_bounds__(kSampleThreads)
     sample_norms_kernel(const double* partials, int64_t count, const double* largest, double max_norm,
                         double* coefficients, void* norms, bool float64) {
@@ -89,6 +94,7 @@ __global__ void __launch_bounds__(kSampleThreads)
 }
 
 // A thread for each column goes through the samples in order.
+// Moves: reads n * T + n / batch * T + 8 * batch, writes n / batch * T.
 template <int N>
 __global__ void __launch_bounds__(kSampleThreads)
     add_samples_kernel(const __grid_constant__ SampleTable<N> table, const double* coefficients, int64_t batch) {

@@ -26,6 +26,7 @@ constexpr int kLargeUnits = kLargeTable > 1000 ? 700 : 80;
 static_assert(sizeof(UnitTable<kLargeUnits>) <= (kLargeTable > 1000 ? 32764 : 4096) - 64, "room for the parameters");
 
 // A block reads the weights and the gradient of its unit, and writes what changes of the gradient.
+// Moves: reads n * W + n * T (again changed * T), writes changed * T; W are the bytes of a weight.
 template <int N>
 __global__ void __launch_bounds__(kUnitThreads)
     agc_kernel(const __grid_constant__ UnitTable<N> table, double clip_factor, double eps) {
@@ -53,6 +54,7 @@ __device__ double norm_of_unit(const T* data, const Strided& layout, int64_t len
 }
 
 // A pair that is not dense has a launch of its own.
+// Moves: reads n * W + n * T (again changed * T), writes changed * T; W are the bytes of a weight.
 __global__ void __launch_bounds__(kUnitThreads)
     strided_agc_kernel(const __grid_constant__ WeightAndGradient pair, double clip_factor, double eps) {
   const int64_t length = pair.grad.length;

@@ -7,6 +7,7 @@
 namespace ste_ops {
 
 // Where a kernel finds the step of a group. An invalid scale gives a step of NaN.
+// Moves: reads steps * A, writes 0; steps are the numbers that tensors hold.
 template <class A>
 struct DeviceSteps {
   static constexpr bool kShared = false;
@@ -29,6 +30,7 @@ struct DeviceSteps {
 };
 
 // The one step of all groups.
+// Moves: reads steps * A, writes 0; steps are the numbers that tensors hold.
 template <class A>
 struct SharedStep : DeviceSteps<A> {
   static constexpr bool kShared = true;
@@ -36,6 +38,7 @@ struct SharedStep : DeviceSteps<A> {
 };
 
 // No step at all.
+// Moves: reads 0, writes 0.
 template <class A>
 struct NoSteps {
   static constexpr bool kShared = true;
@@ -44,6 +47,7 @@ struct NoSteps {
 
 // `kMasks` of the masks `inside` and `above` are written. A step that all share is read once; the kernels of several
 // groups, a multiple of the code, are others, so that it does not lie between the instructions of these.
+// Moves: reads n * T + Steps, writes n * T + kMasks * (n / 8).
 template <int kMasks, class Op, class Steps, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     quantize_kernel(Op op, Steps steps, Groups groups, const T* x, T* out, uint8_t* inside, uint8_t* above,

@@ -34,6 +34,7 @@ Tensor clamp_cuda(Tensor x, double min, double max) {
 }
 
 // One seed, or one for each of `rows` rows of numel / rows elements.
+// Moves: reads n * T + 8 * seeds, writes n * T.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     stochastic_round_kernel(const T* x, const uint64_t* seed, int64_t rows, int64_t in_row, T* out, bool aligned) {

@@ -9,6 +9,7 @@ namespace ste_ops {
 namespace {
 
 // What the lanes of a reduction add: the magnitudes.
+// Moves: reads n * T, writes 0.
 template <class T>
 struct MagnitudeTerms {
   const T* x;
@@ -21,6 +22,7 @@ struct MagnitudeTerms {
   }
 };
 
+// Moves: reads 0, writes groups * A.
 template <class A>
 struct KeepMean {
   A* means;
@@ -31,12 +33,14 @@ struct KeepMean {
   }
 };
 
+// Moves: reads 0, writes groups * A.
 template <class A>
 struct KeepLargest {
   A* largest;
   __device__ void operator()(int64_t group, double total) const { largest[group] = A(total); }
 };
 
+// Moves: reads 0, writes groups * A.
 template <class A>
 struct KeepStep {
   A* steps;
@@ -73,6 +77,7 @@ Parameters<P> parameters_of(const Groups& groups, const P* parameters) {
 }
 
 // out = f(x, parameter of the group).
+// Moves: reads n * T + groups * P, writes n * T.
 template <class F, class T, class P>
 __global__ void __launch_bounds__(kElementwiseThreads)
     map_scaled_kernel(F f, Parameters<P> parameters, const T* x, T* out, int64_t numel, bool aligned) {
@@ -88,6 +93,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // out = f(grad, x, parameter of the group).
+// Moves: reads 2 * n * T + groups * P, writes n * T.
 template <class F, class T, class P>
 __global__ void __launch_bounds__(kElementwiseThreads)
     map_scaled_backward_kernel(F f, Parameters<P> parameters, const T* grad, const T* x, T* out, int64_t numel,
@@ -138,6 +144,7 @@ std::tuple<Tensor, Tensor> xnor_weight_cuda(Tensor w, bool per_channel) {
       });
 }
 
+// Moves: reads 2 * n * T, writes 0.
 template <class T>
 struct XnorTerms {
   const T *grad, *w;
@@ -150,6 +157,7 @@ struct XnorTerms {
   }
 };
 
+// Moves: reads groups * A, writes groups * 2 * A.
 template <class A>
 struct KeepXnorGroup {
   const A* means;
@@ -224,6 +232,7 @@ struct LaneScales {
 };
 
 // Writes the output, and counts the maxima.
+// Moves: reads n * T + groups * A, writes n * T.
 template <class T>
 struct DoReFaTerms {
   DoReFaWeight f;
@@ -249,6 +258,7 @@ struct DoReFaTerms {
 };
 
 // What the gradient of the maximum is made of.
+// Moves: reads 2 * n * T, writes 0.
 template <class T>
 struct DoReFaBackwardTerms {
   const T *grad, *w;
@@ -268,6 +278,7 @@ struct DoReFaGroup {
   A exponential, reciprocal, taken;
 };
 
+// Moves: reads groups * 2 * A, writes groups * 3 * A.
 template <class A>
 struct KeepDoReFaGroup {
   const A *largest, *ties;

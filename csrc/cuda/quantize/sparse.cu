@@ -9,6 +9,7 @@ namespace ste_ops {
 namespace {
 
 // A kept weight stays and a pruned one becomes 0.
+// Moves: reads 0, writes 0.
 struct Prune {
   static constexpr bool reads_grad = false;
   template <class T>
@@ -18,6 +19,7 @@ struct Prune {
 };
 
 // The gradient of a kept weight stays, that of a pruned one decays.
+// Moves: reads n * T, writes 0.
 struct Decay {
   static constexpr bool reads_grad = true;
   double decay;
@@ -28,6 +30,7 @@ struct Decay {
 };
 
 // Groups of four consecutive weights, whole ones in a vector.
+// Moves: reads n * T + Rule, writes n * T.
 template <class T, class Rule>
 __global__ void __launch_bounds__(kElementwiseThreads)
     sr_ste_fours_kernel(Rule rule, const T* w, const T* grad, T* out, int64_t numel, int n, bool aligned) {
@@ -59,6 +62,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 // Any m and any distance between neighbours: a thread for each group, whose weights it reads from the cache again.
+// Moves: reads n * T + Rule (again n * T), writes n * T.
 template <class T, class Rule>
 __global__ void __launch_bounds__(256)
     sr_ste_groups_kernel(Rule rule, const T* w, const T* grad, T* out, Neighbours groups) {

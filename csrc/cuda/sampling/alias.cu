@@ -12,6 +12,7 @@ constexpr int kDraws = 8;
 
 // A row at a time for 2^lane_bits threads, which take pairs of neighbouring draws in turn. Bounds that leave a thread
 // 80 registers spill on some archs; 512 threads of 8 loads are 4096 of a multiprocessor under way.
+// Moves: reads at most 8 * draws + 8 * rows + 8, writes 8 * draws; an entry lies in a sector of its own.
 __global__ void __launch_bounds__(kSamplingThreads, 2)
     alias_sample_kernel(const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
                         uint64_t start, uint64_t stride, int64_t num_samples, int lane_bits, int64_t* out) {

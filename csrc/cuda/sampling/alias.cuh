@@ -8,6 +8,7 @@
 
 namespace ste_ops {
 
+// Moves: reads 8 * tiles + 16 * rows, writes 8 * tiles + 32 * rows.
 __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Columns* columns, int64_t* capacity) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t total = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
@@ -18,6 +19,7 @@ __global__ void scan_mass_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, Co
   }
 }
 
+// Moves: reads 16 * tiles, writes 16 * tiles + 8 * rows.
 __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* tile_heavies, uint64_t* row_heavies) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     scan_row(tile_excess + row * tiles.per_row, tiles.per_row);
@@ -38,6 +40,7 @@ __device__ inline void pad_masses(uint64_t (&masses)[kTileItems], uint64_t mass_
 }
 
 // Sums what is heavy in a tile. An item without a mass is light.
+// Moves: reads rows * n * T + 8 * tiles + 40 * rows, writes 16 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads)
     pad_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
@@ -67,6 +70,7 @@ STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
 STE_HD int64_t items_of(int64_t n) { return n + 1; }
 
 // Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
+// Moves: reads rows * n * T + 24 * tiles + 48 * rows, writes rows * ((n + 2) * 8 + (n + 1) * Item).
 template <class T, class Item>
 __global__ void __launch_bounds__(kSamplingThreads)
     place_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
@@ -113,6 +117,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
 
 // The steps of a tile, so many neighbours to a thread. Where the tile begins and ends is searched for in the whole row
 // once for all threads, which then search what lies between.
+// Moves: reads at most rows * ((n + 2) * 8 + (n + 1) * Item + 16), writes 8 * rows * n.
 template <class Item>
 __global__ void __launch_bounds__(kSamplingThreads)
     merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,

@@ -8,6 +8,7 @@ namespace ste_ops {
 namespace {
 
 // NaN where p is no probability, and a report: nothing asserts on the device.
+// Moves: reads n * T + 8 * seeds, writes n * T.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     bernoulli_kernel(const bits_t<T>* p, const uint64_t* seed, int64_t rows, int64_t numel, bits_t<T>* out,

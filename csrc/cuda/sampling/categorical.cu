@@ -5,6 +5,7 @@
 namespace ste_ops {
 namespace {
 
+// Moves: reads rows * n * T + 8 * seeds (again all), writes rows * n * T + 8 * rows.
 template <class T, class Team>
 __global__ void __launch_bounds__(kRowThreads)
     categorical_kernel(Team team, RowShape shape, const T* logits, const uint64_t* seeds, T* out, int64_t* index) {
@@ -60,6 +61,7 @@ struct RowSoftmax {
   __device__ A exponential(A key) const { return portable_exp_bounded((key - center) * inv_tau); }
 };
 
+// Moves: reads 2 * rows * n * T + 8 * drawn + 8 * seeds (again all), writes rows * n * T; drawn is rows or 0.
 template <class T, class Team, Estimator kEstimator>
 __global__ void __launch_bounds__(kRowThreads)
     categorical_backward_kernel(Team team, RowShape shape, arithmetic_t<T> inv_tau, const T* grad, const T* logits,
@@ -116,6 +118,7 @@ Tensor categorical_backward_cuda(Tensor grad, Tensor logits, Tensor seed, Tensor
       });
 }
 
+// Moves: reads 8 * seeds, writes rows * n * A.
 template <class A>
 __global__ void gumbel_noise_kernel(RowShape shape, const uint64_t* seeds, A* out) {
   const int64_t numel = shape.per_seed * shape.n;

@@ -47,6 +47,7 @@ __device__ int64_t first_fault(int64_t rows, const int64_t* states) {
 }
 
 // One block: copies the states, and reports the first row at fault.
+// Moves: reads 8 * rows, writes 8 * rows.
 template <class T>
 __global__ void report_states_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
                                      const int64_t* states, int64_t* out, DeferredErrors errors) {

@@ -6,6 +6,7 @@
 namespace ste_ops {
 namespace {
 
+// Moves: reads 8 * tiles + 8 * rows, writes 8 * tiles + 16 * rows.
 __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, int64_t* total) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t sum = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
@@ -16,6 +17,7 @@ __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, i
 }
 
 // A block to a draw: it finds the tile, and each thread looks at its items there.
+// Moves: reads at most rows * n * T + 8 * tiles + 32 * rows + 8, writes 8 * draws; a draw looks at half a tile.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads)
     inverse_cdf_sample_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,

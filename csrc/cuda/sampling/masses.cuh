@@ -101,6 +101,7 @@ __device__ inline uint64_t scan_row(uint64_t* sums, int64_t count) {
   return before;
 }
 
+// Moves: reads rows * n * T + 8 * rows, writes 8 * rows.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) inspect_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -120,6 +121,7 @@ __global__ void __launch_bounds__(kSamplingThreads) inspect_kernel(Tiles tiles, 
   }
 }
 
+// Moves: reads rows * n * T + 24 * rows, writes 8 * rows.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) coarse_kernel(Tiles tiles, const bits_t<T>* weights, Row* rows) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -135,6 +137,7 @@ __global__ void __launch_bounds__(kSamplingThreads) coarse_kernel(Tiles tiles, c
 }
 
 // The mass of every tile; 0 in a row with an invalid weight.
+// Moves: reads rows * n * T + 24 * rows, writes 8 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads)
     tile_mass_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, uint64_t* tile_mass) {

@@ -19,6 +19,7 @@ struct RowState {
 };
 
 // The key of weight i of a row; counts the weights that it passes.
+// Moves: reads rows * n * T + 8 * rows + 8, writes 8 * rows.
 template <class T>
 struct KeySource {
   const bits_t<T>* weights;
@@ -35,6 +36,7 @@ struct KeySource {
 };
 
 // The keys that an earlier pass has selected.
+// Moves: reads 16 * rows * n, writes 0.
 struct Selected {
   const double* keys;
   const int64_t* indices;
@@ -74,6 +76,7 @@ __device__ void sort_tile(double* keys, int64_t* indices, int64_t count) {
 }
 
 // Of every tile the `selected` least keys in order, +inf where it has fewer.
+// Moves: reads Source, writes 16 * tiles * selected + Source.
 template <class Source>
 __global__ void __launch_bounds__(kSamplingThreads)
     select_kernel(Tiles tiles, Source source, int64_t selected, double* keys, int64_t* indices, RowState* states) {
@@ -100,6 +103,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
   }
 }
 
+// Moves: reads rows * n * T + 8 * rows + 8, writes 8 * rows * n + 8 * rows.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads)
     exponential_keys_kernel(Tiles tiles, KeySource<T> source, double* keys, RowState* states) {
@@ -114,6 +118,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
 }
 
 // The first num_samples of each row of `per_row` keys in order.
+// Moves: reads 16 * draws + 8 * rows, writes 8 * draws.
 __global__ void drawn_kernel(int64_t rows, int64_t num_samples, int64_t per_row, const double* keys,
                              const int64_t* indices, const RowState* states, int64_t* out) {
   for (int64_t i = grid_index(); i < rows * num_samples; i += grid_stride()) {
@@ -124,6 +129,7 @@ __global__ void drawn_kernel(int64_t rows, int64_t num_samples, int64_t per_row,
 }
 
 // One block: reports the first row that cannot be drawn.
+// Moves: reads 16 * rows, writes 0.
 template <class T>
 __global__ void report_rows_kernel(int64_t rows, int64_t n, bool one_row, int64_t num_samples, const bits_t<T>* weights,
                                    const RowState* states, DeferredErrors errors) {

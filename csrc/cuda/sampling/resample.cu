@@ -21,6 +21,7 @@ struct Particles {
 };
 
 // The sums of tiles become those before each; their sum is the row's, from which the positions follow.
+// Moves: reads 8 * tiles + 8 * rows + 8, writes 8 * tiles + 81 * rows.
 __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed,
                                  uint64_t* tile_mass, Row* rows, Positions* positions, int64_t* total) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
@@ -37,6 +38,8 @@ __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_sam
 }
 
 // The sums of masses up to every particle, and the copies of each tile.
+// Moves: reads rows * n * T + 8 * tiles + 24 * rows, writes 8 * rows * n.
+// Moves (residual): reads rows * n * T + 8 * tiles + 32 * rows, writes 8 * rows * n + 8 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads)
     sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, bool residual,
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
   }
 }
 
+// Moves: reads 8 * tiles, writes 8 * tiles + 8 * rows.
 __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t* row_copied) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t sum = scan_row(tile_copied + row * tiles.per_row, tiles.per_row);
@@ -69,6 +73,7 @@ __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t*
 }
 
 // Sums of copies, and where residues end.
+// Moves: reads 8 * (rows * n + 2 * tiles + rows) (again 8 * rows * n), writes at most 8 * rows * (2 * n + buckets).
 __global__ void __launch_bounds__(kSamplingThreads)
     residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
                    int64_t num_samples, int64_t buckets, Particles particles) {
@@ -109,6 +114,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
   }
 }
 
+// Moves: reads at most 8 * rows * n + 80 * rows, writes 8 * draws; a draw searches log2(n) sums.
 __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions,
                                  const uint64_t* up_to, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
@@ -121,6 +127,7 @@ __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* ro
   }
 }
 
+// Moves: reads at most rows * (16 * n + 8 * buckets + 24) + 8, writes 8 * draws; a draw searches log2(n) sums.
 __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows,
                                 const uint64_t* row_copied, const uint64_t* seed, Particles particles, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
@@ -142,6 +149,7 @@ __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t bucket
 }
 
 // One block: reports the first row that has no ancestors.
+// Moves: reads 8 * rows, writes 0.
 template <class T>
 __global__ void report_totals_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
                                      const int64_t* total, DeferredErrors errors) {

@@ -29,6 +29,7 @@ __device__ void write_keys(const Team& team, const RowShape& shape, int64_t row,
 }
 
 // The k largest keys, found bit by bit of the least of them, then of the last index among its equals.
+// Moves: reads n * (rows * T + teams * A) + 8 * seeds (again all), writes n * (rows * T + teams * A); teams at once.
 template <class T, class Team>
 __global__ void __launch_bounds__(kRowThreads, 1)
     subset_kernel(Team team, RowShape shape, int64_t k, const T* logits, const uint64_t* seeds, T* out,
@@ -98,6 +99,7 @@ __device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& ste
   return rest;
 }
 
+// Moves: no fixed number: 2 * rows * n * T read, rows * n * T written, and k passes over the memory of a team.
 template <class T, class Team>
 __global__ void __launch_bounds__(kRowThreads, 1)
     subset_backward_kernel(Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad,

@@ -43,6 +43,8 @@ __device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint6
 }
 
 // Every node of a level, unless something is wrong.
+// Moves (level 1): reads n * T + 8, writes 136 * nodes.
+// Moves (above): reads 128 * nodes + 8, writes 136 * nodes.
 template <class T>
 __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
                                  const int64_t* verdict) {
@@ -53,6 +55,7 @@ __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint
 }
 
 // Of the nodes of a level above the indices, each to one entry: to who marks it first.
+// Moves: reads at most 16 * n + 8, writes at most 9 * n.
 __global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count,
                              const int64_t* verdict, bool* claimed) {
   if (*verdict != 1) return;
@@ -63,6 +66,7 @@ __global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const 
 }
 
 // The nodes that were claimed, whose sums replace the marks. The children stand since the launches before.
+// Moves: no fixed number: 9 * n read; its 16 children read and 136 written for each node that changes.
 template <class T>
 __global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
                                    const int64_t* index, int64_t count, const int64_t* verdict, const bool* claimed) {
@@ -74,6 +78,8 @@ __global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, ui
 
 // `wrong`, which comes in as zero, gets count - i of the first entry that is no weight, or whose index (where there are
 // any) is none below n.
+// Moves: reads n * T, writes 0.
+// Moves (with indices): reads n * T + 8 * n, writes 0.
 template <class T>
 __global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n,
                                        uint64_t* wrong) {
@@ -86,6 +92,7 @@ __global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* 
   if (threadIdx.x == 0 && first != 0) atomicMax(atomic(*wrong), static_cast<unsigned long long>(first));
 }
 
+// Moves: reads 8, writes 8.
 __global__ void verdict_kernel(const uint64_t* wrong, int64_t count, int64_t* verdict) {
   if (grid_index() == 0) *verdict = *wrong != 0 ? int64_t(*wrong) - 1 - count : 1;
 }
@@ -114,6 +121,7 @@ std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
 
 // Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
 // the number of the entry that has come furthest.
+// Moves: reads at most 16 * n + 8, writes at most 8 * n.
 __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
                               const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -122,6 +130,7 @@ __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* i
   }
 }
 
+// Moves: reads at most 16 * n + 8, writes at most 8 * n.
 __global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
                                const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -130,6 +139,7 @@ __global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* 
   }
 }
 
+// Moves: reads at most 16 * n + n * B + 8, writes at most n * B.
 template <class B>
 __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_t* verdict) {
   if (*verdict != 1) return;
@@ -140,6 +150,7 @@ __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_
 }
 
 // Reports what the verdict says of an update.
+// Moves: reads 8, writes 0.
 template <class T>
 __global__ void report_update_kernel(TreeUpdate<bits_t<T>> update, int64_t n, const int64_t* verdict,
                                      DeferredErrors errors) {
@@ -177,6 +188,7 @@ void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor v
                   });
 }
 
+// Moves: no fixed number: 128 bytes at most of each level read and 8 written for a draw.
 __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
                                        int64_t num_samples, int64_t* out, DeferredErrors errors) {
   const bool empty = nodes[shape.value[shape.levels]] == 0;
