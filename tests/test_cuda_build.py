@@ -17,7 +17,7 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 SASS_ARCH = "sm_90"
 
 # Kernels that touch every element once say so by their launch bounds.
-ELEMENTWISE = re.compile(r"__launch_bounds__\(kElementwiseThreads\)\s*(\w+_kernel)\(")
+ELEMENTWISE = re.compile(r"__launch_bounds__\(kElementwiseThreads(?:, \d)?\)\s*(\w+_kernel)\(")
 
 pytestmark = pytest.mark.skipif(setup_script.cuda_home() is None, reason="no nvcc was found")
 
