@@ -7,10 +7,11 @@
 namespace ste_ops {
 namespace {
 
-// NaN where p is no probability, and a report: nothing asserts on the device.
+// NaN where p is no probability, and a report: nothing asserts on the device. Left to choose, the compiler takes so few
+// registers on 10.0 and 12.0 that it spills.
 // Moves: reads n * T + 8 * seeds, writes n * T.
 template <class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
+__global__ void __launch_bounds__(kElementwiseThreads, 2)
     bernoulli_kernel(const bits_t<T>* p, const uint64_t* seed, int64_t rows, int64_t numel, bits_t<T>* out,
                      bool aligned, DeferredErrors errors) {
   map_drawn(p, seed, rows, numel, out, aligned, [&](bits_t<T> probability, int64_t place, uint64_t random) {
