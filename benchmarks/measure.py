@@ -78,14 +78,18 @@ def _clock(function: Callable[[], object], device: str) -> Callable[[int], float
     return between_events
 
 
-def medians(functions: Sequence[Callable[[], object]], rounds: int, device: str = "cpu") -> list[float]:
-    """Seconds a call of each, from rounds in which they take turns."""
+def medians(
+    functions: Sequence[Callable[[], object]], rounds: int, device: str = "cpu", budget: float = float("inf")
+) -> list[float]:
+    """Seconds a call of each, from rounds in which they take turns; from three where more exceed `budget` seconds."""
     clocks = [_clock(function, device) for function in functions]
     for clock in clocks:
         clock(1)  # loads what it runs
+    single = [clock(1) for clock in clocks]
+    rounds = int(max(min(rounds, 3), min(rounds, budget / max(sum(single), 1e-7))))
     # About 1 ms a sample: long against the clock, short against what else the machine does, and neither side finds all
     # its memory still in the cache.
-    calls = [max(1, int(0.001 / max(clock(1), 1e-7))) for clock in clocks]
+    calls = [max(1, int(0.001 / max(seconds, 1e-7))) for seconds in single]
     samples: list[list[float]] = [[] for _ in clocks]
     for _ in range(rounds):
         for clock, n, times in zip(clocks, calls, samples, strict=True):

@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 # On a GPU alone: one of the tensors lies on the CPU.
 PARTED = {"a mask": ("binarize_backward", 1), "a scale": ("lsq", 1), "a seed": ("bernoulli", 1)}
 PARTED |= {
-    "logits": ("categorical_backward", 1),
+    "the rows' seed": ("categorical_backward", 2),
     "nodes": ("sum_tree_update_", 1),
     "a norm": ("clip_grads_with_norm_", 1),
 }

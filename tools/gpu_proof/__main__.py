@@ -1,7 +1,7 @@
 """Builds ste_ops, or takes a wheel, and proves it on the GPU of this machine, stage by stage.
 
     make gpu-proof                                     everything, which takes more than an hour
-    make gpu-proof PROOF='--limit 590 --resume'        what fits in ten minutes and has not passed yet: again and again
+    make gpu-proof PROOF='--limit 570 --resume'        what fits in ten minutes and has not passed yet: again and again
     make gpu-proof PROOF='--only suite bench-clip'     these; a name stands for all that begin with it and a dash
     make gpu-proof PROOF='--wheel dist/x.whl'          the wheel, away from the sources
 

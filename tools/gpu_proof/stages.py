@@ -20,7 +20,13 @@ OF_THE_SOURCES = ["build", "contributing", "docs", "emulator*", "library", "nati
 # Compiles for every arch for minutes, and shows nothing of a GPU.
 NEVER = ["cuda_build", "fake_cuda"]
 OF_THEIR_OWN = ["every_operator", "graphs", "streams", "second_gpu", "no_wait", "large"]
-GROUPS = {"suite-steps": ["binarize*", "bernoulli", "curves", "transforms", "testing"], "suite-clip": ["clip*"]}
+GROUPS = {
+    "suite-steps": ["binarize*", "bernoulli", "curves", "transforms", "testing"],
+    "suite-quantize": ["quantize*", "nn*"],
+    "suite-clip": ["clip*"],
+    "suite-sampling": ["categorical*", "data*", "deferred*", "inverse*", "resample", "sampling*", "subset", "sum_tree"],
+    "suite-compile": ["compile"],
+}
 
 
 @dataclass(frozen=True)
@@ -288,9 +294,8 @@ STAGES: dict[str, Stage] = {
     # The compilers go on where a call ended, so it is begun with little time left, too.
     "build": Stage("compiles for the GPUs that are here, or unpacks --wheel; what is loaded", 60, 3600, build),
     "operators": Stage("every operator twice, against the CPU kernels", 60, 300, tests_of("every_operator")),
-    "suite-steps": Stage("the tests of the steps on cuda", 200, 580, suite("suite-steps")),
-    "suite-clip": Stage("those of clipping", 120, 580, suite("suite-clip")),
-    "suite-rest": Stage("all others", 300, 580, suite(None)),
+    **{name: Stage("the tests of this group on cuda", 120, 580, suite(name)) for name in GROUPS},
+    "suite-rest": Stage("those of no group", 120, 580, suite(None)),
     "graphs": Stage("every operator and a training step from a CUDA graph", 60, 300, tests_of("graphs")),
     "streams": Stage("every operator on two streams at once", 60, 300, tests_of("streams")),
     "second-gpu": Stage("every operator on device 1 while 0 is current", 60, 300, tests_of("second_gpu")),
