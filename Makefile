@@ -15,7 +15,11 @@
 #   make races   the tests of the emulated CUDA kernels, with every access checked
 #   make large   more than 2^31 elements on the CPU, 19 GB of memory
 #
-# TEST=, DEMO=, BENCH= and COMPAT= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
+# For a machine with a GPU, without a network: it builds and tests with PYTHON's own torch, not in $(VENV).
+#
+#   make gpu-proof   everything that only a GPU can show, written to benchmarks/results/ (CONTRIBUTING.md)
+#
+# TEST=, DEMO=, BENCH=, COMPAT= and PROOF= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
 # The tests run in WORKERS=2 processes, a file at a time; with WORKERS=0 in one, as plain pytest does.
 
 PYTHON ?= python3
@@ -27,13 +31,14 @@ DEMO ?=
 BENCH ?=
 FUZZ ?= 5000
 COMPAT ?=
+PROOF ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
 
-.PHONY: demo test races bench lint format wheel wheel-cpu sdist compat sanitize fuzz large build clean
+.PHONY: demo test races bench lint format wheel wheel-cpu sdist compat sanitize fuzz large gpu-proof build clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/extension
@@ -107,6 +112,9 @@ fuzz: $(VENV)/extension
 
 large: $(VENV)/extension
 	STE_OPS_LARGE=1 $(PY) -m pytest tests/test_large.py $(TEST)
+
+gpu-proof:
+	@$(PYTHON) -m tools.gpu_proof $(PROOF)
 
 clean:
 	rm -rf build dist *.egg-info ste_ops/*.so

@@ -97,7 +97,7 @@ def main() -> None:
     results = []
     for group in arguments.only:
         for row in GROUPS[group](arguments.device, arguments.quick):
-            results.append(measure(row))
+            results.append(measure(row, arguments.device))
             last = results[-1]
             print(f"{last.work} | {last.against} | {last.ratio:.3g} (target {last.target})", flush=True)
     print(table(about, results))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,22 +60,47 @@ def keep_memory() -> None:
         mallopt(m_mmap_max, 0)
 
 
-def _seconds(timer: Timer, calls: int) -> float:
-    return timer.timeit(calls).mean
+def _clock(function: Callable[[], object], device: str) -> Callable[[int], float]:
+    """Seconds a call, of so many calls: on a GPU between two events of its own, elsewhere torch's timer."""
+    if device != "cuda":
+        timer = Timer("f()", globals={"f": function}, num_threads=torch.get_num_threads())
+        return lambda calls: timer.timeit(calls).mean
+
+    def between_events(calls: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+
+    return between_events
 
 
-def measure(row: Row | Count) -> Result:
-    if isinstance(row, Count):
-        return Result(row.work, row.against, None, None, row.value, f"<= {row.bound:g}", row.value <= row.bound)
-    timers = [Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()) for f in (row.ours, row.other)]
+def medians(
+    functions: Sequence[Callable[[], object]], rounds: int, device: str = "cpu", budget: float = float("inf")
+) -> list[float]:
+    """Seconds a call of each, from rounds in which they take turns; from three where more exceed `budget` seconds."""
+    clocks = [_clock(function, device) for function in functions]
+    for clock in clocks:
+        clock(1)  # loads what it runs
+    single = [clock(1) for clock in clocks]
+    rounds = int(max(min(rounds, 3), min(rounds, budget / max(sum(single), 1e-7))))
     # About 1 ms a sample: long against the clock, short against what else the machine does, and neither side finds all
     # its memory still in the cache.
-    calls = [max(1, int(0.001 / max(_seconds(timer, 1), 1e-7))) for timer in timers]
-    samples: list[list[float]] = [[], []]
-    for _ in range(row.rounds):
-        for timer, n, times in zip(timers, calls, samples, strict=True):
-            times.append(_seconds(timer, n))
-    ours, other = (statistics.median(times) for times in samples)
+    calls = [max(1, int(0.001 / max(seconds, 1e-7))) for seconds in single]
+    samples: list[list[float]] = [[] for _ in clocks]
+    for _ in range(rounds):
+        for clock, n, times in zip(clocks, calls, samples, strict=True):
+            times.append(clock(n))
+    return [statistics.median(times) for times in samples]
+
+
+def measure(row: Row | Count, device: str = "cpu") -> Result:
+    if isinstance(row, Count):
+        return Result(row.work, row.against, None, None, row.value, f"<= {row.bound:g}", row.value <= row.bound)
+    ours, other = medians([row.ours, row.other], row.rounds, device)
     ratio = row.weight * (ours / other if row.at_most else other / ours)
     reached = ratio <= row.bound if row.at_most else ratio >= row.bound
     target = f"{'<=' if row.at_most else '>='} {row.bound:g}"

@@ -309,7 +309,8 @@ def _compiled(case: Case) -> Run:
     return Compiled.apply
 
 
-def _saved_bytes(function: Callable[[], Any]) -> int:
+def saved_storages(function: Callable[[], Any]) -> dict[int, int]:
+    """Where each storage that autograd keeps lies, and its bytes."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -318,7 +319,7 @@ def _saved_bytes(function: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function()
-    return sum(storages.values())
+    return storages
 
 
 def rows(device: str, quick: bool) -> Iterator[Row | Count]:
@@ -329,7 +330,7 @@ def rows(device: str, quick: bool) -> Iterator[Row | Count]:
     for case in CASES:
         extra = case.extra(device)
         ours = _step(case.ours, x, grad, extra)
-        saved = _saved_bytes(lambda case=case, extra=extra: case.ours(x, *extra)) / x.nbytes
+        saved = sum(saved_storages(lambda case=case, extra=extra: case.ours(x, *extra)).values()) / x.nbytes
         label = f"{case.name} (saves {saved:.3g} of x)"
         copies = lambda: (detached.clone(), grad.clone())  # noqa: E731
         yield Row(label, "two copies", ours, copies, case.bound, at_most=True, rounds=rounds)

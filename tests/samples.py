@@ -264,3 +264,39 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
 
 # They take no tensor and answer with a string: torch.library.opcheck has nothing to check.
 WITHOUT_TENSORS = {"surrogates", "build_info", "cuda_build_info"}
+
+
+def _spread(n: int, device: str) -> torch.Tensor:
+    return torch.rand(n, device=device) ** 8
+
+
+def _list(device: str) -> list[torch.Tensor]:
+    return [torch.randn(n, device=device) for n in (40_000, 3, 9_001)]
+
+
+# Operators whose kernels take another way where the work is divided among blocks.
+LARGER: dict[str, Callable[[str], list[Arguments]]] = {
+    "heaviside": lambda device: [(torch.randn(40_001, device=device), 1, 1.0, 0.0)],
+    "lsq_backward": lambda device: [
+        (*torch.randn(2, 3, 9_001, device=device), torch.rand(n, device=device) + 0.1, -4, 3, n // 2 - 1, 0.5)
+        for n in (1, 3)
+    ],
+    "xnor_weight": lambda device: [(torch.randn(3, 9_001, device=device), c) for c in (True, False)],
+    "dorefa_weight": lambda device: [(torch.randn(3, 9_001, device=device), 3, c) for c in (True, False)],
+    "total_norms": lambda device: [(_list(device), p) for p in (2.0, 3.0)],
+    "clip_grad_norms_": lambda device: [(_list(device), 0.5, 2.0)],
+    "clip_per_sample_": lambda device: [
+        ([torch.randn(3, 9_001, device=device)], [torch.ones(9_001, device=device)], 1.0)
+    ],
+    "clip_gradient_norm_backward": lambda device: [(torch.randn(2, 20_001, device=device), 1, 0.5, 2.0)],
+    "alias_table": lambda device: [(_spread(9_001, device),), (_spread(9_001, device)[1:].view(3, -1),)],
+    "inverse_cdf_sample": lambda device: [(_spread(9_001, device), seed(device), 9)],
+    "multinomial_without_replacement": lambda device: [
+        (_spread(9_001, device), seed(device), k, "multinomial") for k in (5, 4_000)
+    ],
+    "sum_tree": lambda device: [(_spread(9_001, device),)],
+    "residual_resample": lambda device: [(_spread(9_001, device), seed(device), 6_000)],
+    "systematic_resample": lambda device: [(_spread(9_001, device), seed(device), 6_000)],
+    "categorical": lambda device: [(torch.randn(2, 9_001, device=device), seed(device))],
+    "subset": lambda device: [(torch.randn(2, 9_001, device=device), seed(device), 3)],
+}

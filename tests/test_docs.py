@@ -56,8 +56,8 @@ def test_files_that_the_pages_name_exist():
 
 
 def test_make_targets_that_the_pages_name_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for page in PAGES for name in re.findall(r"`make (\w+)", page.read_text())}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`make ([\w-]+)", page.read_text())}
     assert {"demo", "test"} <= named <= targets
 
 

@@ -1,0 +1,1 @@
+"""What is run from a checkout by hand; no part of the package."""
