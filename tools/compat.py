@@ -29,7 +29,7 @@ CELLS = ["3.10:2.11.0", "3.12:2.11.0", "3.11:2.12.1", "3.12:2.13.0", "3.13:2.14.
 TOO_OLD = "3.12:2.10.0"
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "numpy", "scikit-learn", "matplotlib", "tqdm", "setuptools"]
 # They compile something, or look at the sources rather than at what is installed.
-SOURCES = ["build", "contributing", "cuda_build", "docs", "emulator", "library", "native*"]
+SOURCES = ["build", "contributing", "cuda_b*", "docs", "emulator*", "gpu_*", "library", "native*"]
 
 PROBE = """
 import json, torch, ste_ops
