@@ -150,6 +150,10 @@ FEWER = {
     "rewrite_kernel": 1,  # four dtypes in one kernel, whose clamp takes 70 registers
     "clip_rows_kernel": 1,  # the three looks of a norm, with pow in them
     "ancestors_kernel": 3,  # 64-bit divisions
+    "curve_backward_kernel": 3,  # float64: two arrays two chunks ahead
+    "sum_level_kernel": 3,  # eight loads of 16 bytes ahead
+    # A block a row, which has its multiprocessor to itself: eight sums of a thread ahead.
+    **dict.fromkeys(["scan_heavy_kernel", "scan_mass_kernel", "positions_kernel"], 3),
 }
 
 

@@ -63,9 +63,10 @@ __device__ void fold_task(const Groups& groups, const State* of_lane, int64_t fi
   }
 }
 
+// Left to choose, the compiler takes 64 registers on 8.0 and spills.
 // Moves: reads Terms, writes Terms + 8 * groups * parts.
 template <class Reduction, class T, class Terms>
-__global__ void __launch_bounds__(kReduceThreads)
+__global__ void __launch_bounds__(kReduceThreads, 3)
     reduce_kernel(const __grid_constant__ Partition partition, Terms terms, double* results) {
   using State = typename Reduction::template State<arithmetic_t<T>>;
   constexpr int N = Vector<T>::size;
