@@ -170,7 +170,13 @@ def main() -> int:
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"compat-{record['date']}.json").write_text(json.dumps(record, indent=1) + "\n")
+    path = options.out / f"compat-{record['date']}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if earlier.get("sha256") == record["sha256"]:  # the same wheel: what was not asked for now stands as it was
+        now = [(row["python"], row["asked"]) for row in rows]
+        rows += [row for row in earlier["rows"] if (row["python"], row["asked"]) not in now]
+        rows.sort(key=lambda row: [tuple(map(int, row[key].split("."))) for key in ("asked", "python")])
+    path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{wheel.name}, {record['bytes'] / 1e6:.1f} MB, commit {record['commit']}, {record['date']}\n")
     print(table(rows))
     return int(any(row["result"] not in ("passed", "refused, as it should be") for row in rows))
