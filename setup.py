@@ -166,7 +166,16 @@ class Build(BuildExtension):
         if asked_for is None and Path(self.build_temp).is_absolute():
             self.build_temp = f"build/temp.{get_platform()}-{sys.implementation.cache_tag}"
 
+    def forget_what_is_older_than_a_header(self) -> None:
+        """Where torch has no CUDA, its rule for nvcc notes no headers: ninja would keep what one of them changed."""
+        headers = [path for path in (Path(__file__).parent / "csrc").rglob("*") if path.suffix in (".h", ".cuh")]
+        newest = max(path.stat().st_mtime for path in headers)
+        for compiled in Path(self.build_temp).glob("**/csrc/cuda/**/*.o"):
+            if compiled.stat().st_mtime < newest:
+                compiled.unlink()
+
     def run(self) -> None:
+        self.forget_what_is_older_than_a_header()
         super().run()
         for extension in self.extensions:
             if extension.name == "ste_ops._cuda":
@@ -181,6 +190,8 @@ def main() -> None:
     libraries = [cpu_library()]
     if with_cuda:
         libraries.append(cuda_library(cuda_home() or ""))
+    # tests/cuda_library.py wants the CUDA library alone.
+    wanted = [library for library in libraries if library.name.endswith(os.environ.get("STE_OPS_ONLY", ""))]
     print(
         "ste_ops build summary\n"
         f"  torch       {torch.__version__} (stable ABI target {TORCH_TARGET[0]}.{TORCH_TARGET[1]})\n"
@@ -190,7 +201,7 @@ def main() -> None:
         f"  CUDA archs  {os.environ['TORCH_CUDA_ARCH_LIST'] if with_cuda else '-'}"
     )
     setup(
-        ext_modules=libraries,
+        ext_modules=wanted,
         cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

@@ -67,6 +67,7 @@ def build() -> Path:
         if not log_of(path).exists():
             archs = setup_script.DEFAULT_ARCHS
             environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs, "STE_OPS_PTXAS": "1"}
+            environment["STE_OPS_ONLY"] = "_cuda"
             command = ["build_ext", "--build-lib", folder, "--build-temp", folder / "temp"]
             # What ptxas says of a file is said once: a build that goes on where another was stopped adds to the log.
             with open(folder / "log.part", "a") as log:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cuda_library
 import pytest
+from setuptools import Distribution
 
 import ste_ops
 
@@ -98,3 +99,16 @@ def test_asks_for_no_newer_glibc_than_torch() -> None:
     if not cuda_library.setup_script.old_symbols("csrc/cpu/glibc.cpp"):
         pytest.skip("x86-64 with glibc only")
     assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
+
+
+def test_a_header_that_changed_makes_kernels_be_compiled_again(tmp_path: Path) -> None:
+    folder = tmp_path / "csrc" / "cuda" / "clip"
+    folder.mkdir(parents=True)
+    old, new = folder / "old.o", folder / "new.o"
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    build = cuda_library.setup_script.Build(Distribution())
+    build.build_temp = str(tmp_path)
+    build.forget_what_is_older_than_a_header()
+    assert (old.exists(), new.exists()) == (False, True)
