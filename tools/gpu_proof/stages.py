@@ -17,8 +17,8 @@ from tools.gpu_proof.machine import ROOT, Machine
 
 # Compile something, or look at the sources rather than at what is installed: left out for a wheel, as in compat.py.
 OF_THE_SOURCES = ["build", "contributing", "docs", "emulator*", "library", "native*"]
-# Compiles for every arch for minutes, and shows nothing of a GPU.
-NEVER = ["cuda_build", "fake_cuda"]
+# Compile for minutes what shows nothing of a GPU, and have cuda in their names.
+NEVER = ["cuda_build", "cuda_bytes", "fake_cuda"]
 OF_THEIR_OWN = ["every_operator", "graphs", "streams", "second_gpu", "no_wait", "large"]
 GROUPS = {
     "suite-steps": ["binarize*", "bernoulli", "curves", "transforms", "testing"],
