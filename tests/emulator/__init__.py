@@ -37,21 +37,32 @@ ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanit
 LINK = ["-shared", "-ldl", "-pthread", *SANITIZED.split()]
 
 
-def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> None:
-    """A build.ninja in `folder` that compiles every source and the emulator as C++ and links them."""
+def write_ninja(
+    folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str], header: Path | None
+) -> None:
+    """A build.ninja in `folder` that compiles every source and the emulator as C++ and links them; what `header`
+    includes is parsed once for all sources."""
     objects = " ".join(source.name + ".o" for source in [*sources, *ENGINE])
+    # g++ looks for header.gch before header, first in the folder that it runs in.
+    parsed = f"{header.name}.gch" if header else ""
+    included = f"-Winvalid-pch -include {header.name}" if header else ""
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')}",
+        "language = c++",
         "rule compile",
-        f"  command = $cxx -MMD -MF $out.d {' '.join(flags)} $sanitize -x c++ -c $in -o $out",
+        f"  command = $cxx -MMD -MF $out.d {' '.join(flags)} $special -x $language -c $in -o $out",
         "  description = $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = $cxx $in -o $out {' '.join(link)}",
         "  description = $out",
-        *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZE}" for source in sources),
-        *(f"build {source.name}.o: compile {source}\n  sanitize = {SANITIZED_ENGINE}" for source in ENGINE),
+        *([f"build {parsed}: compile {header}\n  language = c++-header\n  special = {SANITIZE}"] if header else []),
+        *(
+            f"build {source.name}.o: compile {source} | {parsed}\n  special = {SANITIZE} {included}"
+            for source in sources
+        ),
+        *(f"build {source.name}.o: compile {source}\n  special = {SANITIZED_ENGINE}" for source in ENGINE),
         f"build {library}: link {objects}",
     ]
     text = "\n".join(lines) + "\n"
@@ -60,12 +71,14 @@ def write_ninja(folder: Path, library: str, sources: list[Path], flags: list[str
         path.write_text(text)
 
 
-def compile_sources(folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str]) -> Path:
+def compile_sources(
+    folder: Path, library: str, sources: list[Path], flags: list[str], link: list[str], header: Path | None = None
+) -> Path:
     """Compiles what has changed since the last call; processes that share `folder` take turns."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        write_ninja(folder, library, sources, flags, link)
+        write_ninja(folder, library, sources, flags, link, header)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         done = subprocess.run(
             [_ninja(), *jobs], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -88,7 +101,8 @@ def build() -> Path:
     link = [*LINK, f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     sources = [ROOT / "csrc" / "registration.cpp", *sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))]
     sources.append(FOLDER / "guarded.cpp")
-    return compile_sources(ROOT / "build" / "emulator" / torch.__version__, f"{NAMESPACE}.so", sources, flags, link)
+    folder, header = ROOT / "build" / "emulator" / torch.__version__, FOLDER / "precompiled.h"
+    return compile_sources(folder, f"{NAMESPACE}.so", sources, flags, link, header)
 
 
 @functools.cache
