@@ -45,7 +45,7 @@ demo: $(VENV)/extension
 	$(PY) -m ste_ops demo $(DEMO)
 
 test: $(VENV)/extension $(VENV)/peers
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(TEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TEST)
 
 races: $(VENV)/extension
 	STE_OPS_EMULATED_CHECK=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile -k emulat $(TEST)

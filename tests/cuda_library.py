@@ -1,7 +1,7 @@
 """_cuda.abi3.so for the default archs and what ptxas says of it: minutes of compiling, once for all its tests.
 
 conftest.py starts `python tests/cuda_library.py` at low priority when a run begins, and stops it when the whole run
-ends; the tests of the library come last and wait for it here.
+ends (.ci/run starts it even earlier); the tests of the library come last and wait for it here.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def start() -> None:
     """Builds in a process of its own; a test that finds nothing builds again, and shows what fails."""
     PID.parent.mkdir(parents=True, exist_ok=True)
     command = ["nice", sys.executable, str(Path(__file__).resolve())]
+    # A group to be stopped, but no session: Linux shares the cores by session, and nice counts within one.
     build = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=os.setpgrp, cwd=ROOT
     )
     PID.write_text(str(build.pid))
 
