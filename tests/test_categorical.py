@@ -69,9 +69,12 @@ def test_equals_reference(device: str, dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
-@pytest.mark.parametrize("shape", [(37, 3), (3, 33), (2, 1024), (2, 1025), (1, 9000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(37, 3), (7, 3), (1300, 4), (70, 31), (33, 32), (3, 33), (2, 1024), (2, 1025), (1, 9000)], ids=str
+)
 def test_the_bits_of_the_cpu(device: str, shape: tuple[int, int]) -> None:
-    """Rows of part of a warp, of a warp, of one tile, of a block, at one thread and at two."""
+    """Rows of part of a warp, too few of them to lie transposed, of a warp, of one tile, of a block; one thread and
+    two."""
     cpu, seed = torch.ops.ste_ops, torch.tensor([11])
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         x, grad = torch.randn(shape).mul(3).to(dtype), torch.randn(shape).to(dtype)

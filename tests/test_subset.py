@@ -31,7 +31,9 @@ def test_equals_reference(device: str, dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
-@pytest.mark.parametrize("shape", [(37, 6), (3, 33), (2, 1024), (2, 1025), (1, 5000)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(37, 6), (7, 6), (400, 11), (70, 31), (33, 32), (3, 33), (2, 1024), (2, 1025), (1, 5000)], ids=str
+)
 def test_the_bits_of_the_cpu(device: str, shape: tuple[int, int]) -> None:
     cpu, seed = torch.ops.ste_ops, torch.tensor([11])
     for dtype, k in ((torch.float32, 5), (torch.float64, 2), (torch.bfloat16, 1)):

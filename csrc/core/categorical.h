@@ -28,6 +28,7 @@ struct RowGradient {
   int64_t index;
   bool reinmax;
 
+  RowGradient() = default;
   // `drawn` is g at the index.
   STE_HD RowGradient(const SoftmaxSums<A>& sums, A drawn, int64_t index, A tau_inverse, bool reinmax)
       : inverse(A(1) / sums.z),

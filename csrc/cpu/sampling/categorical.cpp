@@ -1,6 +1,5 @@
-#include "rows.h"
-
 #include "../../library.h"
+#include "short_rows.h"
 
 namespace ste_ops {
 namespace {
@@ -29,33 +28,59 @@ Best<A> best_of_long(const A* keys, int64_t n) {
   return best;
 }
 
+template <class T, class A = arithmetic_t<T>>
+STE_OPS_CLONES void draw_short_rows(const A* keys, int64_t rows, int64_t n, int64_t* index, T* out) {
+  const T one = store<T>(A(1));
+  A largest[kRowTile], at[kRowTile];
+  short_largest(keys, rows, n, largest);
+  short_places(keys, largest, rows, n, at);
+  memset(out, 0, size_t(rows * n) * sizeof(T));
+  for (int64_t r = 0; r < rows; ++r) {
+    index[r] = int64_t(at[r]);
+    out[r * n + index[r]] = one;
+  }
+}
+
+// Of `rows` short enough for one block, or of one longer row.
+template <class T, class A = arithmetic_t<T>>
+void draw_rows(const A* keys, int64_t rows, int64_t n, int64_t* index, T* out) {
+  Best<A> best[kRowTile];
+  if (n > kRowTile) {
+    best[0] = best_of_long(keys, n);
+    each_tile(n, [&](int64_t, int64_t begin, int64_t end) { memset(out + begin, 0, size_t(end - begin) * sizeof(T)); });
+  } else {
+    best_keys(keys, rows, n, best);
+    memset(out, 0, size_t(rows * n) * sizeof(T));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    index[r] = best[r].index;
+    out[r * n + best[r].index] = store<T>(A(1));
+  }
+}
+
 std::tuple<Tensor, Tensor> categorical_cpu(Tensor logits, Tensor seed) {
   return categorical(logits, seed,
                      [](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds,
                         auto* out, int64_t* index) {
-                       using T = typename decltype(type)::type;
-                       using A = arithmetic_t<T>;
+                       using A = arithmetic_t<typename decltype(type)::type>;
                        const int64_t n = shape.n;
-                       const T one = store<T>(A(1));
+                       const bool brief = has_short_rows(shape);
                        std::atomic<int64_t> invalid(shape.rows);
-                       each_rows(shape, x, seeds, true,
-                                 [&](int64_t row, int64_t count, const A* largest, const A* keys) {
-                                   Best<A> best[kRowTile];
-                                   if (n > kRowTile) {
-                                     best[0] = best_of_long(keys, n);
-                                     each_tile(n, [&](int64_t, int64_t begin, int64_t end) {
-                                       memset(out + row * n + begin, 0, size_t(end - begin) * sizeof(T));
-                                     });
-                                   } else {
-                                     best_keys(keys, count, n, best);
-                                     memset(out + row * n, 0, size_t(count * n) * sizeof(T));
-                                   }
-                                   for (int64_t r = 0; r < count; ++r) {
-                                     if (!is_drawable(largest[r])) lower(invalid, row + r);
-                                     index[row + r] = best[r].index;
-                                     out[(row + r) * n + best[r].index] = one;
-                                   }
-                                 });
+                       const auto draw = [&](int64_t row, int64_t count, const A* largest, const A* keys) {
+                         for (int64_t r = 0; r < count; ++r) {
+                           if (!is_drawable(largest[r])) lower(invalid, row + r);
+                         }
+                         if (brief) {
+                           draw_short_rows(keys, count, n, index + row, out + row * n);
+                         } else {
+                           draw_rows(keys, count, n, index + row, out + row * n);
+                         }
+                       };
+                       if (brief) {
+                         each_short_rows(shape, x, seeds, true, draw);
+                       } else {
+                         each_rows(shape, x, seeds, true, draw);
+                       }
                        if (invalid < shape.rows) refuse_row("categorical_ste", x, n, invalid.load());
                      });
 }
@@ -118,6 +143,77 @@ STE_OPS_CLONES void softmax_gradients(const Block<T>& block, int64_t count, int6
   }
 }
 
+// The RowGradient of each row of a block: first its sums, then what they finish to.
+template <class A>
+struct ShortGradients {
+  const A* drawn;
+  A inv_tau;
+  A inverse[kRowTile], mean[kRowTile], one_inverse[kRowTile], one_mean[kRowTile];
+
+  STE_OPS_INLINE void finish(int64_t r, bool reinmax) {
+    const SoftmaxSums<A> sums{inverse[r], mean[r], reinmax ? one_inverse[r] : A(1), reinmax ? one_mean[r] : A(0)};
+    const RowGradient<A> row(sums, drawn[r], -1, inv_tau, reinmax);
+    inverse[r] = row.inverse;
+    mean[r] = row.mean;
+    one_inverse[r] = row.one_inverse;
+    one_mean[r] = row.one_mean;
+  }
+  STE_OPS_INLINE RowGradient<A> of(int64_t r, int64_t index) const {
+    RowGradient<A> row;
+    row.inverse = inverse[r];
+    row.mean = mean[r];
+    row.one_inverse = one_inverse[r];
+    row.one_mean = one_mean[r];
+    row.drawn = drawn[r];
+    row.inv_tau = inv_tau;
+    row.index = index;
+    return row;
+  }
+};
+
+template <class T, class A = arithmetic_t<T>>
+STE_OPS_CLONES void short_gradients(const T* grad, const A* keys, int64_t rows, int64_t n, Estimator estimator,
+                                    A inv_tau, const int64_t* index, T* out) {
+  const bool reinmax = estimator == kReinMax;
+  A g[kRowTile], e[kRowTile], one[kRowTile], product[kRowTile];
+  transposed_in(grad, rows, n, g);
+  A center[kRowTile], drawn[kRowTile];
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = estimator == kStraightThrough ? 0 : index[r];
+    const bool inside = at >= 0 && at < n;
+    center[r] = estimator != kGumbel ? A(0) : inside ? keys[at * rows + r] : quiet_nan<A>();
+    drawn[r] = inside ? g[at * rows + r] : quiet_nan<A>();
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t r = 0; r < rows; ++r) {
+      e[i * rows + r] = portable_exp_bounded((keys[i * rows + r] - center[r]) * inv_tau);
+    }
+  }
+  ShortGradients<A> of_rows;
+  of_rows.drawn = drawn;
+  of_rows.inv_tau = inv_tau;
+  short_sums(e, rows, n, of_rows.inverse);
+  for (int64_t i = 0; i < rows * n; ++i) product[i] = e[i] * g[i];
+  short_sums(product, rows, n, of_rows.mean);
+  if (reinmax) {
+    for (int64_t i = 0; i < rows * n; ++i) one[i] = portable_exp_bounded(keys[i]);
+    short_sums(one, rows, n, of_rows.one_inverse);
+    for (int64_t i = 0; i < rows * n; ++i) product[i] = one[i] * g[i];
+    short_sums(product, rows, n, of_rows.one_mean);
+  }
+  for (int64_t r = 0; r < rows; ++r) of_rows.finish(r, reinmax);
+  for (int64_t i = 0; i < n; ++i) {
+    const A *ei = e + i * rows, *onei = one + i * rows, *gi = g + i * rows;
+    A* result = product + i * rows;
+    if (reinmax) {
+      for (int64_t r = 0; r < rows; ++r) result[r] = of_rows.of(r, index[r]).second_order(ei[r], onei[r], gi[r], i);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) result[r] = of_rows.of(r, -1).softmax(ei[r], gi[r]);
+    }
+  }
+  transposed_out(product, rows, n, out);
+}
+
 Tensor categorical_backward_cpu(Tensor grad, Tensor logits, Tensor seed, Tensor index, int64_t estimator, double tau) {
   return categorical_backward(
       grad, logits, seed, index, estimator, tau,
@@ -127,6 +223,11 @@ Tensor categorical_backward_cpu(Tensor grad, Tensor logits, Tensor seed, Tensor 
         using A = arithmetic_t<T>;
         const int64_t n = shape.n;
         const bool noisy = estimator == kGumbel, reinmax = estimator == kReinMax;
+        if (has_short_rows(shape)) {
+          return each_short_rows(shape, x, seeds, noisy, [&](int64_t row, int64_t count, const A*, const A* keys) {
+            short_gradients(grad + row * n, keys, count, n, estimator, inv_tau, index + row, out + row * n);
+          });
+        }
         each_rows(shape, x, seeds, noisy, [&](int64_t row, int64_t count, const A*, const A* keys) {
           const T* g = grad + row * n;
           A center[kRowTile], drawn[kRowTile];

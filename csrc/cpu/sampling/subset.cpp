@@ -1,7 +1,7 @@
 #include "../../subset.h"
 
 #include "../../library.h"
-#include "rows.h"
+#include "short_subsets.h"
 
 namespace ste_ops {
 namespace {
@@ -30,20 +30,31 @@ Tensor subset_cpu(Tensor logits, Tensor seed, int64_t k) {
         using A = arithmetic_t<T>;
         const int64_t n = shape.n;
         std::atomic<int64_t> invalid(shape.rows), few(shape.rows);
-        each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
-          auto copy = scratch<A>(n);
-          for (int64_t r = 0; r < count; ++r) {
-            const A* of_row = keys + r * n;
-            const auto finite = std::count_if(of_row, of_row + n, [](A key) { return key >= -kHuge<A>; });
-            if (!is_drawable(largest[r])) {
-              lower(invalid, row + r);
-            } else if (finite < k) {
-              lower(few, row + r);
-            } else {
-              choose<T>(of_row, n, k, copy.get(), out + (row + r) * n);
-            }
+        // Whether row number `row` has k to choose from.
+        const auto inspect = [&](int64_t row, A largest, int64_t finite) {
+          if (!is_drawable(largest)) {
+            lower(invalid, row);
+          } else if (finite < k) {
+            lower(few, row);
           }
-        });
+          return is_drawable(largest) && finite >= k;
+        };
+        if (has_short_rows(shape)) {
+          each_short_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
+            A finite[kRowTile];
+            choose_in_short_rows(keys, count, n, k, finite, out + row * n);
+            for (int64_t r = 0; r < count; ++r) inspect(row + r, largest[r], int64_t(finite[r]));
+          });
+        } else {
+          each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
+            auto copy = scratch<A>(n);
+            for (int64_t r = 0; r < count; ++r) {
+              const A* of_row = keys + r * n;
+              const auto finite = std::count_if(of_row, of_row + n, [](A key) { return key >= -kHuge<A>; });
+              if (inspect(row + r, largest[r], finite)) choose<T>(of_row, n, k, copy.get(), out + (row + r) * n);
+            }
+          });
+        }
         if (invalid < shape.rows) refuse_row("subset_ste", x, n, invalid.load());
         if (few < shape.rows) {
           const int64_t row = few;
@@ -193,6 +204,12 @@ Tensor subset_backward_cpu(Tensor grad, Tensor logits, Tensor seed, int64_t k, d
                            using T = typename decltype(type)::type;
                            using A = arithmetic_t<T>;
                            const int64_t n = shape.n;
+                           if (has_short_rows(shape)) {
+                             return each_short_rows(
+                                 shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
+                                   short_subsets_backward(keys, grad + row * n, count, n, k, inv_tau, out + row * n);
+                                 });
+                           }
                            each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
                              SubsetRow<A> one(n, k, inv_tau);
                              for (int64_t r = 0; r < count; ++r)
