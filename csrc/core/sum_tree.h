@@ -64,6 +64,7 @@ STE_HD void widen(const bits_t<T>* weights, uint64_t* child) {
   constexpr int fraction = Format<T>::fraction;
   constexpr int64_t bias = (1 << (Format<T>::bits - fraction - 2)) - 1;
   uint64_t denormal = 0;
+  STE_LANES
   for (int j = 0; j < kFanout; ++j) {
     uint64_t x = magnitude<T>(weights[j]);
     denormal |= uint64_t(x != 0) & uint64_t(x >> fraction == 0);
@@ -74,7 +75,7 @@ STE_HD void widen(const bits_t<T>* weights, uint64_t* child) {
 }
 
 // x / 2^shift to the nearest integer, halves up; shift in [0, 63] and x below 2^63.
-STE_HD uint64_t shift_rounded(uint64_t x, uint64_t shift) { return (x + (uint64_t(1) << shift >> 1)) >> shift; }
+STE_HD uint64_t shift_rounded(uint64_t x, uint64_t shift) { return ((x << 1 >> shift) + 1) >> 1; }
 
 // Five bits more than a number has: the masses of children are below 2^58 and their sum below 2^62.
 constexpr int kChildBits = 5;
@@ -82,14 +83,17 @@ constexpr int kChildBits = 5;
 // The prefix sums of a node's children; returns what the node stands for.
 STE_HD uint64_t sum_children(const uint64_t* child, uint64_t* prefix) {
   uint64_t largest = 0;
+  STE_LANES
   for (int j = 0; j < kFanout; ++j) largest = child[j] > largest ? child[j] : largest;
   const uint64_t exponent = largest >> 52;
   uint64_t mass[kFanout];
+  STE_LANES
   for (int j = 0; j < kFanout; ++j) {
     uint64_t shift = exponent - (child[j] >> 52);
     uint64_t integer = ((child[j] & (kLeadingOne - 1)) | kLeadingOne) << kChildBits;
     uint64_t rounded = shift_rounded(integer, shift < 63 ? shift : 63);
-    mass[j] = choose(child[j] != 0, rounded != 0 ? rounded : 1, 0);
+    uint64_t positive = rounded > 1 ? rounded : 1;
+    mass[j] = child[j] != 0 ? positive : 0;
   }
   uint64_t total = 0;
   for (int j = 0; j < kFanout; ++j) prefix[j] = total += mass[j];
@@ -103,6 +107,7 @@ STE_HD uint64_t sum_children(const uint64_t* child, uint64_t* prefix) {
 // The child that a uniform number falls on: the first whose prefix sum is above the target, so none of mass zero.
 STE_HD uint64_t choose_child(const uint64_t* prefix, uint64_t random) {
   uint64_t target = multiply_high(random, prefix[kFanout - 1]), child = 0;
+  STE_LANES
   for (int j = 0; j < kFanout; ++j) child += uint64_t(prefix[j] <= target);
   return child;
 }
