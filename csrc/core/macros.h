@@ -7,8 +7,8 @@
 #define STE_HD inline
 #endif
 
-// Before a loop of a few registers: left alone, g++ unrolls it whole before it looks for loops to vectorize. A GPU has it
-// unrolled, for its arrays to be registers.
+// Before a loop of a few registers: left alone, g++ unrolls it whole before it looks for loops to vectorize. A GPU has
+// it unrolled, for its arrays to be registers.
 #if defined(__CUDACC__)
 #define STE_LANES _Pragma("unroll")
 #elif defined(__GNUC__) && !defined(__clang__)

@@ -39,8 +39,9 @@ STE_OPS_INLINE void sum_node(const TreeShape& shape, const bits_t<T>* weights, u
 
 // Nodes begin, begin + 1, ... of a level, or those listed.
 template <class T>
-STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level,
-                              const int64_t* listed, int64_t begin, int64_t end) {
+STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(const TreeShape& shape, const bits_t<T>* weights,
+                                                       uint64_t* nodes, int level, const int64_t* listed, int64_t begin,
+                                                       int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     if (listed && i + kAhead < end) {
       const int64_t next = listed[i + kAhead] * kFanout;
@@ -152,8 +153,8 @@ void sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor va
 }
 
 // All draws of a batch go down a level together, so that their reads overlap.
-STE_OPS_CLONES __attribute__((flatten)) void draw_batch(const TreeShape& shape, const uint64_t* nodes, uint64_t seed, uint64_t start,
-                               int64_t count, int64_t* out) {
+STE_OPS_CLONES __attribute__((flatten)) void draw_batch(const TreeShape& shape, const uint64_t* nodes, uint64_t seed,
+                                                        uint64_t start, int64_t count, int64_t* out) {
   RandomBlock<kDraws> random;
   uint64_t node[kDraws] = {};
   for (int level = shape.levels; level > 0; --level) {
