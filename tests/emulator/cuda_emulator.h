@@ -84,6 +84,8 @@ void run(const Launch& launch);
 void barrier(const Site& site);
 uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site);
 void* dynamic_shared_memory();
+// Zeros that kernels may touch, for good: cudaHostAlloc.
+void* pinned_memory(size_t bytes);
 [[noreturn]] void trap(const Site& site);
 void note_atomic(const void* address, size_t bytes, const void* return_address);
 

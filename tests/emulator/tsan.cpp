@@ -28,6 +28,12 @@ void add_allocation(const void* data, size_t bytes) {
   allocations()[begin] = begin + bytes;
 }
 
+void* pinned_memory(size_t bytes) {
+  void* memory = calloc(bytes, 1);
+  add_allocation(memory, bytes);
+  return memory;
+}
+
 void remove_allocation(const void* data) {
   std::lock_guard<std::mutex> lock(mutex);
   allocations().erase(reinterpret_cast<uintptr_t>(data));

@@ -16,8 +16,7 @@ constexpr int kMostDevices = 64;
 #ifdef STE_OPS_EMULATED
 
 DeferredRecord* allocate_records() {
-  static DeferredRecord records[kMostDevices];
-  return records;
+  return static_cast<DeferredRecord*>(emulator::pinned_memory(kMostDevices * sizeof(DeferredRecord)));
 }
 
 #else
