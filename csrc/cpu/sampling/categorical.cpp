@@ -59,30 +59,31 @@ void draw_rows(const A* keys, int64_t rows, int64_t n, int64_t* index, T* out) {
 }
 
 std::tuple<Tensor, Tensor> categorical_cpu(Tensor logits, Tensor seed) {
-  return categorical(logits, seed,
-                     [](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds,
-                        auto* out, int64_t* index) {
-                       using A = arithmetic_t<typename decltype(type)::type>;
-                       const int64_t n = shape.n;
-                       const bool brief = has_short_rows(shape);
-                       std::atomic<int64_t> invalid(shape.rows);
-                       const auto draw = [&](int64_t row, int64_t count, const A* largest, const A* keys) {
-                         for (int64_t r = 0; r < count; ++r) {
-                           if (!is_drawable(largest[r])) lower(invalid, row + r);
-                         }
-                         if (brief) {
-                           draw_short_rows(keys, count, n, index + row, out + row * n);
-                         } else {
-                           draw_rows(keys, count, n, index + row, out + row * n);
-                         }
-                       };
-                       if (brief) {
-                         each_short_rows(shape, x, seeds, true, draw);
-                       } else {
-                         each_rows(shape, x, seeds, true, draw);
-                       }
-                       if (invalid < shape.rows) refuse_row("categorical_ste", x, n, invalid.load());
-                     });
+  return categorical(
+      logits, seed,
+      [](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds, auto* out,
+         int64_t* index) {
+        using A = arithmetic_t<typename decltype(type)::type>;
+        const int64_t n = shape.n;
+        std::atomic<int64_t> invalid(shape.rows);
+        const auto inspect = [&](int64_t row, int64_t count, const A* largest) {
+          for (int64_t r = 0; r < count; ++r) {
+            if (!is_drawable(largest[r])) lower(invalid, row + r);
+          }
+        };
+        if (has_short_rows(shape)) {
+          each_short_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
+            inspect(row, count, largest);
+            draw_short_rows(keys, count, n, index + row, out + row * n);
+          });
+        } else {
+          each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
+            inspect(row, count, largest);
+            draw_rows(keys, count, n, index + row, out + row * n);
+          });
+        }
+        if (invalid < shape.rows) refuse_row("categorical_ste", x, n, invalid.load());
+      });
 }
 
 // What one block knows of its rows, and what it works in.
