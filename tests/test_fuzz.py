@@ -12,9 +12,10 @@ import pytest
 import quantize_cases
 import torch
 from clip_cases import rounding
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from table import ALL_STEPS, DTYPES, all_instances, assert_gradient, assert_same_bits, filler, forward_and_gradient
+from test_categorical import ESTIMATORS
 from torch import Tensor
 
 import ste_ops
@@ -190,3 +191,29 @@ def test_multinomial(device: str, replacement: bool, data: st.DataObject) -> Non
         for fn in (ste_ops.multinomial, reference.multinomial)
     )
     assert torch.equal(received, expected)
+
+
+@fuzz
+@given(data=st.data())
+def test_draws_with_a_gradient(device: str, data: st.DataObject) -> None:
+    dtype, seed = data.draw(dtypes), data.draw(st.integers(0, 2**30))
+    torch.manual_seed(seed)
+    holes, tau = data.draw(st.sampled_from([0, 0.05])), data.draw(st.sampled_from([0.5, 1.0, 3.0]))
+    logits = data.draw(layouts(3))(
+        lambda numel: torch.where(torch.rand(numel) < holes, -math.inf, 3 * torch.randn(numel)).to(dtype)
+    )
+    assume(logits.dim() > 0 and logits.shape[-1] > 0)
+    most = int((logits > -math.inf).sum(-1).min()) if logits.numel() else logits.shape[-1]
+    assume(most > 0)
+    k, estimator = data.draw(st.integers(1, min(most, 12))), data.draw(st.sampled_from(ESTIMATORS))
+    x = logits.to(device).requires_grad_()
+    grad = torch.randn(x.shape, device=device).to(dtype)
+    for of in (
+        lambda operators, generator: operators.categorical_ste(x, estimator, tau, generator=generator),
+        lambda operators, generator: operators.subset_ste(x, k, tau, generator=generator),
+    ):
+        ours, theirs = (of(fn, torch.Generator(device).manual_seed(seed)) for fn in (ste_ops, reference))
+        assert torch.equal(ours, theirs)
+        received, expected = (torch.autograd.grad(out, x, grad)[0] for out in (ours, theirs))
+        tolerance = {"rtol": 1e-3, "atol": 1e-5} if dtype == torch.float32 else {}  # as tests/test_subset.py
+        torch.testing.assert_close(received, expected, **tolerance)
