@@ -10,6 +10,7 @@ from conftest import emulated_kernels
 from samples import SAMPLES
 from test_emulator import ORDERS, build, launcher
 
+import ste_ops
 from ste_ops._library import ops
 
 
@@ -204,3 +205,10 @@ def test_no_kernel_of_ours_races_or_leaves_its_memory(monkeypatch, order):
             getattr(ops, name)(*arguments)
     checked = set(re.findall(r"(\w+_kernel)\b", emulator.checked_kernels()))
     assert kernels_of_the_sources() - checked == set()
+
+
+def test_the_record_of_an_error_is_memory_of_the_device():
+    with emulated_kernels(), emulator.checked():
+        ste_ops.bernoulli_ste(torch.tensor([0.5, 1.5]))
+        with pytest.raises(RuntimeError, match=r"bernoulli_ste: p must be in \[0, 1\], got 1\.5 at index 1"):
+            ops.raise_deferred(torch.empty(0))
