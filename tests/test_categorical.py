@@ -68,6 +68,22 @@ def test_equals_reference(device: str, dtype: torch.dtype, layout: str) -> None:
         torch.testing.assert_close(received, expected, **tolerance)
 
 
+@pytest.mark.parametrize("rows", [3, 40, 300])
+@pytest.mark.parametrize("n", [5, 40])
+def test_each_seed_has_a_stretch_of_its_own(device: str, rows: int, n: int) -> None:
+    """As vmap with different randomness calls it; 3 rows are few to be taken together, 300 of 5 more than a block."""
+    seeds = torch.tensor([3, -8, 2**40], device=device)
+    x, grad = torch.randn(2, 3, rows, n, device=device)
+    out, index = ops.categorical(x, seeds)
+    gradients = [ops.categorical_backward(grad, x, seeds, index, e, 0.7) for e in NUMBERS]
+    for i in range(3):
+        seed = seeds[i : i + 1]
+        assert all(map(torch.equal, ops.categorical(x[i], seed), (out[i], index[i])))
+        for estimator, gradient in zip(NUMBERS, gradients, strict=True):
+            alone = ops.categorical_backward(grad[i], x[i], seed, index[i], estimator, 0.7)
+            assert torch.equal(alone, gradient[i])
+
+
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
 @pytest.mark.parametrize(
     "shape", [(37, 3), (7, 3), (1300, 4), (70, 31), (33, 32), (3, 33), (2, 1024), (2, 1025), (1, 9000)], ids=str

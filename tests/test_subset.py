@@ -30,6 +30,18 @@ def test_equals_reference(device: str, dtype: torch.dtype, layout: str) -> None:
         torch.testing.assert_close(received, expected, **tolerance)
 
 
+@pytest.mark.parametrize("rows", [3, 40, 300])
+@pytest.mark.parametrize("n", [5, 40])
+def test_each_seed_has_a_stretch_of_its_own(device: str, rows: int, n: int) -> None:
+    seeds = torch.tensor([3, -8, 2**40], device=device)
+    x, grad = torch.randn(2, 3, rows, n, device=device)
+    out, gradient = ops.subset(x, seeds, 3), ops.subset_backward(grad, x, seeds, 3, 0.7)
+    for i in range(3):
+        seed = seeds[i : i + 1]
+        assert torch.equal(ops.subset(x[i], seed, 3), out[i])
+        assert torch.equal(ops.subset_backward(grad[i], x[i], seed, 3, 0.7), gradient[i])
+
+
 @pytest.mark.parametrize("device", ["emulated"], indirect=True)
 @pytest.mark.parametrize(
     "shape", [(37, 6), (7, 6), (400, 11), (70, 31), (33, 32), (3, 33), (2, 1024), (2, 1025), (1, 5000)], ids=str

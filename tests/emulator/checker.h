@@ -22,7 +22,7 @@ extern std::atomic<bool> checking;
 
 enum class Access { kRead, kWrite, kAtomic };
 
-// Device memory that kernels may touch, while `checking` is set: of torch through guarded.cpp.
+// Device memory that kernels may touch, while `checking` is set: of torch through guarded.cpp, and pinned_memory.
 struct Range {
   uintptr_t begin = 0, end = 0;
   bool holds(uintptr_t address) const { return address - begin < end - begin; }
