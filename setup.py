@@ -19,6 +19,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 TORCH_TARGET = (2, 11)
 DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+SOURCES = str(Path(__file__).parent.resolve() / "csrc")  # every include is written from here
 
 
 def _headers(home: Path) -> list[Path]:
@@ -77,7 +78,7 @@ def host_flags() -> list[str]:
 
 
 def old_symbols(source: str) -> list[str]:
-    """For the linker: calls of what a csrc/*/glibc.cpp names go through it (csrc/glibc.h)."""
+    """For the linker: calls of what a csrc/packaging/glibc_*.cpp names go through it (csrc/packaging/glibc.h)."""
     if machine() != "x86_64" or libc_ver()[0] != "glibc":
         return []
     text = (Path(__file__).parent / source).read_text()
@@ -87,9 +88,10 @@ def old_symbols(source: str) -> list[str]:
 def cpu_library() -> CppExtension:
     return CppExtension(
         "ste_ops._C",
-        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
+        ["csrc/registration.cpp", "csrc/packaging/glibc_cpu.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
+        include_dirs=[SOURCES],
         extra_compile_args={"cxx": host_flags()},
-        extra_link_args=[*old_symbols("csrc/cpu/glibc.cpp"), *sanitizer_flags()],
+        extra_link_args=[*old_symbols("csrc/packaging/glibc_cpu.cpp"), *sanitizer_flags()],
         py_limited_api=True,
     )
 
@@ -102,15 +104,15 @@ def cuda_library(home: str) -> CppExtension:
     defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', '/').replace(' ', '/')}", "-DUSE_CUDA"]
     return CppExtension(
         "ste_ops._cuda",
-        ["csrc/cuda/glibc.cpp", *sorted(glob("csrc/cuda/**/*.cu", recursive=True))],
-        include_dirs=[str(Path(home, "include"))],
+        ["csrc/packaging/glibc_cuda.cpp", *sorted(glob("csrc/cuda/**/*.cu", recursive=True))],
+        include_dirs=[SOURCES, str(Path(home, "include"))],
         library_dirs=[str(Path(home, "lib64"))],
         # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream, and
         # librt, libdl and libpthread because there an older glibc has what the runtime calls.
         extra_link_args=[
-            *old_symbols("csrc/cuda/glibc.cpp"),
+            *old_symbols("csrc/packaging/glibc_cuda.cpp"),
             *("-Wl,--no-as-needed", "-ltorch", "-lcudart_static"),
-            *(["-l:librt.so.1", "-l:libdl.so.2", "-l:libpthread.so.0"] if old_symbols("csrc/cuda/glibc.cpp") else []),
+            *(["-l:librt.so.1", "-l:libdl.so.2", "-l:libpthread.so.0"] if old_symbols("csrc/packaging/glibc_cuda.cpp") else []),
             *("-lrt", "-ldl", "-lpthread"),
         ],
         extra_compile_args={

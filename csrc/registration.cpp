@@ -1,15 +1,15 @@
 // Every schema, and the module initialisation that makes _C importable.
 #include <Python.h>
 
-#include "library.h"
+#include "ops/library.h"
 
 #include <torch/headeronly/version.h>
 
 #include <sstream>
 #include <string>
 
-#include "core/surrogate.h"
-#include "python.h"
+#include "core/binarize/surrogate.h"
+#include "cpu/clip/python_list.h"
 
 namespace {
 
@@ -20,7 +20,7 @@ std::string names_of_surrogates(std::index_sequence<I...>) {
   return names;
 }
 
-// The names of csrc/core/surrogate.h in order, separated by spaces: a surrogate's number is its position.
+// The names of csrc/core/binarize/surrogate.h in order, separated by spaces: a surrogate's number is its position.
 std::string surrogates() {
   return names_of_surrogates(std::make_index_sequence<std::tuple_size_v<ste_ops::Surrogates>>());
 }
@@ -106,7 +106,7 @@ STE_OPS_LIBRARY(m) {
       "clip_grad_norms_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> "
       "(Tensor total_norm, Tensor norms)");
   m.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
-  // Adaptive clipping of units (csrc/units.h): each gradient beside its parameter, of the same shape.
+  // Adaptive clipping of units (csrc/ops/clip/units.h): each gradient beside its parameter, of the same shape.
   m.def("clip_grad_agc_(Tensor[] parameters, Tensor(a!)[] grads, float clip_factor, float eps) -> ()");
   // Adds to each of `sums` the samples of a contiguous [batch, ...], each multiplied by min(1, max_norm / (norm +
   // 1e-6)) of its norm over all tensors. Returns these norms.
@@ -116,47 +116,49 @@ STE_OPS_LIBRARY(m) {
   m.def("clip_gradient_norm_backward(Tensor grad, int row_dims, float max_norm, float norm_type) -> Tensor");
 
   // Weighted sampling. `table` has an int64 entry for each weight, `capacity` one number for each row: the capacity of
-  // its columns (csrc/core/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is negative,
-  // NaN or infinite. Draws start, start + stride, ... of every row; -1 where the row's capacity is not positive.
+  // its columns (csrc/core/sampling/alias.h), 0 where every weight is zero, -1 - i where weight i is the first that is
+  // negative, NaN or infinite. Draws start, start + stride, ... of every row; -1 where the row's capacity is not
+  // positive.
   m.def("alias_table(Tensor weights) -> (Tensor table, Tensor capacity)");
   m.def("alias_sample(Tensor table, Tensor capacity, Tensor seed, int start, int num_samples, int stride=1) -> Tensor");
   // Draws 0, 1, ... of every row without a table, -1 where there is nothing to draw. `total` is the sum of the row's
-  // masses (csrc/core/mass.h), or as capacity 0 or -1 - i.
+  // masses (csrc/core/sampling/mass.h), or as capacity 0 or -1 - i.
   m.def("inverse_cdf_sample(Tensor weights, Tensor seed, int num_samples) -> (Tensor draws, Tensor total)");
   // num_samples draws of each row without replacement, in the order in which one after the other would take them: the
-  // least keys of csrc/core/exponential.h, equal ones by index. On the CPU an error where the weights are invalid or
-  // too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no category is
-  // left for, and a report.
+  // least keys of csrc/core/sampling/exponential.h, equal ones by index. On the CPU an error where the weights are
+  // invalid or too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no
+  // category is left for, and a report.
   m.def("multinomial_without_replacement(Tensor weights, Tensor seed, int num_samples, str op) -> Tensor");
-  // Sums over weights that change (csrc/core/sum_tree.h). `verdict` is 1, or -1 - i where weight i is the first that is
-  // invalid. An update with a bad entry writes nothing; of equal indices the last one counts. Draws start, start + 1,
+  // Sums over weights that change (csrc/core/sampling/sum_tree.h). `verdict` is 1, or -1 - i where weight i is the
+  // first that is invalid. An update with a bad entry writes nothing; of equal indices the last one counts. Draws
+  // start, start + 1,
   // ... from a tree over n weights; -1 where all are zero and that is found late.
   m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
   m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> ()");
   m.def("sum_tree_sample(Tensor nodes, int n, Tensor seed, int start, int num_samples) -> Tensor");
-  // The ancestors of num_samples particles a row (csrc/core/resample.h), -1 where there are none and that is found
-  // late.
+  // The ancestors of num_samples particles a row (csrc/core/sampling/resample.h), -1 where there are none and that is
+  // found late.
   m.def("systematic_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
   m.def("stratified_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
   m.def("residual_resample(Tensor weights, Tensor seed, int num_samples) -> Tensor");
   // Returns a row's states (as `capacity` above) and says what a state of 0 or below tells: on the CPU by
   // an error that names `op`; on CUDA, where the host does not wait, by a report that a later operator on the device
-  // raises (csrc/cuda/sampling/deferred.cuh), as does raise_deferred.
+  // raises (csrc/cuda/sampling/row_states.cuh), as does raise_deferred.
   m.def("refuse_states(Tensor weights, Tensor states, str op) -> Tensor");
   m.def("raise_deferred(Tensor on) -> ()");
   // 1 with probability p, in p's dtype and strides. One seed, or one for each row of a contiguous p.
   m.def("bernoulli(Tensor p, Tensor seed) -> Tensor");
   // Draws from softmax(logits) over the last dimension, as one-hot vectors in logits' dtype and layout, and each row's
   // category; -1 and a row of NaN where a row is NaN, +inf or all -inf somewhere (an error on the CPU). The gradients
-  // of csrc/core/categorical.h; `index` is read by all but the first estimator. One seed, or one for each of dimension
-  // 0 of contiguous logits.
+  // of csrc/core/sampling/categorical.h; `index` is read by all but the first estimator. One seed, or one for each of
+  // dimension 0 of contiguous logits.
   m.def("categorical(Tensor logits, Tensor seed) -> (Tensor out, Tensor index)");
   m.def(
       "categorical_backward(Tensor grad, Tensor logits, Tensor seed, Tensor index, int estimator, float tau) -> "
       "Tensor");
   // The Gumbel noise of these draws, row-major, float32 or float64.
   m.def("gumbel_noise(Tensor logits, Tensor seed) -> Tensor");
-  // The k largest of logits plus that noise, as k-hot vectors; their relaxed gradient (csrc/core/subset.h).
+  // The k largest of logits plus that noise, as k-hot vectors; their relaxed gradient (csrc/core/sampling/subset.h).
   m.def("subset(Tensor logits, Tensor seed, int k) -> Tensor");
   m.def("subset_backward(Tensor grad, Tensor logits, Tensor seed, int k, float tau) -> Tensor");
 

@@ -96,7 +96,7 @@ def test_force_cuda_without_nvcc_is_refused(tmp_path: Path) -> None:
 
 
 def test_asks_for_no_newer_glibc_than_torch() -> None:
-    if not cuda_library.setup_script.old_symbols("csrc/cpu/glibc.cpp"):
+    if not cuda_library.setup_script.old_symbols("csrc/packaging/glibc_cpu.cpp"):
         pytest.skip("x86-64 with glibc only")
     assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
 

@@ -103,7 +103,7 @@ def test_depends_on_libtorch_and_its_c_shim_alone(library):
     assert [name for name in undefined if re.match(r"_ZNK?(2at|3c10|5torch)", name)] == []
 
 
-@pytest.mark.skipif(not setup_script.old_symbols("csrc/cuda/glibc.cpp"), reason="x86-64 with glibc only")
+@pytest.mark.skipif(not setup_script.old_symbols("csrc/packaging/glibc_cuda.cpp"), reason="x86-64 with glibc only")
 def test_asks_for_no_newer_glibc_than_torch(library):
     assert cuda_library.newest_glibc(library) <= (2, 28)
 

@@ -1,4 +1,4 @@
-"""Groups of elements and their partition for reductions, from csrc/core/axis.h, against NumPy."""
+"""Groups of elements and their partition for reductions, from csrc/core/groups.h, against NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""csrc/core/norm.h and strided.h against NumPy in long double."""
+"""csrc/core/clip/norm.h and strided.h against NumPy in long double."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""csrc/core/philox.h, mass.h, alias.h and bernoulli.h against published vectors, NumPy and exact integers."""
+"""csrc/core/sampling/philox.h, mass.h, alias.h and bernoulli.h against published vectors, NumPy and exact integers."""
 
 from __future__ import annotations
 

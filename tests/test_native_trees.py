@@ -1,4 +1,4 @@
-"""csrc/core/sum_tree.h and resample.h against exact integers and fractions."""
+"""csrc/core/sampling/sum_tree.h and resample.h against exact integers and fractions."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "macros.h"
+#include "core/macros.h"
 
 namespace ste_ops {
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "macros.h"
+#include "core/macros.h"
 
 namespace ste_ops {
 

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "dtype.h"
-#include "macros.h"
+#include "core/dtype.h"
+#include "core/macros.h"
 
 namespace ste_ops {
 

@@ -5,8 +5,8 @@
 // is monotone in the number, both zeros are 0, and a comparison with NaN is false. Only x may be NaN.
 #pragma once
 
-#include "dtype.h"
-#include "macros.h"
+#include "core/dtype.h"
+#include "core/macros.h"
 
 namespace ste_ops {
 

@@ -1,7 +1,7 @@
 // tanh in plain arithmetic, as the functions of math.h: it vectorizes and gives the same bits on every backend.
 #pragma once
 
-#include "math.h"
+#include "core/math.h"
 
 namespace ste_ops {
 

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../core/bitmask.h"
-#include "../core/dtype.h"
-#include "loop.h"
+#include "core/bitmask.h"
+#include "core/dtype.h"
+#include "cpu/loop.h"
 
 namespace ste_ops {
 

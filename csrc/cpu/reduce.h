@@ -1,6 +1,6 @@
-// Reductions over groups of elements (core/axis.h) in one pass over the memory, in an order that the shape decides: the
-// same bits at any number of threads. How results join is a struct of core/norm.h: Additive sums in float64, Maximum
-// takes the largest value, and a NaN wins.
+// Reductions over groups of elements (core/groups.h) in one pass over the memory, in an order that the shape decides:
+// the same bits at any number of threads. How results join is a struct of core/clip/norm.h: Additive sums in float64,
+// Maximum takes the largest value, and a NaN wins.
 //
 //   struct Magnitude { const T* x; double operator()(int64_t i, int64_t lane) const { ... } };
 //   reduce_groups<Additive, A>(groups, sums, [&](const ReduceTask&) { return Magnitude{x}; });
@@ -10,9 +10,9 @@
 
 #include <memory>
 
-#include "../core/axis.h"
-#include "../core/norm.h"
-#include "loop.h"
+#include "core/clip/norm.h"
+#include "core/groups.h"
+#include "cpu/loop.h"
 
 namespace ste_ops {
 

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../core/macros.h"
+#include "core/macros.h"
 
 namespace ste_ops {
 

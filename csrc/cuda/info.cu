@@ -2,8 +2,8 @@
 #include <sstream>
 #include <string>
 
-#include "../library.h"
-#include "launch.cuh"
+#include "cuda/launch.cuh"
+#include "ops/library.h"
 
 namespace {
 

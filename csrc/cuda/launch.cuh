@@ -39,7 +39,7 @@
 #endif
 #endif
 
-#include "block.cuh"
+#include "cuda/block.cuh"
 
 namespace ste_ops {
 

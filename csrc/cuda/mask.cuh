@@ -1,8 +1,8 @@
 // One mask bit an element, a 32-bit word at a time.
 #pragma once
 
-#include "../core/bitmask.h"
-#include "vector.cuh"
+#include "core/bitmask.h"
+#include "cuda/vector.cuh"
 
 namespace ste_ops {
 

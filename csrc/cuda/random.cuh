@@ -1,9 +1,9 @@
 // Element-wise kernels that draw for every element.
 #pragma once
 
-#include "../core/axis.h"
-#include "../core/philox.h"
-#include "vector.cuh"
+#include "core/groups.h"
+#include "core/sampling/philox.h"
+#include "cuda/vector.cuh"
 
 namespace ste_ops {
 

@@ -1,6 +1,6 @@
-// Reductions over groups of elements (core/axis.h): a block for each task, then one for each group that joins its
-// parts. The order of addition follows from the shape and the dtype alone. How results join is a struct of core/norm.h:
-// Additive sums in float64, Maximum takes the largest value, and a NaN wins.
+// Reductions over groups of elements (core/groups.h): a block for each task, then one for each group that joins its
+// parts. The order of addition follows from the shape and the dtype alone. How results join is a struct of
+// core/clip/norm.h: Additive sums in float64, Maximum takes the largest value, and a NaN wins.
 //
 //   struct Magnitudes {
 //     const T* x;
@@ -16,10 +16,10 @@
 // stay the same. The terms may write as they read; what lies at or past `end` is not added.
 #pragma once
 
-#include "../core/axis.h"
-#include "../core/norm.h"
-#include "../dispatch.h"
-#include "vector.cuh"
+#include "core/clip/norm.h"
+#include "core/groups.h"
+#include "cuda/vector.cuh"
+#include "ops/dispatch.h"
 
 #ifdef STE_OPS_EMULATED
 #define __grid_constant__

@@ -2,8 +2,8 @@
 // lanes touch neighbouring vectors and every access of the warp is one run of 512 bytes.
 #pragma once
 
-#include "../core/dtype.h"
-#include "launch.cuh"
+#include "core/dtype.h"
+#include "cuda/launch.cuh"
 
 namespace ste_ops {
 

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 NonFinite = Literal["propagate", "skip", "zero"]
-_NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/core/norm.h numbers them
+_NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/core/clip/norm.h numbers them
 
 
 def checked_number(operator: str, argument: str, value: float) -> float:

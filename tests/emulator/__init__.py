@@ -27,7 +27,7 @@ SANITIZED = os.environ.get("STE_OPS_SANITIZE", "")  # make sanitize: what setup.
 # Shared memory lies in thread-local storage, which template instances of two libraries would share without
 # -fno-gnu-unique.
 FLAGS = ["-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
-FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}"]
+FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f"-I{FOLDER}", f"-I{ROOT / 'csrc'}"]
 # Of the kernels; calls sanitizer.cpp and tsan.cpp. The compiler instruments for address or for thread, not both: under
 # AddressSanitizer nothing is checked for races.
 SANITIZE = f"-fsanitize=alignment,bounds {SANITIZED or '-fsanitize=thread'} -Wno-maybe-uninitialized"

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "../../csrc/cuda/block.cuh"
+#include "cuda/block.cuh"
 
 namespace samples {
 

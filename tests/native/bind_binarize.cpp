@@ -1,11 +1,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/binarize.h"
+#include "core/binarize/binarizers.h"
+#include "core/binarize/surrogate.h"
 #include "core/bitmask.h"
 #include "core/math.h"
 #include "core/ordered.h"
-#include "core/surrogate.h"
 #include "native.h"
 
 namespace ste_ops {

@@ -1,8 +1,8 @@
-#include "core/norm.h"
+#include "core/clip/norm.h"
 
 #include <stdexcept>
 
-#include "core/strided.h"
+#include "core/clip/strided.h"
 #include "native.h"
 
 namespace ste_ops {

@@ -1,4 +1,4 @@
-#include "core/axis.h"
+#include "core/groups.h"
 #include "native.h"
 
 namespace ste_ops {

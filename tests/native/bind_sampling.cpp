@@ -1,11 +1,11 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "core/alias.h"
-#include "core/bernoulli.h"
-#include "core/exponential.h"
-#include "core/inverse_cdf.h"
-#include "core/philox.h"
+#include "core/sampling/alias.h"
+#include "core/sampling/bernoulli.h"
+#include "core/sampling/exponential.h"
+#include "core/sampling/inverse_cdf.h"
+#include "core/sampling/philox.h"
 #include "native.h"
 
 namespace ste_ops {

@@ -1,6 +1,6 @@
-#include "core/scaled.h"
+#include "core/quantize/scaled.h"
 
-#include "core/sparse.h"
+#include "core/quantize/sparse.h"
 #include "native.h"
 
 namespace ste_ops {

@@ -1,7 +1,7 @@
 #include <stdexcept>
 
-#include "core/resample.h"
-#include "core/sum_tree.h"
+#include "core/sampling/resample.h"
+#include "core/sampling/sum_tree.h"
 #include "native.h"
 
 namespace ste_ops {

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "../../clip.h"
-#include "../../library.h"
-#include "../loop.h"
+#include "cpu/loop.h"
+#include "ops/clip/blocks.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 

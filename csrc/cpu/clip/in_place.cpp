@@ -1,4 +1,4 @@
-#include "blocks.h"
+#include "cpu/clip/blocks.h"
 
 namespace ste_ops {
 

@@ -1,14 +1,14 @@
 // clip_grad_norm_ on a Python list, past the dispatcher: of a thousand small gradients five sixths of the operator's
 // time go into boxing the list and unboxing it again. DLPack's exchange API reads a tensor's metadata where it lies.
 // One loop asks each parameter for its gradient and reads it, while its lines are in the cache.
-#include "../../python.h"
+#include "cpu/clip/python_list.h"
 
 #include <exception>
 #include <optional>
 #include <utility>
 
-#include "../../dlpack.h"
-#include "blocks.h"
+#include "cpu/clip/blocks.h"
+#include "cpu/clip/dlpack.h"
 
 namespace ste_ops {
 namespace {

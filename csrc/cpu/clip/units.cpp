@@ -1,6 +1,6 @@
-#include "../../units.h"
+#include "ops/clip/units.h"
 
-#include "blocks.h"
+#include "cpu/clip/blocks.h"
 
 namespace ste_ops {
 namespace {

@@ -1,10 +1,10 @@
-// Element-wise loops in which the elements of a group (core/axis.h) share a parameter.
+// Element-wise loops in which the elements of a group (core/groups.h) share a parameter.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include "../reduce.h"
+#include "cpu/reduce.h"
 
 namespace ste_ops {
 

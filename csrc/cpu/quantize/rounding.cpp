@@ -1,7 +1,7 @@
-#include "../../core/philox.h"
-#include "../../library.h"
-#include "../../sampling.h"
-#include "steps.h"
+#include "core/sampling/philox.h"
+#include "cpu/quantize/steps.h"
+#include "ops/library.h"
+#include "ops/sampling/weights.h"
 
 namespace ste_ops {
 namespace {

@@ -1,12 +1,12 @@
-#include "../../scaled.h"
+#include "ops/quantize/scaled.h"
 
 #include <cmath>
 #include <type_traits>
 #include <vector>
 
-#include "../../library.h"
-#include "../reduce.h"
-#include "groups.h"
+#include "cpu/quantize/groups.h"
+#include "cpu/reduce.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

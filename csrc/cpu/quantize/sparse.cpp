@@ -1,11 +1,11 @@
-#include "../../sparse.h"
+#include "ops/quantize/sparse.h"
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
-#include "../../library.h"
-#include "../loop.h"
+#include "cpu/loop.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

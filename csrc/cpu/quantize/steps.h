@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../../quantize.h"
-#include "../masked.h"
+#include "cpu/masked.h"
+#include "ops/quantize/uniform.h"
 
 namespace ste_ops {
 

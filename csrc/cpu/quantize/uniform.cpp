@@ -1,6 +1,6 @@
-#include "../../library.h"
-#include "../reduce.h"
-#include "steps.h"
+#include "cpu/quantize/steps.h"
+#include "cpu/reduce.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,10 +1,10 @@
-#include "../../alias.h"
+#include "ops/sampling/alias.h"
 
 #include <algorithm>
 
-#include "../../library.h"
-#include "alias.h"
-#include "draws.h"
+#include "cpu/sampling/alias.h"
+#include "cpu/sampling/draws.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

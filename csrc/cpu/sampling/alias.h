@@ -4,8 +4,8 @@
 
 #include <memory>
 
-#include "masses.h"
-#include "sweep.h"
+#include "cpu/sampling/masses.h"
+#include "cpu/sampling/sweep.h"
 
 namespace ste_ops {
 namespace {

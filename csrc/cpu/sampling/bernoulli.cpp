@@ -1,11 +1,11 @@
-#include "../../bernoulli.h"
+#include "ops/sampling/bernoulli.h"
 
 #include <algorithm>
 #include <atomic>
 
-#include "../../fault.h"
-#include "../../library.h"
-#include "draws.h"
+#include "cpu/sampling/draws.h"
+#include "ops/library.h"
+#include "ops/sampling/fault.h"
 
 namespace ste_ops {
 namespace {

@@ -1,5 +1,5 @@
-#include "../../library.h"
-#include "short_rows.h"
+#include "cpu/sampling/short_rows.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <atomic>
 
-#include "../../core/philox.h"
-#include "../loop.h"
+#include "core/sampling/philox.h"
+#include "cpu/loop.h"
 
 namespace ste_ops {
 

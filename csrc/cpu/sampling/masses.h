@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "../../core/alias.h"
-#include "draws.h"
+#include "core/sampling/alias.h"
+#include "cpu/sampling/draws.h"
 
 namespace ste_ops {
 namespace {

@@ -1,7 +1,7 @@
-#include "../../multinomial.h"
+#include "ops/sampling/multinomial.h"
 
-#include "../../library.h"
-#include "race.h"
+#include "cpu/sampling/race.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

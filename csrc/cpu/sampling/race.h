@@ -1,5 +1,5 @@
-// The least keys of a race (core/exponential.h). Most weights lose by their random bits alone: with v uniform the
-// exponential -log(1 - v) is at least v, so that v > threshold * w loses without a logarithm.
+// The least keys of a race (core/sampling/exponential.h). Most weights lose by their random bits alone: with v uniform
+// the exponential -log(1 - v) is at least v, so that v > threshold * w loses without a logarithm.
 #pragma once
 
 #include <algorithm>
@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "../../core/exponential.h"
-#include "draws.h"
+#include "core/sampling/exponential.h"
+#include "cpu/sampling/draws.h"
 
 namespace ste_ops {
 namespace {

@@ -1,10 +1,10 @@
-#include "../../resample.h"
+#include "ops/sampling/resample.h"
 
 #include <algorithm>
 #include <memory>
 
-#include "../../library.h"
-#include "masses.h"
+#include "cpu/sampling/masses.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

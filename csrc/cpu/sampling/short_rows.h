@@ -2,7 +2,7 @@
 // run over the rows: what is one number of a row is a lane of a register. The same bits as rows.h gives.
 #pragma once
 
-#include "rows.h"
+#include "cpu/sampling/logit_rows.h"
 
 namespace ste_ops {
 

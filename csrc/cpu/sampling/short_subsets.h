@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "../../core/subset.h"
-#include "short_rows.h"
+#include "core/sampling/subset.h"
+#include "cpu/sampling/short_rows.h"
 
 namespace ste_ops {
 

@@ -1,7 +1,7 @@
-#include "../../subset.h"
+#include "ops/sampling/subset.h"
 
-#include "../../library.h"
-#include "short_subsets.h"
+#include "cpu/sampling/short_subsets.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,11 +1,11 @@
-#include "../../sum_tree.h"
+#include "ops/sampling/sum_tree.h"
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "../../library.h"
-#include "draws.h"
+#include "cpu/sampling/draws.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,14 +1,14 @@
-// The sweep of core/alias.h over masses that stand where the table will: the entry of an item takes the place of its
-// mass. Beside them the sweep needs a bit an item, which says whether it is heavy, and sums for each tile. Chunks of it
-// run side by side: one reads and writes the masses of those items alone whose columns it completes.
+// The sweep of core/sampling/alias.h over masses that stand where the table will: the entry of an item takes the place
+// of its mass. Beside them the sweep needs a bit an item, which says whether it is heavy, and sums for each tile.
+// Chunks of it run side by side: one reads and writes the masses of those items alone whose columns it completes.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "../../core/alias.h"
-#include "draws.h"
+#include "core/sampling/alias.h"
+#include "cpu/sampling/draws.h"
 
 namespace ste_ops {
 namespace {

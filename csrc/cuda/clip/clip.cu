@@ -1,7 +1,7 @@
-#include "../../clip.h"
+#include "ops/clip/blocks.h"
 
-#include "../../library.h"
-#include "enqueue_norm.cuh"
+#include "cuda/clip/enqueue_norm.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

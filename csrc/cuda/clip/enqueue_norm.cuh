@@ -1,7 +1,7 @@
 // The norm of many gradients: a partial result for each block of kBlock elements, then one block that joins them.
 #pragma once
 
-#include "norm.cuh"
+#include "cuda/clip/norm.cuh"
 
 namespace ste_ops {
 

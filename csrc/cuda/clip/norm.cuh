@@ -1,7 +1,7 @@
 // The norm of what one block of threads reads.
 #pragma once
 
-#include "gradients.cuh"
+#include "cuda/clip/tensor_list.cuh"
 
 namespace ste_ops {
 

@@ -1,7 +1,7 @@
-#include "../../units.h"
+#include "ops/clip/units.h"
 
-#include "../../library.h"
-#include "norm.cuh"
+#include "cuda/clip/norm.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,7 +1,7 @@
-#include "../../library.h"
-#include "../../sampling.h"
-#include "../random.cuh"
-#include "elementwise.cuh"
+#include "cuda/quantize/steps.cuh"
+#include "cuda/random.cuh"
+#include "ops/library.h"
+#include "ops/sampling/weights.h"
 
 namespace ste_ops {
 namespace {

@@ -1,9 +1,9 @@
-#include "../../scaled.h"
+#include "ops/quantize/scaled.h"
 
 #include <type_traits>
 
-#include "../../library.h"
-#include "../reduce.cuh"
+#include "cuda/reduce.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,9 +1,9 @@
-#include "../../sparse.h"
+#include "ops/quantize/sparse.h"
 
 #include <algorithm>
 
-#include "../../library.h"
-#include "../vector.cuh"
+#include "cuda/vector.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

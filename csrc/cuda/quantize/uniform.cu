@@ -1,6 +1,6 @@
-#include "../../library.h"
-#include "../reduce.cuh"
-#include "elementwise.cuh"
+#include "cuda/quantize/steps.cuh"
+#include "cuda/reduce.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

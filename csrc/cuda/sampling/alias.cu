@@ -1,8 +1,8 @@
-#include "../../alias.h"
+#include "ops/sampling/alias.h"
 
-#include "../../library.h"
-#include "../vector.cuh"
-#include "alias.cuh"
+#include "cuda/sampling/alias.cuh"
+#include "cuda/vector.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

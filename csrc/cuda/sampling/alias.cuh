@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../../alias.h"
-#include "masses.cuh"
+#include "cuda/sampling/masses.cuh"
+#include "ops/sampling/alias.h"
 
 namespace ste_ops {
 

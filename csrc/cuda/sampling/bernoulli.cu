@@ -1,8 +1,8 @@
-#include "../../bernoulli.h"
+#include "ops/sampling/bernoulli.h"
 
-#include "../../library.h"
-#include "../random.cuh"
-#include "deferred.cuh"
+#include "cuda/random.cuh"
+#include "cuda/sampling/deferred.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

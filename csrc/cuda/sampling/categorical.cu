@@ -1,6 +1,6 @@
-#include "../../core/axis.h"
-#include "../../library.h"
-#include "rows.cuh"
+#include "core/groups.h"
+#include "cuda/sampling/logit_rows.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -7,8 +7,8 @@
 //   if (!is_weight<T>(w)) errors.report(Fault::weight(row, i, load(...)));  // in the kernel
 #pragma once
 
-#include "../../fault.h"
-#include "../launch.cuh"
+#include "cuda/launch.cuh"
+#include "ops/sampling/fault.h"
 
 namespace ste_ops {
 

@@ -1,7 +1,7 @@
-#include "../../inverse_cdf.h"
+#include "ops/sampling/inverse_cdf.h"
 
-#include "../../library.h"
-#include "masses.cuh"
+#include "cuda/sampling/masses.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

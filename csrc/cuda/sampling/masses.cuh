@@ -1,9 +1,9 @@
 // The integer masses of rows of weights, in tiles that blocks stride over.
 #pragma once
 
-#include "../../core/alias.h"
-#include "../vector.cuh"
-#include "tiles.cuh"
+#include "core/sampling/alias.h"
+#include "cuda/sampling/tiles.cuh"
+#include "cuda/vector.cuh"
 
 namespace ste_ops {
 

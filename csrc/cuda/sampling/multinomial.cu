@@ -1,11 +1,11 @@
-#include "../../core/philox.h"
-#include "../../multinomial.h"
+#include "core/sampling/philox.h"
+#include "ops/sampling/multinomial.h"
 
 #include <array>
 
-#include "../../library.h"
-#include "deferred.cuh"
-#include "tiles.cuh"
+#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/tiles.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,10 +1,10 @@
-#include "../../resample.h"
+#include "ops/sampling/resample.h"
 
 #include <algorithm>
 
-#include "../../library.h"
-#include "deferred.cuh"
-#include "masses.cuh"
+#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/masses.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

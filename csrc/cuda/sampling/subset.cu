@@ -1,7 +1,7 @@
-#include "../../subset.h"
+#include "ops/sampling/subset.h"
 
-#include "../../library.h"
-#include "rows.cuh"
+#include "cuda/sampling/logit_rows.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -1,11 +1,11 @@
-#include "../../sum_tree.h"
+#include "ops/sampling/sum_tree.h"
 
 #include <algorithm>
 
-#include "../../library.h"
-#include "../vector.cuh"
-#include "deferred.cuh"
-#include "tiles.cuh"
+#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/tiles.cuh"
+#include "cuda/vector.cuh"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "../../core/axis.h"
-#include "../launch.cuh"
+#include "core/groups.h"
+#include "cuda/launch.cuh"
 
 namespace ste_ops {
 

@@ -42,7 +42,7 @@ def _least_keys(weights: list[float], seed: int, row: int, num_samples: int) -> 
 
 def exponential_key(weight: float, random: int) -> float:
     """log(E / w) with E exponentially distributed: who draws without replacement takes the least first (Efraimidis and
-    Spirakis, 2006). Step by step as in csrc/core/exponential.h, for the same bits."""
+    Spirakis, 2006). Step by step as in csrc/core/sampling/exponential.h, for the same bits."""
     v = (float(random) + 0.5) * 2.0**-64
     left = (float(MASK64 - random) + 0.5) * 2.0**-64
     exponential = _twice_atanh(v / (2 - v)) if v < 0.25 else -_log(*math.frexp(left))

@@ -1,0 +1,84 @@
+// The steps of the binarize family: where the forward gives an element +1 (above), where -1 (below), and whether a NaN
+// stays one; 0 elsewhere. Their gradients are the surrogates.
+#pragma once
+
+#include "core/dtype.h"
+#include "core/macros.h"
+#include "core/ordered.h"
+
+namespace ste_ops {
+
+// 1 where x > 0, so 0 at both zeros and at NaN.
+struct Heaviside {
+  static constexpr bool keeps_nan = false;
+
+  template <class A>
+  STE_HD bool above(A x) const {
+    return x > A(0);
+  }
+  template <class A>
+  STE_HD bool below(A) const {
+    return false;
+  }
+};
+
+// +1 where x >= 0, so at both zeros too, and -1 elsewhere, NaN included. Never 0.
+struct Sign {
+  static constexpr bool keeps_nan = false;
+
+  template <class A>
+  STE_HD bool above(A x) const {
+    return x >= A(0);
+  }
+  template <class A>
+  STE_HD bool below(A x) const {
+    return !above(x);
+  }
+};
+
+// +1 where x > threshold, -1 where x < -threshold, 0 between, bounds included; NaN at NaN.
+struct Ternary {
+  static constexpr bool keeps_nan = true;
+  Constant threshold;
+
+  template <class A>
+  STE_HD bool above(A x) const {
+    return x > A(threshold);
+  }
+  template <class A>
+  STE_HD bool below(A x) const {
+    return x < -A(threshold);
+  }
+};
+
+template <class T>
+struct Level;
+template <>
+struct Level<double> {
+  static constexpr uint64_t one = 0x3ff0000000000000u, minus_one = 0xbff0000000000000u;
+};
+template <>
+struct Level<float> {
+  static constexpr uint32_t one = 0x3f800000u, minus_one = 0xbf800000u;
+};
+template <>
+struct Level<BFloat16> {
+  static constexpr uint16_t one = 0x3f80u, minus_one = 0xbf80u;
+};
+template <>
+struct Level<Half> {
+  static constexpr uint16_t one = 0x3c00u, minus_one = 0xbc00u;
+};
+
+// The bits of what a step makes of x; `value` is x as the step compares it. Three constants, so nothing is converted or
+// rounded, and no integer narrower or wider than x, which would have to be spread over the lanes of a loop.
+template <class T, class Step, class A>
+STE_HD bits_t<T> step_bits(const Step& step, T x, A value) {
+  using U = bits_t<T>;
+  U above = step.above(value) ? U(Level<T>::one) : U(0);
+  U bits = step.below(value) ? U(Level<T>::minus_one) : above;
+  if constexpr (Step::keeps_nan) bits = is_nan(x) ? bit_cast<U>(x) : bits;
+  return bits;
+}
+
+}  // namespace ste_ops

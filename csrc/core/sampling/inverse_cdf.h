@@ -1,0 +1,22 @@
+// Draws by the inverse of the cumulative distribution, over integer masses: to draw a few times from many weights,
+// where building a table would take most of the time.
+#pragma once
+
+#include "core/sampling/alias.h"
+
+namespace ste_ops {
+
+// floor(x * total / 2^128) for the 128 random bits x: each value below `total` is taken for floor or ceil(2^128 /
+// total) of the x, so the probability of a stretch of values is within 2^-128 of the exact one.
+STE_HD uint64_t uniform_below(const Random128& random, uint64_t total) {
+  uint64_t low = low_bits(random) * total;
+  uint64_t carry = low + multiply_high(high_bits(random), total) < low;
+  return multiply_high(low_bits(random), total) + carry;
+}
+
+// The total mass as operators return it: 0 where every weight is zero, -1 - i where weight i is the first invalid one.
+STE_HD int64_t total_of(const Row& row, int64_t n) {
+  return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
+}
+
+}  // namespace ste_ops

@@ -1,0 +1,101 @@
+// What both backends do around the loops of the quantizers that scale by a statistic: checks, layout, allocation.
+#pragma once
+
+#include <tuple>
+
+#include "core/groups.h"
+#include "core/quantize/scaled.h"
+#include "ops/dispatch.h"
+
+namespace ste_ops {
+
+// The groups of `dense`, which has no gaps: one for each index of dimension 0, or one of all.
+inline Groups groups_of_weights(const Tensor& dense, bool per_channel) {
+  if (!per_channel) return whole_tensor(dense.numel());
+  return channels(dense.numel(), dense.size(0), dense.stride(0));
+}
+
+// One for each line along the last dimension.
+inline Groups groups_of_tokens(const Tensor& dense) {
+  if (dense.dim() == 0) return tokens(dense.numel(), 1, 1);
+  return tokens(dense.numel(), dense.size(dense.dim() - 1), dense.stride(dense.dim() - 1));
+}
+
+inline int64_t group_count(const char* op, const Tensor& w, bool per_channel) {
+  STD_TORCH_CHECK(!per_channel || w.dim() > 0, op, ": a scale for each channel needs a dimension, got none");
+  return per_channel ? w.size(0) : 1;
+}
+
+// `kinds` numbers for each group, in the arithmetic of x.
+inline Tensor new_statistic(const Tensor& x, int64_t kinds, int64_t groups) {
+  return empty_vector(kinds * groups, x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float,
+                      x);
+}
+
+// `loop(groups, w, out, statistic)`: const T*, T* and A*, in memory order.
+template <class Loop>
+std::tuple<Tensor, Tensor> scale_weights(const char* op, const Tensor& w, bool per_channel, int64_t kinds,
+                                         Loop&& loop) {
+  Tensor statistic = new_statistic(w, kinds, group_count(op, w, per_channel));
+  Tensor out = new_like(w);
+  if (w.numel() == 0) {
+    torch::stable::zero_(statistic);
+    return {out, statistic};
+  }
+  Tensor dense = in_layout_of(out, w);
+  dispatch_floating(op, "w", w, [&](auto type) {
+    using T = typename decltype(type)::type;
+    loop(groups_of_weights(out, per_channel), static_cast<const T*>(dense.const_data_ptr()),
+         static_cast<T*>(out.mutable_data_ptr()), static_cast<arithmetic_t<T>*>(statistic.mutable_data_ptr()));
+  });
+  return {out, statistic};
+}
+
+// `loop(groups, grad, w, statistic, out)`, in w's memory order and layout.
+template <class Loop>
+Tensor scale_weights_backward(const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic,
+                              bool per_channel, int64_t kinds, Loop&& loop) {
+  STD_TORCH_CHECK(grad.dim() == w.dim() && grad.numel() == w.numel() && grad.scalar_type() == w.scalar_type(), op,
+                  ": grad must have w's shape and dtype");
+  STD_TORCH_CHECK(grad.device() == w.device() && statistic.device() == w.device(), op,
+                  ": grad, w and the statistic must be on one device");
+  const int64_t numbers = kinds * group_count(op, w, per_channel);
+  const ScalarType dtype = w.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
+                  ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype),
+                  ", got ", statistic.numel(), " of ", torch::headeronly::toString(statistic.scalar_type()));
+  Tensor out = new_like(w);
+  if (w.numel() == 0) return out;
+  Tensor dense = in_layout_of(out, w), grads = in_layout_of(out, grad);
+  dispatch_floating(op, "w", w, [&](auto type) {
+    using T = typename decltype(type)::type;
+    loop(groups_of_weights(out, per_channel), static_cast<const T*>(grads.const_data_ptr()),
+         static_cast<const T*>(dense.const_data_ptr()), static_cast<const arithmetic_t<T>*>(statistic.const_data_ptr()),
+         static_cast<T*>(out.mutable_data_ptr()));
+  });
+  return out;
+}
+
+inline double dorefa_levels(int64_t bits) {
+  STD_TORCH_CHECK(bits >= 2 && bits <= 24, "dorefa_weight: bits must be in [2, 24] here, got ", bits);
+  return double((int64_t(1) << bits) - 1);
+}
+
+// `loop(groups, x, out)`.
+template <class Loop>
+Tensor bitnet_activation(const Tensor& x, int64_t bits, Loop&& loop) {
+  constexpr const char* op = "bitnet_activation";
+  STD_TORCH_CHECK(bits >= 2 && bits <= 24, op, ": bits must be in [2, 24], got ", bits);
+  Tensor out = new_like(x);
+  if (x.numel() == 0) return out;
+  Tensor dense = in_layout_of(out, x);
+  dispatch_floating(op, "x", x, [&](auto type) {
+    using T = typename decltype(type)::type;
+    loop(groups_of_tokens(out), static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
+  });
+  return out;
+}
+
+inline double bitnet_levels(int64_t bits) { return double((int64_t(1) << (bits - 1)) - 1); }
+
+}  // namespace ste_ops
