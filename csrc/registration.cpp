@@ -175,8 +175,8 @@ STE_OPS_ANY_DEVICE_IMPL(m) {
 #ifndef STE_OPS_EMULATED
 // Python loads this library with torch.ops.load_library; an importable module is what wheel tools expect of it.
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyMethodDef methods[] = {{"clip_grad_norm_list", ste_ops::clip_grad_norm_list, METH_VARARGS, nullptr},
-                                  {nullptr, nullptr, 0, nullptr}};
+  static PyMethodDef methods[] = {
+      {"clip_grad_norm_list", ste_ops::clip_grad_norm_list, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);

@@ -56,9 +56,10 @@ STE_HD float exp_tail(float r) {
 }
 
 STE_HD double exp_tail(double r) {
-  return polynomial(r, 0x1.0000000000001p-1, 0x1.5555555555556p-3, 0x1.5555555553d4fp-5, 0x1.11111111109adp-7,
-                    0x1.6c16c17893833p-10, 0x1.a01a01a7c8d47p-13, 0x1.a019b8ef67c6cp-16, 0x1.71de0d9c145d0p-19,
-                    0x1.2891a8c1d838dp-22, 0x1.af38d53857513p-26);
+  return polynomial(
+      r, 0x1.0000000000001p-1, 0x1.5555555555556p-3, 0x1.5555555553d4fp-5, 0x1.11111111109adp-7, 0x1.6c16c17893833p-10,
+      0x1.a01a01a7c8d47p-13, 0x1.a019b8ef67c6cp-16, 0x1.71de0d9c145d0p-19, 0x1.2891a8c1d838dp-22,
+      0x1.af38d53857513p-26);
 }
 
 // e^x for x <= exp_limit: 0 below -exp_limit, NaN at NaN.
@@ -87,8 +88,9 @@ STE_HD A portable_exp(A x) {
 STE_HD float atanh_tail(float z) { return polynomial(z, 0x1.55555cp-2f, 0x1.997c28p-3f, 0x1.2ee76cp-3f); }
 
 STE_HD double atanh_tail(double z) {
-  return polynomial(z, 0x1.5555555555558p-2, 0x1.99999999952abp-3, 0x1.2492492df7663p-3, 0x1.c71c62ddb431bp-4,
-                    0x1.7462b6e311a89p-4, 0x1.39fe16ad885a7p-4, 0x1.2b5bd9a316a24p-4);
+  return polynomial(
+      z, 0x1.5555555555558p-2, 0x1.99999999952abp-3, 0x1.2492492df7663p-3, 0x1.c71c62ddb431bp-4, 0x1.7462b6e311a89p-4,
+      0x1.39fe16ad885a7p-4, 0x1.2b5bd9a316a24p-4);
 }
 
 // x = 2^n m of a positive normal number, m in [sqrt(1/2), sqrt(2)).

@@ -70,8 +70,8 @@ STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
 }
 
 template <class Reduction, class State>
-STE_OPS_CLONES void fold_task(const Partition& partition, const ReduceTask& task, const State* totals,
-                              double* results) {
+STE_OPS_CLONES void fold_task(
+    const Partition& partition, const ReduceTask& task, const State* totals, double* results) {
   const Groups& groups = partition.groups;
   const int64_t filled = task.length < task.width ? task.length : task.width;
   double* of_part = results + (task.batch * partition.parts() + task.part) * groups.size;

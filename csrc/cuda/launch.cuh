@@ -101,14 +101,16 @@ class Launcher {
 
   // With dynamic shared memory, which the kernel finds through dynamic_shared<T>().
   template <class... Parameters, class... Arguments>
-  void shared(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes,
-              Arguments... arguments) const {
+  void shared(
+      void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, Arguments... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "the kernel takes another number of arguments");
     if (grid.x == 0 || grid.y == 0) return;
-    STD_TORCH_CHECK(grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535, caller_,
-                    ": a grid has at most 2147483647 x 65535 blocks, got ", grid.x, " x ", grid.y);
-    STD_TORCH_CHECK(threads > 0 && threads <= 1024 && threads % kWarpSize == 0, caller_,
-                    ": a block has a multiple of 32 threads, at most 1024, got ", threads);
+    STD_TORCH_CHECK(
+        grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535, caller_,
+        ": a grid has at most 2147483647 x 65535 blocks, got ", grid.x, " x ", grid.y);
+    STD_TORCH_CHECK(
+        threads > 0 && threads <= 1024 && threads % kWarpSize == 0, caller_,
+        ": a block has a multiple of 32 threads, at most 1024, got ", threads);
 #ifdef STE_OPS_EMULATED
     emulator::launch(caller_, kernel, unsigned(grid.x), unsigned(grid.y), threads, size_t(shared_bytes), arguments...);
 #else

@@ -161,11 +161,13 @@ void reduce_groups(const Launcher& launch, const Groups& groups, const Tensor& l
   launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
   const double* written = results;
   if (partition.parts() <= kWarpSize) {
-    launch(reduce_few_parts_kernel<Reduction, Finish>, blocks_for(groups.count(), kReduceThreads), kReduceThreads,
-           written, partition.parts(), groups.size, groups.count(), finish);
+    launch(
+        reduce_few_parts_kernel<Reduction, Finish>, blocks_for(groups.count(), kReduceThreads), kReduceThreads, written,
+        partition.parts(), groups.size, groups.count(), finish);
   } else {
-    launch(reduce_finish_kernel<Reduction, Finish>, groups.count(), kReduceThreads, written, partition.parts(),
-           groups.size, finish);
+    launch(
+        reduce_finish_kernel<Reduction, Finish>, groups.count(), kReduceThreads, written, partition.parts(),
+        groups.size, finish);
   }
 }
 

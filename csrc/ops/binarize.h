@@ -13,14 +13,15 @@ namespace ste_ops {
 
 template <class F>
 void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F&& f) {
-  STD_TORCH_CHECK(visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ", std::tuple_size_v<Surrogates>,
-                  "), got ", surrogate);
+  STD_TORCH_CHECK(
+      visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ", std::tuple_size_v<Surrogates>, "), got ",
+      surrogate);
 }
 
 // `loop(surrogate, Type<T>, x, out, mask, numel)` fills out, and mask where the surrogate saves one, in memory order.
 template <class Loop>
-std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t surrogate, double a, double b,
-                                    Loop&& loop) {
+std::tuple<Tensor, Tensor> binarize(
+    const char* op, const Tensor& x, int64_t surrogate, double a, double b, Loop&& loop) {
   std::optional<Tensor> mask, out;
   dispatch_surrogate(op, surrogate, a, b, [&](auto s) {
     // The small one first: a heap that serves them in this order finds the same place for `out` at every step.
@@ -30,8 +31,9 @@ std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t sur
     Tensor dense = in_layout_of(*out, x);
     dispatch_floating(op, "x", x, [&](auto type) {
       auto fill = [&](auto s) {
-        loop(s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
-             x.numel());
+        loop(
+            s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
+            x.numel());
       };
       // Where no mask is made the forward does not depend on the surrogate: one loop serves them all.
       if constexpr (decltype(s)::saves == Saves::mask) {
@@ -49,25 +51,28 @@ std::tuple<Tensor, Tensor> binarize(const char* op, const Tensor& x, int64_t sur
 template <class Loop>
 Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   constexpr const char* op = "binarize_backward";
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte, op, ": mask must be uint8, got ",
-                  torch::headeronly::toString(mask.scalar_type()));
-  STD_TORCH_CHECK(mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": mask must hold ",
-                  mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
+  STD_TORCH_CHECK(
+      mask.scalar_type() == ScalarType::Byte, op, ": mask must be uint8, got ",
+      torch::headeronly::toString(mask.scalar_type()));
+  STD_TORCH_CHECK(
+      mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": mask must hold ",
+      mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
   STD_TORCH_CHECK(mask.device() == grad.device(), op, ": grad and mask must be on one device");
   Tensor dense = row_major(grad);
   Tensor out = new_like(dense);
   if (grad.numel() == 0) return out;
   dispatch_floating(op, "grad", grad, [&](auto type) {
-    loop(type, dense.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
-         grad.numel());
+    loop(
+        type, dense.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
+        grad.numel());
   });
   return out;
 }
 
 inline void check_like_x(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
-                  torch::headeronly::toString(x.scalar_type()), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
+      torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(tensor.scalar_type()));
   bool same = tensor.dim() == x.dim();
   for (int64_t d = 0; same && d < x.dim(); ++d) same = tensor.size(d) == x.size(d);
   STD_TORCH_CHECK(same, op, ": ", argument, " must have x's shape");
@@ -78,13 +83,15 @@ inline void check_like_x(const char* op, const char* argument, const Tensor& ten
 // gradients, and of the curve's derivative at x, in x's layout. `parameters` stand in for a and b where they are not
 // null.
 template <class Loop>
-Tensor curve(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
-             int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters, Loop&& loop) {
+Tensor curve(
+    const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
+    int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters, Loop&& loop) {
   for (auto [argument, factor] : factors) check_like_x(op, argument, *factor, x);
   if (parameters) {
-    STD_TORCH_CHECK(parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 &&
-                        parameters->is_contiguous() && parameters->device() == x.device(),
-                    op, ": parameters must be two contiguous float64 numbers on x's device");
+    STD_TORCH_CHECK(
+        parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 && parameters->is_contiguous() &&
+            parameters->device() == x.device(),
+        op, ": parameters must be two contiguous float64 numbers on x's device");
   }
   Tensor out = new_like(x);
   dispatch_surrogate(op, surrogate, a, b, [&](auto s) {

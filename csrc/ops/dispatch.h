@@ -27,8 +27,9 @@ void dispatch_floating(const char* op, const char* argument, const Tensor& tenso
     case ScalarType::BFloat16: return f(Type<BFloat16>{});
     case ScalarType::Half: return f(Type<Half>{});
     default:
-      STD_TORCH_CHECK(false, op, ": ", argument, " must be float64, float32, bfloat16 or float16, got ",
-                      torch::headeronly::toString(tensor.scalar_type()));
+      STD_TORCH_CHECK(
+          false, op, ": ", argument, " must be float64, float32, bfloat16 or float16, got ",
+          torch::headeronly::toString(tensor.scalar_type()));
   }
 }
 
@@ -36,13 +37,14 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Allocates through the C shim: a tenth of a call of an aten operator through the dispatcher, which is what a small
 // tensor's time is made of.
-inline Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype,
-                            const Tensor& like) {
+inline Tensor empty_strided(
+    IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype, const Tensor& like) {
   int32_t device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype),
-                                                  device_type, like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(), int32_t(dtype), device_type, like.get_device_index(),
+      &handle));
   return Tensor(handle);
 }
 

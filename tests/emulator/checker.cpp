@@ -165,8 +165,9 @@ std::string Checker::outside(Access kind, uintptr_t address, size_t bytes, int t
          std::to_string(nearest.end - nearest.begin) + " bytes";
 }
 
-std::string Checker::race(Access kind, int thread, bool shared, const void* pc, const char* earlier, int other,
-                          uint32_t other_pc, bool elsewhere) const {
+std::string Checker::race(
+    Access kind, int thread, bool shared, const void* pc, const char* earlier, int other, uint32_t other_pc,
+    bool elsewhere) const {
   auto* other_place = reinterpret_cast<const void*>(image_.begin + other_pc);
   return std::string("race in ") + (shared ? "shared" : "global") +
          " memory: " + thread_at(thread, verb(kind), source_line(pc)) + " what " +
@@ -181,8 +182,9 @@ std::string Checker::look(Cell& cell, Access kind, int thread, bool shared, cons
   if (cell.write_interval >= first && !(atomic && cell.write_atomic)) {
     bool elsewhere = !shared && (cell.write_interval < first_of_block_ || cell.written_by_blocks);
     if (elsewhere || !write_is_ordered(cell, thread)) {
-      return race(kind, thread, shared, pc, cell.write_atomic ? "atomically updated" : "wrote", cell.write_thread,
-                  cell.write_pc, elsewhere);
+      return race(
+          kind, thread, shared, pc, cell.write_atomic ? "atomically updated" : "wrote", cell.write_thread,
+          cell.write_pc, elsewhere);
     }
   }
   if (kind != Access::kRead && cell.read_interval >= first) {

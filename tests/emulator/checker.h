@@ -98,8 +98,9 @@ class Checker {
 
   std::string outside(Access kind, uintptr_t address, size_t bytes, int thread, const void* pc) const;
   std::string look(Cell& cell, Access kind, int thread, bool shared, const void* pc);
-  std::string race(Access kind, int thread, bool shared, const void* pc, const char* earlier, int other,
-                   uint32_t other_pc, bool elsewhere) const;
+  std::string race(
+      Access kind, int thread, bool shared, const void* pc, const char* earlier, int other, uint32_t other_pc,
+      bool elsewhere) const;
   bool write_is_ordered(const Cell& cell, int thread) const;
   bool reads_are_ordered(const Cell& cell, int thread) const;
   void note_write(Cell& cell, bool atomic, int thread, uint32_t pc) const;

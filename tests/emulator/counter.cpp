@@ -52,13 +52,14 @@ void Touched::touch(uintptr_t address, size_t bytes, uint32_t pc, uint32_t warp,
 Counter::Counter(const Launch& launch, Range static_shared, Range dynamic_shared)
     : kernel_(launch.kernel), warps_(uint32_t(launch.threads / kLanes)), elsewhere_(built_ins()) {
   auto arguments = reinterpret_cast<uintptr_t>(launch.arguments);
-  elsewhere_.insert(elsewhere_.end(),
-                    {static_shared, dynamic_shared, {arguments, arguments + launch.arguments_bytes}, library_image()});
+  elsewhere_.insert(
+      elsewhere_.end(),
+      {static_shared, dynamic_shared, {arguments, arguments + launch.arguments_bytes}, library_image()});
   image_ = elsewhere_.back().begin;
 }
 
-void Counter::access(Access kind, uintptr_t address, size_t bytes, uint64_t block, int thread, Range stack,
-                     const void* pc) {
+void Counter::access(
+    Access kind, uintptr_t address, size_t bytes, uint64_t block, int thread, Range stack, const void* pc) {
   if (stack.holds(address)) return;
   for (const Range& range : elsewhere_) {
     if (range.holds(address)) return;

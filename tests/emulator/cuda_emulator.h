@@ -90,8 +90,9 @@ void* pinned_memory(size_t bytes);
 void note_atomic(const void* address, size_t bytes, const void* return_address);
 
 template <class... Parameters, class... Arguments>
-void launch(const char* caller, void (*kernel)(Parameters...), unsigned grid_x, unsigned grid_y, int threads,
-            size_t shared_bytes, Arguments... arguments) {
+void launch(
+    const char* caller, void (*kernel)(Parameters...), unsigned grid_x, unsigned grid_y, int threads,
+    size_t shared_bytes, Arguments... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
@@ -101,7 +102,8 @@ void launch(const char* caller, void (*kernel)(Parameters...), unsigned grid_x, 
     auto& call = *static_cast<Call*>(data);
     std::apply(call.kernel, call.arguments);
   };
-  run({body, &call, sizeof(call), reinterpret_cast<const void*>(kernel), caller, grid_x, grid_y, threads,
+  run(
+      {body, &call, sizeof(call), reinterpret_cast<const void*>(kernel), caller, grid_x, grid_y, threads,
        shared_bytes});
 }
 
@@ -128,8 +130,8 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
   emulator::exchange(emulator::Exchange::kSync, mask, 0, 0, warpSize, EMULATOR_SITE("__syncwarp"));
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_HERE) {
-  return unsigned(emulator::exchange(emulator::Exchange::kBallot, mask, predicate != 0, 0, warpSize,
-                                     EMULATOR_SITE("__ballot_sync")));
+  return unsigned(emulator::exchange(
+      emulator::Exchange::kBallot, mask, predicate != 0, 0, warpSize, EMULATOR_SITE("__ballot_sync")));
 }
 inline int __any_sync(unsigned mask, int predicate, EMULATOR_HERE) {
   return int(
@@ -145,18 +147,18 @@ T __shfl_sync(unsigned mask, T value, int lane, int width = warpSize, EMULATOR_H
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
-  return emulator::exchange_value(emulator::Exchange::kUp, mask, value, int(delta), width,
-                                  EMULATOR_SITE("__shfl_up_sync"));
+  return emulator::exchange_value(
+      emulator::Exchange::kUp, mask, value, int(delta), width, EMULATOR_SITE("__shfl_up_sync"));
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize, EMULATOR_HERE) {
-  return emulator::exchange_value(emulator::Exchange::kDown, mask, value, int(delta), width,
-                                  EMULATOR_SITE("__shfl_down_sync"));
+  return emulator::exchange_value(
+      emulator::Exchange::kDown, mask, value, int(delta), width, EMULATOR_SITE("__shfl_down_sync"));
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize, EMULATOR_HERE) {
-  return emulator::exchange_value(emulator::Exchange::kXor, mask, value, lanes, width,
-                                  EMULATOR_SITE("__shfl_xor_sync"));
+  return emulator::exchange_value(
+      emulator::Exchange::kXor, mask, value, lanes, width, EMULATOR_SITE("__shfl_xor_sync"));
 }
 [[noreturn]] inline void __trap(EMULATOR_HERE) { emulator::trap(EMULATOR_SITE("__trap")); }
 #undef EMULATOR_HERE

@@ -83,8 +83,9 @@ Engine* Engine::current() { return static_cast<Engine*>(pthread_getspecific(engi
 std::runtime_error Engine::error(const std::string& what) const {
   std::string block = std::to_string(block_ % launch_->grid_x);
   if (launch_->grid_y > 1) block = "(" + block + ", " + std::to_string(block_ / launch_->grid_x) + ")";
-  return std::runtime_error("emulator: " + kernel_name(launch_->kernel) + " launched by " + launch_->caller +
-                            ", block " + block + ": " + what);
+  return std::runtime_error(
+      "emulator: " + kernel_name(launch_->kernel) + " launched by " + launch_->caller + ", block " + block + ": " +
+      what);
 }
 
 void Engine::run(const Launch& launch) {
@@ -107,8 +108,8 @@ void Engine::run(const Launch& launch) {
   shared_.resize(launch.shared_bytes / sizeof(Line) + 2);  // at least a line beyond the end, to see overruns
   find_static_shared_memory();
   checked_ = checking;
-  const Range static_shared{reinterpret_cast<uintptr_t>(static_shared_begin_),
-                            reinterpret_cast<uintptr_t>(static_shared_end_)};
+  const Range static_shared{
+      reinterpret_cast<uintptr_t>(static_shared_begin_), reinterpret_cast<uintptr_t>(static_shared_end_)};
   if (counting) {
     auto begin = reinterpret_cast<uintptr_t>(shared_.data());
     counter_ = std::make_unique<Counter>(launch, static_shared, Range{begin, begin + shared_.size() * sizeof(Line)});

@@ -62,8 +62,9 @@ void Engine::check_shared_memory() const {
   for (size_t i = launch_->shared_bytes; i < shared_.size() * sizeof(Line); ++i) {
     unsigned char expected = (kPoison >> i % 4 * 8) & 0xff;
     if (bytes[i] != expected) {
-      throw error("wrote byte " + std::to_string(i) + " of " + std::to_string(launch_->shared_bytes) +
-                  " bytes of dynamic shared memory");
+      throw error(
+          "wrote byte " + std::to_string(i) + " of " + std::to_string(launch_->shared_bytes) +
+          " bytes of dynamic shared memory");
     }
   }
 }

@@ -314,8 +314,9 @@ struct Call<kernel> {
   }
   template <size_t... i>
   static void run(const Shape& shape, const int64_t* arguments, std::index_sequence<i...>) {
-    emulator::launch("test", kernel, unsigned(shape.blocks_x), unsigned(shape.blocks_y), shape.threads,
-                     size_t(shape.shared_bytes), argument<Parameters>(arguments[i])...);
+    emulator::launch(
+        "test", kernel, unsigned(shape.blocks_x), unsigned(shape.blocks_y), shape.threads, size_t(shape.shared_bytes),
+        argument<Parameters>(arguments[i])...);
   }
 };
 
@@ -364,8 +365,8 @@ const std::map<std::string, void (*)(const Shape&, const int64_t*)> kernels = {
 }  // namespace
 
 // Returns the error, or the empty string.
-extern "C" __attribute__((visibility("default"))) const char* launch(const char* name, const Shape* shape,
-                                                                     const int64_t* arguments) {
+extern "C" __attribute__((visibility("default"))) const char* launch(
+    const char* name, const Shape* shape, const int64_t* arguments) {
   static std::string error;
   error.clear();
   try {

@@ -45,13 +45,15 @@ __attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(void*
   auto alignment = uintptr_t(1) << mismatch.log_alignment;
   auto place_in_line = reinterpret_cast<uintptr_t>(address) % 64;
   if (place_in_line % alignment == 0) return;
-  abandon("misaligned access at " + place(mismatch.location) + ": " + mismatch.type->name + " needs " +
-          std::to_string(alignment) + " bytes, the address is " + std::to_string(place_in_line) + " modulo 64");
+  abandon(
+      "misaligned access at " + place(mismatch.location) + ": " + mismatch.type->name + " needs " +
+      std::to_string(alignment) + " bytes, the address is " + std::to_string(place_in_line) + " modulo 64");
 }
 
 __attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(void* data, void* index) {
   auto& access = *static_cast<OutOfBounds*>(data);
-  abandon("index " + std::to_string(reinterpret_cast<intptr_t>(index)) + " outside " + access.array->name + " at " +
-          place(access.location));
+  abandon(
+      "index " + std::to_string(reinterpret_cast<intptr_t>(index)) + " outside " + access.array->name + " at " +
+      place(access.location));
 }
 }

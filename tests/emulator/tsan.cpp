@@ -53,8 +53,9 @@ std::string addr2line(const char* options, const void* address) {
   Dl_info info;
   if (!dladdr(address, &info)) return "";
   char offset[32], line[4096] = "";
-  snprintf(offset, sizeof(offset), " 0x%zx",
-           size_t(static_cast<const char*>(address) - static_cast<const char*>(info.dli_fbase)));
+  snprintf(
+      offset, sizeof(offset), " 0x%zx",
+      size_t(static_cast<const char*>(address) - static_cast<const char*>(info.dli_fbase)));
   std::string command = std::string("addr2line ") + options + " -e '" + info.dli_fname + "'" + offset + " 2>/dev/null";
   if (FILE* pipe = popen(command.c_str(), "r")) {
     if (!fgets(line, sizeof(line), pipe)) line[0] = 0;

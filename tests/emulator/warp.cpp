@@ -123,14 +123,16 @@ void Engine::check_exchange(const Thread* warp, unsigned mask, unsigned group) {
   auto thread_number = [&](int lane) { return std::to_string(warp - threads_.data() + lane); };
   const Site& site = warp[__builtin_ctz(group)].site;
   if (mask != group) {
-    throw failed(place(site) + ": its mask names thread " + thread_number(__builtin_ctz(mask & ~group)) +
-                 ", which has returned");
+    throw failed(
+        place(site) + ": its mask names thread " + thread_number(__builtin_ctz(mask & ~group)) +
+        ", which has returned");
   }
   for (int lane = 0; lane < kLanes; ++lane) {
     int source = group >> lane & 1 ? source_lane(warp[lane], lane) : lane;
     if (source == lane || group >> source & 1) continue;
-    throw failed(place(warp[lane].site) + ": thread " + thread_number(lane) + " reads thread " + thread_number(source) +
-                 ", which the mask does not name");
+    throw failed(
+        place(warp[lane].site) + ": thread " + thread_number(lane) + " reads thread " + thread_number(source) +
+        ", which the mask does not name");
   }
 }
 

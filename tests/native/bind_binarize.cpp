@@ -84,10 +84,11 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("sign_float64", py::vectorize([](double x) { return level(Sign(), x); }));
   m.def("ternary_float32", py::vectorize([](double t, float x) { return level(Ternary{t}, x); }));
   m.def("ternary_float64", py::vectorize([](double t, double x) { return level(Ternary{t}, x); }));
-  m.def("ternary_float16",
-        py::vectorize([](double t, uint16_t bits) { return level(Ternary{t}, compare(Half{bits})); }));
-  m.def("ternary_bfloat16",
-        py::vectorize([](double t, uint16_t bits) { return level(Ternary{t}, compare(BFloat16{bits})); }));
+  m.def(
+      "ternary_float16", py::vectorize([](double t, uint16_t bits) { return level(Ternary{t}, compare(Half{bits})); }));
+  m.def("ternary_bfloat16", py::vectorize([](double t, uint16_t bits) {
+          return level(Ternary{t}, compare(BFloat16{bits}));
+        }));
   m.def("exp_float32", py::vectorize([](float x) { return portable_exp(x); }));
   m.def("exp_float64", py::vectorize([](double x) { return portable_exp(x); }));
   m.def("power_float32", py::vectorize([](float x, float p) { return portable_power(x, p); }));

@@ -11,8 +11,8 @@ Groups groups_of(const std::string& kind, int64_t numel, int64_t size, int64_t s
 
 // For each element the group it belongs to, and (group, part) for each element as the tasks of a partition visit them;
 // elements that no task visits, or that two do, show as -1.
-py::tuple walk_groups(const std::string& kind, int64_t numel, int64_t size, int64_t stride, int64_t span,
-                      int64_t block) {
+py::tuple walk_groups(
+    const std::string& kind, int64_t numel, int64_t size, int64_t stride, int64_t span, int64_t block) {
   const Groups groups = groups_of(kind, numel, size, stride);
   const Partition partition(groups, span, block);
   std::vector<int64_t> group(numel), visited(numel, -1), result(numel, -1), lengths;
@@ -37,8 +37,8 @@ py::tuple walk_groups(const std::string& kind, int64_t numel, int64_t size, int6
 }
 
 // The groups that a walk from element `start` on comes through, `count` of them.
-std::vector<int64_t> groups_from(const std::string& kind, int64_t numel, int64_t size, int64_t stride, int64_t start,
-                                 int64_t count) {
+std::vector<int64_t> groups_from(
+    const std::string& kind, int64_t numel, int64_t size, int64_t stride, int64_t start, int64_t count) {
   const Groups groups = groups_of(kind, numel, size, stride);
   std::vector<int64_t> walked;
   GroupWalk walk(groups, start);

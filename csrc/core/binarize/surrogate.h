@@ -51,8 +51,9 @@ struct Rect {
 };
 
 // The position in this list is the surrogate's number in every schema; Python reads the names from it when it loads.
-using Surrogates = std::tuple<Identity, Clip, Rect, ApproxSign, Swish, Tanh, ReSTE, Sigmoid, ATan, FastSigmoid,
-                              SoftSign, PiecewiseQuadratic, PiecewiseExp, Erf>;
+using Surrogates = std::tuple<
+    Identity, Clip, Rect, ApproxSign, Swish, Tanh, ReSTE, Sigmoid, ATan, FastSigmoid, SoftSign, PiecewiseQuadratic,
+    PiecewiseExp, Erf>;
 
 // Calls f with the surrogate of that number; false where there is none.
 template <class F, size_t... I>

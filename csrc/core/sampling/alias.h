@@ -106,11 +106,13 @@ struct AliasMerge {
 
   // n items: `bounds` holds deficits and then excesses, `items` the light ones and then the heavy ones.
   STE_HD AliasMerge(const uint64_t* bounds, const Item* items, int64_t n, int64_t heavies, uint64_t capacity)
-      : AliasMerge(bounds, bounds + (n - heavies) + 1, items, items + (n - heavies), n - heavies, heavies, capacity,
-                   alias_bits(n)) {}
+      : AliasMerge(
+            bounds, bounds + (n - heavies) + 1, items, items + (n - heavies), n - heavies, heavies, capacity,
+            alias_bits(n)) {}
 
-  STE_HD AliasMerge(const uint64_t* deficit, const uint64_t* excess, const Item* light, const Item* heavy,
-                    int64_t lights, int64_t heavies, uint64_t capacity, int bits)
+  STE_HD AliasMerge(
+      const uint64_t* deficit, const uint64_t* excess, const Item* light, const Item* heavy, int64_t lights,
+      int64_t heavies, uint64_t capacity, int bits)
       : deficit(deficit),
         excess(excess),
         light(light),
@@ -153,8 +155,9 @@ struct AliasMerge {
 struct AliasPlace {
   int64_t bound, item;
   uint64_t value;
-  STE_HD AliasPlace(uint64_t mass, int64_t lights, int64_t index, int64_t heavies_before, uint64_t lacked,
-                    uint64_t exceeded, uint64_t capacity) {
+  STE_HD AliasPlace(
+      uint64_t mass, int64_t lights, int64_t index, int64_t heavies_before, uint64_t lacked, uint64_t exceeded,
+      uint64_t capacity) {
     bool heavy = mass > capacity;
     item = int64_t(choose(heavy, uint64_t(lights + heavies_before), uint64_t(index - heavies_before)));
     bound = item + heavy;

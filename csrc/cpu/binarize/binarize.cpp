@@ -42,20 +42,20 @@ struct Scaled {
 };
 
 template <class Step>
-std::tuple<Tensor, Tensor> binarize_cpu(const char* op, const Step& step, const Tensor& x, int64_t surrogate, double a,
-                                        double b) {
-  return binarize(op, x, surrogate, a, b,
-                  [&](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
-                    using T = typename decltype(type)::type;
-                    Binarize<Step, decltype(s), T> f{step, s};
-                    parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
-                      if constexpr (decltype(s)::saves == Saves::mask) {
-                        masked_loop(f, static_cast<const T*>(x), static_cast<T*>(out), mask, begin, end);
-                      } else {
-                        each(Unmasked<decltype(f), T>{f, static_cast<const T*>(x), static_cast<T*>(out)}, begin, end);
-                      }
-                    });
-                  });
+std::tuple<Tensor, Tensor> binarize_cpu(
+    const char* op, const Step& step, const Tensor& x, int64_t surrogate, double a, double b) {
+  return binarize(
+      op, x, surrogate, a, b, [&](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
+        using T = typename decltype(type)::type;
+        Binarize<Step, decltype(s), T> f{step, s};
+        parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
+          if constexpr (decltype(s)::saves == Saves::mask) {
+            masked_loop(f, static_cast<const T*>(x), static_cast<T*>(out), mask, begin, end);
+          } else {
+            each(Unmasked<decltype(f), T>{f, static_cast<const T*>(x), static_cast<T*>(out)}, begin, end);
+          }
+        });
+      });
 }
 
 std::tuple<Tensor, Tensor> heaviside_cpu(Tensor x, int64_t surrogate, double a, double b) {
@@ -87,28 +87,30 @@ Tensor binarize_backward_cpu(Tensor grad, Tensor mask, double factor) {
 }
 
 template <int order>
-Tensor curve_cpu(const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
-                 int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters) {
-  return curve(op, factors, x, surrogate, a, b, parameters,
-               [](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
-                  int64_t numel) {
-                 using T = typename decltype(type)::type;
-                 using S = decltype(s);
-                 if (parameters) s = S(parameters[0], parameters[1]);
-                 const T* const typed[2] = {static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1])};
-                 parallel_aligned(numel, kCurveTile, [&](int64_t begin, int64_t end) {
-                   curve_range<order>(s, typed, static_cast<const T*>(x), static_cast<T*>(out), begin, end);
-                 });
-               });
+Tensor curve_cpu(
+    const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
+    int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters) {
+  return curve(
+      op, factors, x, surrogate, a, b, parameters,
+      [](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
+         int64_t numel) {
+        using T = typename decltype(type)::type;
+        using S = decltype(s);
+        if (parameters) s = S(parameters[0], parameters[1]);
+        const T* const typed[2] = {static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1])};
+        parallel_aligned(numel, kCurveTile, [&](int64_t begin, int64_t end) {
+          curve_range<order>(s, typed, static_cast<const T*>(x), static_cast<T*>(out), begin, end);
+        });
+      });
 }
 
-Tensor curve_backward_cpu(Tensor grad, Tensor x, int64_t surrogate, double a, double b,
-                          std::optional<Tensor> parameters) {
+Tensor curve_backward_cpu(
+    Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
   return curve_cpu<1>("curve_backward", {{"grad", &grad}}, x, surrogate, a, b, parameters);
 }
 
-Tensor curve_second_cpu(Tensor upper, Tensor grad, Tensor x, int64_t surrogate, double a, double b,
-                        std::optional<Tensor> parameters) {
+Tensor curve_second_cpu(
+    Tensor upper, Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
   return curve_cpu<2>("curve_second", {{"upper", &upper}, {"grad", &grad}}, x, surrogate, a, b, parameters);
 }
 

@@ -50,10 +50,11 @@ void for_each_run(T* data, const Strided& layout, int64_t begin, int64_t end, F&
 
 template <class T>
 void gather(const Gradient& gradient, int64_t begin, int64_t end, T* tile) {
-  for_each_run(static_cast<const T*>(gradient.data), *gradient.layout, begin, end,
-               [&](const T* x, int64_t count, int64_t stride) {
-                 for (int64_t i = 0; i < count; ++i) *tile++ = x[i * stride];
-               });
+  for_each_run(
+      static_cast<const T*>(gradient.data), *gradient.layout, begin, end,
+      [&](const T* x, int64_t count, int64_t stride) {
+        for (int64_t i = 0; i < count; ++i) *tile++ = x[i * stride];
+      });
 }
 
 template <class T>

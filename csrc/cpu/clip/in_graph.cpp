@@ -7,8 +7,8 @@ Tensor clip_gradient_value_backward_cpu(const Tensor& grad, double clip_value) {
   return clip_gradient_value_backward(grad, clip_value, [&](auto type, const void* x, void* out, int64_t numel) {
     using T = typename decltype(type)::type;
     torch::stable::parallel_for(0, numel, kGrain, [&](int64_t begin, int64_t end) {
-      clamp_loop(static_cast<const T*>(x) + begin, static_cast<T*>(out) + begin, end - begin,
-                 clip_bound<T>(clip_value));
+      clamp_loop(
+          static_cast<const T*>(x) + begin, static_cast<T*>(out) + begin, end - begin, clip_bound<T>(clip_value));
     });
   });
 }
@@ -34,8 +34,8 @@ Tensor clip_gradient_norm_backward_cpu(const Tensor& grad, int64_t row_dims, dou
         // A long row is divided among the threads itself, short ones are dealt out whole; nested loops stay serial.
         torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / length), [&](int64_t begin, int64_t end) {
           for (int64_t r = begin; r < end; ++r) {
-            clip_row(static_cast<const T*>(x) + r * length, static_cast<T*>(out) + r * length, length, max_norm,
-                     norm_type);
+            clip_row(
+                static_cast<const T*>(x) + r * length, static_cast<T*>(out) + r * length, length, max_norm, norm_type);
           }
         });
       });

@@ -18,10 +18,10 @@ inline void prefetch_start(const Blocks& blocks, const Gradient& current) {
   const size_t next = &current - &blocks.gradient(0) + kGradientsAhead;
   if (next >= blocks.count() || blocks.gradient(next).layout != nullptr) return;
   const Gradient& gradient = blocks.gradient(next);
-  const int64_t bytes =
-      std::min(gradient.numel * visit_storage(gradient.storage,
-                                              [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); }),
-               kStart);
+  const int64_t bytes = std::min(
+      gradient.numel *
+          visit_storage(gradient.storage, [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); }),
+      kStart);
   for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(gradient.data) + b);
 }
 

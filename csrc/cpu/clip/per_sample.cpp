@@ -38,14 +38,14 @@ std::vector<double> norms_of(const SampleLists& lists) {
   int64_t length = 1;
   for (const Samples& samples : lists.items) length += samples.length;
   std::vector<double> norms(lists.batch);
-  torch::stable::parallel_for(0, lists.batch, std::max<int64_t>(1, kReduceGrain / length),
-                              [&](int64_t begin, int64_t end) {
-                                std::vector<Gradient> parts(lists.items.size());
-                                for (int64_t b = begin; b < end; ++b) {
-                                  for (size_t i = 0; i < parts.size(); ++i) parts[i] = lists.items[i].sample(b);
-                                  norms[b] = norm_of_blocks(Blocks(parts), 2, lists.has_float64());
-                                }
-                              });
+  torch::stable::parallel_for(
+      0, lists.batch, std::max<int64_t>(1, kReduceGrain / length), [&](int64_t begin, int64_t end) {
+        std::vector<Gradient> parts(lists.items.size());
+        for (int64_t b = begin; b < end; ++b) {
+          for (size_t i = 0; i < parts.size(); ++i) parts[i] = lists.items[i].sample(b);
+          norms[b] = norm_of_blocks(Blocks(parts), 2, lists.has_float64());
+        }
+      });
   return norms;
 }
 

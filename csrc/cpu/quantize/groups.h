@@ -31,8 +31,8 @@ STE_OPS_INLINE void visit_groups(F f, const Groups& groups, const P* parameters,
 }
 
 template <class F, class P>
-STE_OPS_BELOW_AVX512 void visit_groups_below_avx512(F f, const Groups& groups, const P* parameters, int64_t begin,
-                                                    int64_t end) {
+STE_OPS_BELOW_AVX512 void visit_groups_below_avx512(
+    F f, const Groups& groups, const P* parameters, int64_t begin, int64_t end) {
   visit_groups(f, groups, parameters, begin, end);
 }
 
@@ -109,8 +109,8 @@ STE_OPS_INLINE double total_of_run(Term term, int64_t begin, int64_t end) {
 }
 
 template <class Reduction, class State, class Term, class F, class Finish>
-STE_OPS_INLINE void visit_runs(const Groups& groups, Term term, F f, const Finish& finish, int64_t first,
-                               int64_t last) {
+STE_OPS_INLINE void visit_runs(
+    const Groups& groups, Term term, F f, const Finish& finish, int64_t first, int64_t last) {
   for (int64_t group = first; group < last; ++group) {
     const int64_t begin = group * groups.inner, end = begin + groups.inner;
     const auto parameter = finish(group, total_of_run<Reduction, State>(term, begin, end));
@@ -120,15 +120,15 @@ STE_OPS_INLINE void visit_runs(const Groups& groups, Term term, F f, const Finis
 }
 
 template <class Reduction, class State, class Term, class F, class Finish>
-STE_OPS_BELOW_AVX512 void visit_runs_below_avx512(const Groups& groups, Term term, F f, const Finish& finish,
-                                                  int64_t first, int64_t last) {
+STE_OPS_BELOW_AVX512 void visit_runs_below_avx512(
+    const Groups& groups, Term term, F f, const Finish& finish, int64_t first, int64_t last) {
   visit_runs<Reduction, State>(groups, term, f, finish, first, last);
 }
 
 #ifdef STE_OPS_AVX512
 template <class Reduction, class State, class Term, class F, class Finish>
-STE_OPS_AVX512 void visit_runs_avx512(const Groups& groups, Term term, F f, const Finish& finish, int64_t first,
-                                      int64_t last) {
+STE_OPS_AVX512 void visit_runs_avx512(
+    const Groups& groups, Term term, F f, const Finish& finish, int64_t first, int64_t last) {
   visit_runs<Reduction, State>(groups, term, f, finish, first, last);
 }
 #endif
@@ -152,21 +152,21 @@ std::vector<double> reduce_runs(const Groups& groups, const MakeTerm& make_term)
   constexpr int64_t kBlock = 8192;
   const int64_t blocks = (groups.inner + kBlock - 1) / kBlock, each = std::min(kBlock, groups.inner);
   std::vector<double> partials(groups.size * blocks);
-  torch::stable::parallel_for(0, groups.size * blocks, std::max<int64_t>(1, kGrain / each),
-                              [&](int64_t first, int64_t last) {
-                                for (int64_t b = first; b < last; ++b) {
-                                  const int64_t run = b / blocks * groups.inner, begin = run + b % blocks * kBlock;
-                                  const int64_t end = std::min(begin + kBlock, run + groups.inner);
-                                  const auto term = make_term(b / blocks);
+  torch::stable::parallel_for(
+      0, groups.size * blocks, std::max<int64_t>(1, kGrain / each), [&](int64_t first, int64_t last) {
+        for (int64_t b = first; b < last; ++b) {
+          const int64_t run = b / blocks * groups.inner, begin = run + b % blocks * kBlock;
+          const int64_t end = std::min(begin + kBlock, run + groups.inner);
+          const auto term = make_term(b / blocks);
 #ifdef STE_OPS_AVX512
-                                  if (has_avx512()) {
-                                    partials[b] = total_avx512<Reduction, State>(term, begin, end);
-                                    continue;
-                                  }
+          if (has_avx512()) {
+            partials[b] = total_avx512<Reduction, State>(term, begin, end);
+            continue;
+          }
 #endif
-                                  partials[b] = total_below_avx512<Reduction, State>(term, begin, end);
-                                }
-                              });
+          partials[b] = total_below_avx512<Reduction, State>(term, begin, end);
+        }
+      });
   if (blocks == 1) return partials;
   std::vector<double> totals(groups.size, Reduction::identity());
   for (int64_t b = 0; b < groups.size * blocks; ++b) {

@@ -30,19 +30,19 @@ void mean_magnitudes(const Groups& groups, const T* w, arithmetic_t<T>* means) {
 }
 
 std::tuple<Tensor, Tensor> xnor_weight_cpu(Tensor w, bool per_channel) {
-  return scale_weights("xnor_weight", w, per_channel, 1,
-                       [](const Groups& groups, const auto* w, auto* out, auto* means) {
-                         using T = std::remove_pointer_t<decltype(out)>;
-                         using A = arithmetic_t<T>;
-                         if (are_short_runs(groups)) {
-                           reduce_and_visit_runs<Additive, A>(
-                               groups, MagnitudeTerm<T>{w}, MapOne<ScaledSign, T, A>{{}, w, out},
-                               [&](int64_t g, double total) { return means[g] = mean_of<A>(total, groups.members()); });
-                         } else {
-                           mean_magnitudes(groups, w, means);
-                           map_in_groups(ScaledSign{}, groups, means, w, out);
-                         }
-                       });
+  return scale_weights(
+      "xnor_weight", w, per_channel, 1, [](const Groups& groups, const auto* w, auto* out, auto* means) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        if (are_short_runs(groups)) {
+          reduce_and_visit_runs<Additive, A>(
+              groups, MagnitudeTerm<T>{w}, MapOne<ScaledSign, T, A>{{}, w, out},
+              [&](int64_t g, double total) { return means[g] = mean_of<A>(total, groups.members()); });
+        } else {
+          mean_magnitudes(groups, w, means);
+          map_in_groups(ScaledSign{}, groups, means, w, out);
+        }
+      });
 }
 
 template <class T>
@@ -52,43 +52,45 @@ struct XnorTerm {
 };
 
 Tensor xnor_weight_backward_cpu(Tensor grad, Tensor w, Tensor mean, bool per_channel) {
-  return scale_weights_backward("xnor_weight_backward", grad, w, mean, per_channel, 1,
-                                [](const Groups& groups, const auto* grad, const auto* w, const auto* mean, auto* out) {
-                                  using T = std::remove_pointer_t<decltype(out)>;
-                                  using A = arithmetic_t<T>;
-                                  const XnorTerm<T> term{grad, w};
-                                  const auto group_of = [&](int64_t g, double total) {
-                                    return XnorGroup<A>{mean[g], mean_of<A>(total, groups.members())};
-                                  };
-                                  if (are_short_runs(groups)) {
-                                    const MapTwo<XnorBackward, T, XnorGroup<A>> map{{}, grad, w, out};
-                                    reduce_and_visit_runs<Additive, A>(groups, term, map, group_of);
-                                    return;
-                                  }
-                                  const std::vector<double> totals = reduce_each<Additive, A>(groups, term);
-                                  std::vector<XnorGroup<A>> parameters(groups.count());
-                                  for (int64_t g = 0; g < groups.count(); ++g) parameters[g] = group_of(g, totals[g]);
-                                  map_in_groups(XnorBackward{}, groups, parameters.data(), grad, w, out);
-                                });
+  return scale_weights_backward(
+      "xnor_weight_backward", grad, w, mean, per_channel, 1,
+      [](const Groups& groups, const auto* grad, const auto* w, const auto* mean, auto* out) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        const XnorTerm<T> term{grad, w};
+        const auto group_of = [&](int64_t g, double total) {
+          return XnorGroup<A>{mean[g], mean_of<A>(total, groups.members())};
+        };
+        if (are_short_runs(groups)) {
+          const MapTwo<XnorBackward, T, XnorGroup<A>> map{{}, grad, w, out};
+          reduce_and_visit_runs<Additive, A>(groups, term, map, group_of);
+          return;
+        }
+        const std::vector<double> totals = reduce_each<Additive, A>(groups, term);
+        std::vector<XnorGroup<A>> parameters(groups.count());
+        for (int64_t g = 0; g < groups.count(); ++g) parameters[g] = group_of(g, totals[g]);
+        map_in_groups(XnorBackward{}, groups, parameters.data(), grad, w, out);
+      });
 }
 
 Tensor magnitude_aware_sign_backward_cpu(Tensor grad, Tensor w, Tensor mean, bool per_channel) {
-  return scale_weights_backward("magnitude_aware_sign_backward", grad, w, mean, per_channel, 1,
-                                [](const Groups& groups, const auto* grad, const auto* w, const auto* mean, auto* out) {
-                                  map_in_groups(MagnitudeAwareSignBackward{}, groups, mean, grad, w, out);
-                                });
+  return scale_weights_backward(
+      "magnitude_aware_sign_backward", grad, w, mean, per_channel, 1,
+      [](const Groups& groups, const auto* grad, const auto* w, const auto* mean, auto* out) {
+        map_in_groups(MagnitudeAwareSignBackward{}, groups, mean, grad, w, out);
+      });
 }
 
 Tensor bitnet_weight_cpu(Tensor w, bool per_channel) {
-  return std::get<0>(scale_weights("bitnet_weight", w, per_channel, 1,
-                                   [](const Groups& groups, const auto* w, auto* out, auto* scale) {
-                                     using A = std::remove_pointer_t<decltype(scale)>;
-                                     mean_magnitudes(groups, w, scale);
-                                     for (int64_t g = 0; g < groups.count(); ++g) {
-                                       scale[g] = at_least(scale[g], A(kLeastBitNetScale));
-                                     }
-                                     map_in_groups(BitNetWeight{}, groups, scale, w, out);
-                                   }));
+  return std::get<0>(scale_weights(
+      "bitnet_weight", w, per_channel, 1, [](const Groups& groups, const auto* w, auto* out, auto* scale) {
+        using A = std::remove_pointer_t<decltype(scale)>;
+        mean_magnitudes(groups, w, scale);
+        for (int64_t g = 0; g < groups.count(); ++g) {
+          scale[g] = at_least(scale[g], A(kLeastBitNetScale));
+        }
+        map_in_groups(BitNetWeight{}, groups, scale, w, out);
+      }));
 }
 
 Tensor bitnet_activation_cpu(Tensor x, int64_t bits) {
@@ -97,8 +99,9 @@ Tensor bitnet_activation_cpu(Tensor x, int64_t bits) {
     using T = std::remove_pointer_t<decltype(out)>;
     using A = arithmetic_t<T>;
     if (are_short_runs(groups)) {
-      reduce_and_visit_runs<Maximum, A>(groups, MagnitudeTerm<T>{x}, MapOne<BitNetActivation, T, A>{{levels}, x, out},
-                                        [&](int64_t, double largest) { return bitnet_step<A>(largest, levels); });
+      reduce_and_visit_runs<Maximum, A>(
+          groups, MagnitudeTerm<T>{x}, MapOne<BitNetActivation, T, A>{{levels}, x, out},
+          [&](int64_t, double largest) { return bitnet_step<A>(largest, levels); });
       return;
     }
     const std::vector<double> largest = reduce_magnitudes<Maximum>(groups, x);
@@ -126,8 +129,8 @@ std::vector<double> reduce_with(const Groups& groups, const std::vector<P>& para
   using A = arithmetic_t<T>;
   // float16 conversions beside a tanh vectorize in the rows of reduce_groups alone.
   if (!std::is_same_v<T, Half> && are_runs(groups)) {
-    return reduce_runs<Additive, A>(groups,
-                                    [&](int64_t group) { return make_term(OneParameter<P>{parameters[group]}); });
+    return reduce_runs<Additive, A>(
+        groups, [&](int64_t group) { return make_term(OneParameter<P>{parameters[group]}); });
   }
   std::vector<double> totals(groups.count());
   if (groups.size == 1 || groups.inner > kReduceSpan) {
@@ -207,8 +210,9 @@ STE_OPS_CLONES bool any_candidate(const T* w, int64_t count, arithmetic_t<T> can
 
 // The maxima are few: a pass over the weights alone finds them.
 template <class T, class A>
-void finish_maxima(const Groups& groups, const std::vector<DoReFaScale<A>>& scales, const std::vector<A>& taken,
-                   A candidate, const T* grad, const T* w, T* out) {
+void finish_maxima(
+    const Groups& groups, const std::vector<DoReFaScale<A>>& scales, const std::vector<A>& taken, A candidate,
+    const T* grad, const T* w, T* out) {
   constexpr int64_t kStretch = 512;
   torch::stable::parallel_for(0, groups.numel(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t stop; begin < end; begin = stop) {

@@ -70,8 +70,9 @@ struct Scratch {
 };
 
 template <class T, int M, bool kSideBySide, class Rule>
-STE_OPS_INLINE void prune_tile(Rule rule, const T* w, const T* grad, T* out, Tile<M, kSideBySide> tile, int64_t n,
-                               int64_t lanes, Scratch<T>& scratch) {
+STE_OPS_INLINE void prune_tile(
+    Rule rule, const T* w, const T* grad, T* out, Tile<M, kSideBySide> tile, int64_t n, int64_t lanes,
+    Scratch<T>& scratch) {
   using U = bits_t<T>;
   using K = magnitude_key_t<T>;
   using Count = typename Tile<M, kSideBySide>::template Count<K>;
@@ -107,8 +108,8 @@ STE_OPS_INLINE void prune_tile(Rule rule, const T* w, const T* grad, T* out, Til
 
 // Groups [begin, end), each of them contiguous.
 template <class T, int M, class Rule>
-STE_OPS_CLONES void side_by_side_loop(Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin,
-                                      int64_t end, Scratch<T>& scratch) {
+STE_OPS_CLONES void side_by_side_loop(
+    Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
   const Tile<M, true> tile{g.m, 1};
   for (int64_t group = begin; group < end; group += kLanes) {
     const int64_t i = group * tile.count();
@@ -122,8 +123,8 @@ STE_OPS_CLONES void side_by_side_loop(Rule rule, const T* w, const T* grad, T* o
 
 // Groups whose weights lie far enough apart for a tile of their own.
 template <class T, int M, class Rule>
-STE_OPS_CLONES void wide_loop(Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end,
-                              Scratch<T>& scratch) {
+STE_OPS_CLONES void wide_loop(
+    Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
   const Tile<M, false> tile{g.m, g.inner};
   for (int64_t group = begin; group < end; ++group) {
     for (int64_t l = 0; l < g.inner; l += kLanes) {
@@ -146,16 +147,17 @@ STE_OPS_INLINE void regroup(const T* from, T* to, int64_t groups, int64_t m, int
 
 // Weights a few elements apart, as those of a convolution: several groups make one tile.
 template <class T, int M, class Rule>
-STE_OPS_CLONES void narrow_loop(Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end,
-                                Scratch<T>& scratch) {
+STE_OPS_CLONES void narrow_loop(
+    Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
   const Tile<M, false> tile{g.m, kLanes};
   const int64_t per_tile = kLanes / g.inner;
   for (int64_t group = begin; group < end; group += per_tile) {
     const int64_t groups = std::min(per_tile, end - group), i = group * tile.count() * g.inner;
     regroup<false>(w + i, scratch.w.data(), groups, tile.count(), g.inner);
     if constexpr (Rule::reads_grad) regroup<false>(grad + i, scratch.grad.data(), groups, tile.count(), g.inner);
-    prune_tile(rule, static_cast<const T*>(scratch.w.data()), static_cast<const T*>(scratch.grad.data()),
-               scratch.out.data(), tile, g.n, kLanes, scratch);
+    prune_tile(
+        rule, static_cast<const T*>(scratch.w.data()), static_cast<const T*>(scratch.grad.data()), scratch.out.data(),
+        tile, g.n, kLanes, scratch);
     regroup<true>(static_cast<const T*>(scratch.out.data()), out + i, groups, tile.count(), g.inner);
   }
 }
@@ -189,10 +191,10 @@ Tensor sr_ste_cpu(Tensor w, int64_t n, int64_t m) {
 }
 
 Tensor sr_ste_backward_cpu(Tensor grad, Tensor w, int64_t n, int64_t m, double decay) {
-  return sr_ste_backward(grad, w, n, m,
-                         [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
-                           prune<typename decltype(type)::type>(Decay{decay}, w, grad, out, groups);
-                         });
+  return sr_ste_backward(
+      grad, w, n, m, [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
+        prune<typename decltype(type)::type>(Decay{decay}, w, grad, out, groups);
+      });
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ std::vector<Step<A>> checked_steps(const char* op, const Quantizer& quantizer, i
   for (size_t c = 0; c < steps.size(); ++c) {
     A s = scale.tensor ? scale.data<A>()[c * scale.stride()] : A(scale.number);
     A z = zero_point.tensor ? zero_point.data<A>()[c * zero_point.stride()] : A(zero_point.number);
-    STD_TORCH_CHECK(is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s,
-                    " at index ", c);
+    STD_TORCH_CHECK(
+        is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s, " at index ", c);
     steps[c] = step_of(s, z);
   }
   return steps;
@@ -31,9 +31,9 @@ void with_steps(const char* op, const Quantizer& quantizer, const Groups& groups
   }
 }
 
-std::tuple<Tensor, Tensor> fake_quantize_cpu(Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point,
-                                             double scale_number, double zero_point_number, int64_t quant_min,
-                                             int64_t quant_max, int64_t axis) {
+std::tuple<Tensor, Tensor> fake_quantize_cpu(
+    Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point, double scale_number,
+    double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
   Tensor mask = new_mask(x);
@@ -93,27 +93,28 @@ void store_totals(const std::vector<double>& totals, double factor, const Tensor
   });
 }
 
-std::tuple<Tensor, Tensor> lsq_backward_cpu(Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max,
-                                            int64_t axis, double grad_scale) {
+std::tuple<Tensor, Tensor> lsq_backward_cpu(
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
   const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return lsq_backward(grad, x, scale, quantizer.shared() ? -1 : axis,
-                      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
-                        using T = std::remove_pointer_t<decltype(of_x)>;
-                        using A = arithmetic_t<T>;
-                        const Uniform<A> op(quant_min, quant_max);
-                        const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
-                        std::vector<double> totals(groups.count());
-                        if (groups.size == 1 || groups.inner > kReduceSpan) {
-                          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-                            return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
-                          });
-                        } else {
-                          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-                            return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
-                          });
-                        }
-                        store_totals(totals, grad_scale, of_scale);
-                      });
+  return lsq_backward(
+      grad, x, scale, quantizer.shared() ? -1 : axis,
+      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
+        using T = std::remove_pointer_t<decltype(of_x)>;
+        using A = arithmetic_t<T>;
+        const Uniform<A> op(quant_min, quant_max);
+        const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
+        std::vector<double> totals(groups.count());
+        if (groups.size == 1 || groups.inner > kReduceSpan) {
+          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+            return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
+          });
+        } else {
+          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+            return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
+          });
+        }
+        store_totals(totals, grad_scale, of_scale);
+      });
 }
 
 // The second mask of pact; what it writes beside it is of no use.
@@ -130,13 +131,14 @@ std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits
   Tensor out = map_elements("pact", x, [&](const auto* x, auto* out, int64_t numel) {
     using A = decltype(load(*x));
     const A a = *parameter.data<A>();
-    STD_TORCH_CHECK(Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps,
-                    " / alpha too, got ", a);
+    STD_TORCH_CHECK(
+        Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps, " / alpha too, got ",
+        a);
     const auto f = Pact<A>::of(a, A(steps));
     parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
       in_batches(x, out, begin, end, [&](const A* wide, A* results, int64_t i, int64_t count) {
-        masked_loop(MaskedElement<Pact<A>, SharedStep<A>, A>{f, {}, 0}, wide, results, mutable_bytes(inside) + i / 8, 0,
-                    count);
+        masked_loop(
+            MaskedElement<Pact<A>, SharedStep<A>, A>{f, {}, 0}, wide, results, mutable_bytes(inside) + i / 8, 0, count);
         A unused[kBatch];
         masked_loop(AboveAlpha<A>{f.alpha}, wide, unused, mutable_bytes(above) + i / 8, 0, count);
       });
@@ -170,8 +172,8 @@ void reduce_row(const PactTerm<T>& term, int64_t begin, int64_t count, double* t
   using U = bits_t<T>;
   const T* grad = term.grad + begin;
   const uint8_t* above = term.above + begin / 8;
-  where_loop(reinterpret_cast<const U*>(grad), term.inside + begin / 8, reinterpret_cast<U*>(term.of_x + begin), 0,
-             count);
+  where_loop(
+      reinterpret_cast<const U*>(grad), term.inside + begin / 8, reinterpret_cast<U*>(term.of_x + begin), 0, count);
   const int64_t whole = count - count % kWord;
   for (int64_t i = 0; i < whole; i += kWord) {
     uint64_t word;
@@ -182,16 +184,17 @@ void reduce_row(const PactTerm<T>& term, int64_t begin, int64_t count, double* t
 }
 
 std::tuple<Tensor, Tensor> pact_backward_cpu(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {
-  return pact_backward(grad, inside, above, alpha,
-                       [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
-                           const Tensor& of_alpha) {
-                         using T = std::remove_pointer_t<decltype(of_x)>;
-                         std::vector<double> total(1);
-                         reduce_groups<Additive, arithmetic_t<T>>(
-                             whole_tensor(numel), total.data(),
-                             [&](const ReduceTask&) { return PactTerm<T>{grad, inside, above, of_x}; });
-                         store_totals(total, 1, of_alpha);
-                       });
+  return pact_backward(
+      grad, inside, above, alpha,
+      [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
+          const Tensor& of_alpha) {
+        using T = std::remove_pointer_t<decltype(of_x)>;
+        std::vector<double> total(1);
+        reduce_groups<Additive, arithmetic_t<T>>(whole_tensor(numel), total.data(), [&](const ReduceTask&) {
+          return PactTerm<T>{grad, inside, above, of_x};
+        });
+        store_totals(total, 1, of_alpha);
+      });
 }
 
 std::tuple<Tensor, Tensor> dorefa_activation_cpu(Tensor x, int64_t bits) {

@@ -16,8 +16,9 @@ std::tuple<Tensor, Tensor> alias_table_cpu(Tensor weights) {
 }
 
 // The columns of a batch are known before the first entry is read, so that the reads overlap.
-STE_OPS_INLINE void draw_batch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start,
-                               uint64_t stride, int64_t* out, int64_t count) {
+STE_OPS_INLINE void draw_batch(
+    AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, uint64_t stride, int64_t* out,
+    int64_t count) {
   RandomBlock<kDraws> random;
   uint64_t column[kDraws];
   philox_block(seed, row, start, random, stride);
@@ -28,8 +29,9 @@ STE_OPS_INLINE void draw_batch(AliasDraw draw, const uint64_t* table, uint64_t s
   for (int64_t i = 0; i < count; ++i) out[i] = draw.item(column[i], table[column[i]], random.high[i]);
 }
 
-STE_OPS_CLONES void draw_stretch(AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start,
-                                 uint64_t stride, int64_t count, int64_t* out) {
+STE_OPS_CLONES void draw_stretch(
+    AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, uint64_t stride, int64_t count,
+    int64_t* out) {
   int64_t i = 0;
   for (; i + kDraws <= count; i += kDraws)
     draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, kDraws);
@@ -43,25 +45,27 @@ STE_OPS_CLONES void draw_stretch(AliasDraw draw, const uint64_t* table, uint64_t
   }
 }
 
-Tensor alias_sample_cpu(Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples,
-                        int64_t stride) {
-  return alias_sample(table, capacity, seed, start, num_samples, stride,
-                      [](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed,
-                         int64_t rows, int64_t n, uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
-                        parallel_aligned(rows * num_samples, kDraws, [&](int64_t begin, int64_t end) {
-                          while (begin < end) {
-                            int64_t row = begin / num_samples, first = begin % num_samples;
-                            int64_t count = std::min(num_samples - first, end - begin);
-                            if (capacity[row] > 0) {
-                              draw_stretch(AliasDraw(n, capacity[row]), table + row * n, *seed, uint64_t(row),
-                                           start + stride * uint64_t(first), stride, count, out + begin);
-                            } else {
-                              std::fill(out + begin, out + begin + count, -1);
-                            }
-                            begin += count;
-                          }
-                        });
-                      });
+Tensor alias_sample_cpu(
+    Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples, int64_t stride) {
+  return alias_sample(
+      table, capacity, seed, start, num_samples, stride,
+      [](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
+         uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
+        parallel_aligned(rows * num_samples, kDraws, [&](int64_t begin, int64_t end) {
+          while (begin < end) {
+            int64_t row = begin / num_samples, first = begin % num_samples;
+            int64_t count = std::min(num_samples - first, end - begin);
+            if (capacity[row] > 0) {
+              draw_stretch(
+                  AliasDraw(n, capacity[row]), table + row * n, *seed, uint64_t(row), start + stride * uint64_t(first),
+                  stride, count, out + begin);
+            } else {
+              std::fill(out + begin, out + begin + count, -1);
+            }
+            begin += count;
+          }
+        });
+      });
 }
 
 }  // namespace

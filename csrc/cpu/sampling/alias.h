@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kTile = 8192;
 
 // Pads the masses of a tile in place, notes which are heavy, and sums by how much.
-inline void pad_tile(uint64_t* masses, int64_t count, uint64_t prefix, Columns columns, uint64_t* heavy_bits,
-                     TileSums& sums) {
+inline void pad_tile(
+    uint64_t* masses, int64_t count, uint64_t prefix, Columns columns, uint64_t* heavy_bits, TileSums& sums) {
   uint64_t before = padded(prefix, columns.padding), exceeded = 0;
   int64_t heavies = 0;
   for (int64_t begin = 0; begin < count; begin += 64) {

@@ -24,8 +24,8 @@ STE_OPS_INLINE bool bernoulli_batch(const bits_t<T>* p, uint64_t seed, uint64_t 
 
 // Whether every p is a probability.
 template <class T>
-STE_OPS_CLONES bool bernoulli_stretch(const bits_t<T>* p, uint64_t seed, uint64_t start, bits_t<T>* out,
-                                      int64_t count) {
+STE_OPS_CLONES bool bernoulli_stretch(
+    const bits_t<T>* p, uint64_t seed, uint64_t start, bits_t<T>* out, int64_t count) {
   bool valid = true;
   int64_t i = 0;
   for (; i + kDraws <= count; i += kDraws)

@@ -109,8 +109,8 @@ STE_OPS_INLINE void exponentials(const Block<T>& block, int64_t count, int64_t n
 }
 
 template <class T, class A = arithmetic_t<T>>
-STE_OPS_CLONES void softmax_sums(const Block<T>& block, int64_t count, int64_t n, const A* center,
-                                 SoftmaxSums<A>* sums) {
+STE_OPS_CLONES void softmax_sums(
+    const Block<T>& block, int64_t count, int64_t n, const A* center, SoftmaxSums<A>* sums) {
   A e[kRowTile], one[kRowTile], product[kRowTile];
   exponentials(block, count, n, center, e, one);
   for (int64_t i = 0; i < count * n; ++i) product[i] = e[i] * load(block.grad[i]);
@@ -127,8 +127,9 @@ STE_OPS_CLONES void softmax_sums(const Block<T>& block, int64_t count, int64_t n
 
 // `first` is the place in its row of a tile's first element.
 template <class T, class A = arithmetic_t<T>>
-STE_OPS_CLONES void softmax_gradients(const Block<T>& block, int64_t count, int64_t n, const A* center,
-                                      const RowGradient<A>* rows, int64_t first, T* out) {
+STE_OPS_CLONES void softmax_gradients(
+    const Block<T>& block, int64_t count, int64_t n, const A* center, const RowGradient<A>* rows, int64_t first,
+    T* out) {
   A e[kRowTile], one[kRowTile];
   exponentials(block, count, n, center, e, one);
   for (int64_t r = 0; r < count; ++r) {
@@ -173,8 +174,9 @@ struct ShortGradients {
 };
 
 template <class T, class A = arithmetic_t<T>>
-STE_OPS_CLONES void short_gradients(const T* grad, const A* keys, int64_t rows, int64_t n, Estimator estimator,
-                                    A inv_tau, const int64_t* index, T* out) {
+STE_OPS_CLONES void short_gradients(
+    const T* grad, const A* keys, int64_t rows, int64_t n, Estimator estimator, A inv_tau, const int64_t* index,
+    T* out) {
   const bool reinmax = estimator == kReinMax;
   A g[kRowTile], e[kRowTile], one[kRowTile], product[kRowTile];
   transposed_in(grad, rows, n, g);
@@ -258,8 +260,9 @@ Tensor categorical_backward_cpu(Tensor grad, Tensor logits, Tensor seed, Tensor 
           if (!reinmax) total.one = A(1);
           const RowGradient<A> gradient = of_row(total, 0);
           each_tile(n, [&](int64_t, int64_t begin, int64_t end) {
-            softmax_gradients(Block<T>{g + begin, keys + begin, inv_tau, reinmax}, 1, end - begin, center, &gradient,
-                              begin, out + row * n + begin);
+            softmax_gradients(
+                Block<T>{g + begin, keys + begin, inv_tau, reinmax}, 1, end - begin, center, &gradient, begin,
+                out + row * n + begin);
           });
         });
       });
@@ -272,16 +275,16 @@ STE_OPS_CLONES void noise_stretch(uint64_t seed, uint64_t place, int64_t count, 
 }
 
 Tensor gumbel_noise_cpu(Tensor logits, Tensor seed) {
-  return gumbel_noise(logits, seed,
-                      [](auto type, const Tensor&, const RowShape& shape, const uint64_t* seeds, auto* out) {
-                        using A = typename decltype(type)::type;
-                        const int64_t numel = shape.per_seed * shape.n;
-                        for (int64_t s = 0; s < shape.rows / shape.per_seed; ++s) {
-                          parallel_aligned(numel, kDraws, [&](int64_t begin, int64_t end) {
-                            noise_stretch<A>(seeds[s], uint64_t(begin), end - begin, out + s * numel + begin);
-                          });
-                        }
-                      });
+  return gumbel_noise(
+      logits, seed, [](auto type, const Tensor&, const RowShape& shape, const uint64_t* seeds, auto* out) {
+        using A = typename decltype(type)::type;
+        const int64_t numel = shape.per_seed * shape.n;
+        for (int64_t s = 0; s < shape.rows / shape.per_seed; ++s) {
+          parallel_aligned(numel, kDraws, [&](int64_t begin, int64_t end) {
+            noise_stretch<A>(seeds[s], uint64_t(begin), end - begin, out + s * numel + begin);
+          });
+        }
+      });
 }
 
 }  // namespace

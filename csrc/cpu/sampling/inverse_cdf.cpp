@@ -81,20 +81,20 @@ class RowDrawer {
 };
 
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
-  return inverse_cdf_sample(weights, seed, num_samples,
-                            [](auto type, const Tensor&, const auto* weights, const uint64_t* seed, int64_t rows,
-                               int64_t n, int64_t num_samples, int64_t* out, int64_t* total) {
-                              using T = typename decltype(type)::type;
-                              auto draw = [&](int64_t first, int64_t last) {
-                                RowDrawer<T> drawer(n);
-                                for (int64_t row = first; row < last; ++row) {
-                                  total[row] = drawer.draw(weights + row * n, *seed, uint64_t(row), num_samples,
-                                                           out + row * num_samples);
-                                }
-                              };
-                              if (n > kGrain) return draw(0, rows);
-                              torch::stable::parallel_for(0, rows, kGrain / n, draw);
-                            });
+  return inverse_cdf_sample(
+      weights, seed, num_samples,
+      [](auto type, const Tensor&, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
+         int64_t num_samples, int64_t* out, int64_t* total) {
+        using T = typename decltype(type)::type;
+        auto draw = [&](int64_t first, int64_t last) {
+          RowDrawer<T> drawer(n);
+          for (int64_t row = first; row < last; ++row) {
+            total[row] = drawer.draw(weights + row * n, *seed, uint64_t(row), num_samples, out + row * num_samples);
+          }
+        };
+        if (n > kGrain) return draw(0, rows);
+        torch::stable::parallel_for(0, rows, kGrain / n, draw);
+      });
 }
 
 }  // namespace

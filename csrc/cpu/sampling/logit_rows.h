@@ -114,8 +114,9 @@ STE_OPS_INLINE void add_noise(uint64_t seed, uint64_t place, int64_t count, A* k
 
 // Logits less the row's largest, with the noise of their places where it is asked for.
 template <class T>
-STE_OPS_CLONES void block_keys(const T* x, int64_t count, int64_t n, const arithmetic_t<T>* largest, bool noisy,
-                               uint64_t seed, uint64_t place, arithmetic_t<T>* keys) {
+STE_OPS_CLONES void block_keys(
+    const T* x, int64_t count, int64_t n, const arithmetic_t<T>* largest, bool noisy, uint64_t seed, uint64_t place,
+    arithmetic_t<T>* keys) {
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t i = 0; i < n; ++i) keys[r * n + i] = load(x[r * n + i]) - largest[r];
   }
@@ -130,8 +131,9 @@ inline int64_t rows_at_once(const RowShape& shape, int64_t row, int64_t end) {
 
 // Keys of `count` rows from `row` on, and of each its largest logit.
 template <class T>
-void row_keys(const RowShape& shape, const T* x, const uint64_t* seeds, int64_t row, int64_t count, bool noisy,
-              arithmetic_t<T>* largest, arithmetic_t<T>* keys) {
+void row_keys(
+    const RowShape& shape, const T* x, const uint64_t* seeds, int64_t row, int64_t count, bool noisy,
+    arithmetic_t<T>* largest, arithmetic_t<T>* keys) {
   using A = arithmetic_t<T>;
   const int64_t n = shape.n;
   const uint64_t seed = seeds[shape.seed(row)], place = shape.place(row);
@@ -169,8 +171,9 @@ template <class T>
 void refuse_row(const char* op, const T* x, int64_t n, int64_t row) {
   for (int64_t i = 0; i < n; ++i) {
     const auto value = load(x[row * n + i]);
-    STD_TORCH_CHECK(value <= kHuge<arithmetic_t<T>>, op, ": logits must be finite or -inf, got ", value, " at index ",
-                    i, " of row ", row);
+    STD_TORCH_CHECK(
+        value <= kHuge<arithmetic_t<T>>, op, ": logits must be finite or -inf, got ", value, " at index ", i,
+        " of row ", row);
   }
   STD_TORCH_CHECK(false, op, ": logits must have a category above -inf in every row, got only -inf in row ", row);
 }

@@ -8,8 +8,9 @@ namespace {
 
 // Throws what is wrong with the row if k of its weights cannot be drawn.
 template <class T>
-void check_row(const std::vector<Least>& parts, const bits_t<T>* weights, int64_t n, int64_t row, int64_t k,
-               const std::string& op) {
+void check_row(
+    const std::vector<Least>& parts, const bits_t<T>* weights, int64_t n, int64_t row, int64_t k,
+    const std::string& op) {
   int64_t positive = 0;
   bool invalid = false;
   for (const Least& part : parts) {
@@ -26,8 +27,9 @@ void check_row(const std::vector<Least>& parts, const bits_t<T>* weights, int64_
 
 // A row on as many threads as there are, each with a stretch of it.
 template <class T>
-void draw_row(const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t number, int64_t n, int64_t k,
-              int64_t threads, const std::string& op, int64_t* out) {
+void draw_row(
+    const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t number, int64_t n, int64_t k, int64_t threads,
+    const std::string& op, int64_t* out) {
   double threshold = guess_threshold<T>(weights, seed, row, n, k);
   const int64_t stretch = (n + threads - 1) / threads;
   while (true) {
@@ -54,33 +56,34 @@ void draw_row(const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t num
 }
 
 Tensor multinomial_without_replacement_cpu(Tensor weights, Tensor seed, int64_t num_samples, std::string op) {
-  return draw_without_replacement(weights, seed, num_samples, op.c_str(),
-                                  [&](auto type, const Tensor& weights, const auto* w, const uint64_t* seed,
-                                      int64_t rows, int64_t n, int64_t* out) {
-                                    using T = typename decltype(type)::type;
-                                    auto draw = [&](int64_t row, int64_t threads) {
-                                      draw_row<T>(w + row * n, *seed, uint64_t(row), row_number(weights, row), n,
-                                                  num_samples, threads, op, out + row * num_samples);
-                                    };
-                                    if (n > kGrain) {
-                                      int64_t threads =
-                                          std::min<int64_t>(torch::stable::get_num_threads(), n / kGrain + 1);
-                                      for (int64_t row = 0; row < rows; ++row) draw(row, threads);
-                                      return;
-                                    }
-                                    // The first row at fault is the one to name.
-                                    std::atomic<int64_t> faulty(rows);
-                                    torch::stable::parallel_for(0, rows, kGrain / n, [&](int64_t first, int64_t last) {
-                                      for (int64_t row = first; row < last; ++row) {
-                                        try {
-                                          draw(row, 1);
-                                        } catch (const std::runtime_error&) {
-                                          return lower(faulty, row);
-                                        }
-                                      }
-                                    });
-                                    if (faulty < rows) draw(faulty, 1);
-                                  });
+  return draw_without_replacement(
+      weights, seed, num_samples, op.c_str(),
+      [&](auto type, const Tensor& weights, const auto* w, const uint64_t* seed, int64_t rows, int64_t n,
+          int64_t* out) {
+        using T = typename decltype(type)::type;
+        auto draw = [&](int64_t row, int64_t threads) {
+          draw_row<T>(
+              w + row * n, *seed, uint64_t(row), row_number(weights, row), n, num_samples, threads, op,
+              out + row * num_samples);
+        };
+        if (n > kGrain) {
+          int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), n / kGrain + 1);
+          for (int64_t row = 0; row < rows; ++row) draw(row, threads);
+          return;
+        }
+        // The first row at fault is the one to name.
+        std::atomic<int64_t> faulty(rows);
+        torch::stable::parallel_for(0, rows, kGrain / n, [&](int64_t first, int64_t last) {
+          for (int64_t row = first; row < last; ++row) {
+            try {
+              draw(row, 1);
+            } catch (const std::runtime_error&) {
+              return lower(faulty, row);
+            }
+          }
+        });
+        if (faulty < rows) draw(faulty, 1);
+      });
 }
 
 }  // namespace

@@ -45,8 +45,8 @@ inline double bound_of(double threshold) { return std::max(std::exp(threshold) *
 // which a processor may flush to zero, never loses early.
 // Everything in it is inlined, or the clones would call what was compiled once for the baseline.
 template <class T, int64_t kLanes>
-STE_OPS_CLONES __attribute__((flatten)) void run_heat(const bits_t<T>* weights, uint64_t seed, uint64_t row,
-                                                      int64_t begin, int64_t end, double bound, Heat& heat) {
+STE_OPS_CLONES __attribute__((flatten)) void run_heat(
+    const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t begin, int64_t end, double bound, Heat& heat) {
   constexpr double kSlack = 0x1p-40;
   constexpr bits_t<T> kLeastNormal = bits_t<T>((uint64_t(1) << Format<T>::fraction) - 1);
   int64_t running = 0, positive = 0;

@@ -22,8 +22,8 @@ STE_OPS_CLONES void random_bits(uint64_t seed, uint64_t row, uint64_t first, Ran
 }
 
 // Ancestors begin .. end - 1, the first of them not before particle i.
-void merge_ancestors(const uint64_t* up_to, const Positions& positions, int64_t i, int64_t begin, int64_t end,
-                     int64_t* out) {
+void merge_ancestors(
+    const uint64_t* up_to, const Positions& positions, int64_t i, int64_t begin, int64_t end, int64_t* out) {
   RandomBlock<kDraws> random;
   uint64_t unit[kDraws];
   Quotient stratum = positions.strata.begin(uint64_t(begin));
@@ -142,8 +142,9 @@ class RowResampler {
   }
 
   // What a batch reads is known before the first read, so that the reads overlap.
-  void draw_residues(uint64_t seed, uint64_t number, uint64_t start, int64_t count, uint64_t rest, uint64_t total,
-                     int64_t* out) const {
+  void draw_residues(
+      uint64_t seed, uint64_t number, uint64_t start, int64_t count, uint64_t rest, uint64_t total,
+      int64_t* out) const {
     RandomBlock<kDraws> random;
     random_bits(seed, number, start, random);
     ResidueDraw draw[kDraws];
@@ -163,27 +164,28 @@ class RowResampler {
 };
 
 Tensor resample(const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed, int64_t num_samples) {
-  return resampled(op, weights, seed, num_samples,
-                   [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows,
-                       int64_t n, int64_t num_samples, int64_t* out, int64_t* total) {
-                     using T = typename decltype(type)::type;
-                     auto each = [&](int64_t first, int64_t last) {
-                       RowResampler<T> row_resampler(n, num_samples);
-                       for (int64_t row = first; row < last; ++row) {
-                         total[row] = row_resampler.resample(scheme, weights + row * n, *seed, uint64_t(row),
-                                                             out + row * num_samples);
-                       }
-                     };
-                     if (n + num_samples > kGrain) {
-                       each(0, rows);
-                     } else {
-                       torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), each);
-                     }
-                     const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
-                     if (row == rows) return;
-                     double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
-                     refuse(op, fault_of_state(total[row], like.dim() == 1 ? -1 : row, value));
-                   });
+  return resampled(
+      op, weights, seed, num_samples,
+      [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
+          int64_t num_samples, int64_t* out, int64_t* total) {
+        using T = typename decltype(type)::type;
+        auto each = [&](int64_t first, int64_t last) {
+          RowResampler<T> row_resampler(n, num_samples);
+          for (int64_t row = first; row < last; ++row) {
+            total[row] =
+                row_resampler.resample(scheme, weights + row * n, *seed, uint64_t(row), out + row * num_samples);
+          }
+        };
+        if (n + num_samples > kGrain) {
+          each(0, rows);
+        } else {
+          torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), each);
+        }
+        const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
+        if (row == rows) return;
+        double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
+        refuse(op, fault_of_state(total[row], like.dim() == 1 ? -1 : row, value));
+      });
 }
 
 Tensor systematic_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {

@@ -64,8 +64,8 @@ STE_OPS_CLONES void short_places(const A* x, const A* largest, int64_t rows, int
 
 // Logits less the row's largest, with the noise of their places where it is asked for.
 template <class T, class A = arithmetic_t<T>>
-STE_OPS_CLONES void short_keys(const T* x, int64_t rows, int64_t n, bool noisy, uint64_t seed, uint64_t place,
-                               A* largest, A* keys) {
+STE_OPS_CLONES void short_keys(
+    const T* x, int64_t rows, int64_t n, bool noisy, uint64_t seed, uint64_t place, A* largest, A* keys) {
   transposed_in(x, rows, n, keys);
   short_largest(keys, rows, n, largest);
   A noise[kRowTile];

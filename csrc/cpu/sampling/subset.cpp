@@ -60,8 +60,9 @@ Tensor subset_cpu(Tensor logits, Tensor seed, int64_t k) {
           const int64_t row = few;
           const auto above =
               std::count_if(x + row * n, x + (row + 1) * n, [](T value) { return load(value) >= -kHuge<A>; });
-          STD_TORCH_CHECK(false, "subset_ste: k must be at most ", above,
-                          ", the number of categories above -inf in row ", row, ", got ", k);
+          STD_TORCH_CHECK(
+              false, "subset_ste: k must be at most ", above, ", the number of categories above -inf in row ", row,
+              ", got ", k);
         }
       });
 }
@@ -94,8 +95,8 @@ STE_OPS_CLONES void tile_next(A* a, const A* f, int64_t begin, int64_t n, const 
 }
 
 template <class T, class A = arithmetic_t<T>>
-STE_OPS_CLONES SubsetSums<A> tile_pull_sums(const T* grad, const A* f, const A* t, int64_t begin, int64_t n,
-                                            const SubsetStep<A>& step) {
+STE_OPS_CLONES SubsetSums<A> tile_pull_sums(
+    const T* grad, const A* f, const A* t, int64_t begin, int64_t n, const SubsetStep<A>& step) {
   A product[kRowTile], back[kRowTile];
   for (int64_t i = 0; i < n; ++i) {
     A p = f[i] * step.scale;
@@ -198,24 +199,23 @@ struct SubsetRow {
 };
 
 Tensor subset_backward_cpu(Tensor grad, Tensor logits, Tensor seed, int64_t k, double tau) {
-  return subset_backward(grad, logits, seed, k, tau,
-                         [](auto type, const Tensor&, const RowShape& shape, int64_t k, auto inv_tau, const auto* grad,
-                            const auto* x, const uint64_t* seeds, auto* out) {
-                           using T = typename decltype(type)::type;
-                           using A = arithmetic_t<T>;
-                           const int64_t n = shape.n;
-                           if (has_short_rows(shape)) {
-                             return each_short_rows(
-                                 shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
-                                   short_subsets_backward(keys, grad + row * n, count, n, k, inv_tau, out + row * n);
-                                 });
-                           }
-                           each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
-                             SubsetRow<A> one(n, k, inv_tau);
-                             for (int64_t r = 0; r < count; ++r)
-                               one.backward(keys + r * n, grad + (row + r) * n, out + (row + r) * n);
-                           });
-                         });
+  return subset_backward(
+      grad, logits, seed, k, tau,
+      [](auto type, const Tensor&, const RowShape& shape, int64_t k, auto inv_tau, const auto* grad, const auto* x,
+         const uint64_t* seeds, auto* out) {
+        using T = typename decltype(type)::type;
+        using A = arithmetic_t<T>;
+        const int64_t n = shape.n;
+        if (has_short_rows(shape)) {
+          return each_short_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
+            short_subsets_backward(keys, grad + row * n, count, n, k, inv_tau, out + row * n);
+          });
+        }
+        each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
+          SubsetRow<A> one(n, k, inv_tau);
+          for (int64_t r = 0; r < count; ++r) one.backward(keys + r * n, grad + (row + r) * n, out + (row + r) * n);
+        });
+      });
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ constexpr int64_t kAhead = 8;
 constexpr int64_t kBatches = 8;
 
 template <class T>
-STE_OPS_INLINE void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level,
-                             int64_t node) {
+STE_OPS_INLINE void sum_node(
+    const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, int64_t node) {
   uint64_t* prefix = nodes + shape.prefix[level] + node * kFanout;
   uint64_t* value = nodes + shape.value[level] + node;
   if (level > 1) {
@@ -39,9 +39,9 @@ STE_OPS_INLINE void sum_node(const TreeShape& shape, const bits_t<T>* weights, u
 
 // Nodes begin, begin + 1, ... of a level, or those listed.
 template <class T>
-STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(const TreeShape& shape, const bits_t<T>* weights,
-                                                       uint64_t* nodes, int level, const int64_t* listed, int64_t begin,
-                                                       int64_t end) {
+STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(
+    const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* listed, int64_t begin,
+    int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     if (listed && i + kAhead < end) {
       const int64_t next = listed[i + kAhead] * kFanout;
@@ -59,8 +59,9 @@ STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(const TreeShape& shape, c
 }
 
 template <class T>
-void sum_level(const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* listed,
-               int64_t count) {
+void sum_level(
+    const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* listed,
+    int64_t count) {
   if (count <= kNodes) return sum_nodes<T>(shape, weights, nodes, level, listed, 0, count);
   torch::stable::parallel_for(0, count, kNodes, [&](int64_t begin, int64_t end) {
     sum_nodes<T>(shape, weights, nodes, level, listed, begin, end);
@@ -99,16 +100,17 @@ int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t coun
 }
 
 std::tuple<Tensor, Tensor> sum_tree_cpu(Tensor weights) {
-  return sum_tree(weights, [](auto type, const Tensor&, const auto* weights, const TreeShape& shape, uint64_t* nodes,
-                              int64_t* verdict) {
-    using T = typename decltype(type)::type;
-    const int64_t n = shape.count[0], wrong = first_wrong<T>(weights, nullptr, n, n);
-    *verdict = wrong < n ? -1 - wrong : 1;
-    if (wrong < n) return;
-    for (int level = 1; level <= shape.levels; ++level) {
-      sum_level<T>(shape, weights, nodes, level, nullptr, shape.count[level]);
-    }
-  });
+  return sum_tree(
+      weights,
+      [](auto type, const Tensor&, const auto* weights, const TreeShape& shape, uint64_t* nodes, int64_t* verdict) {
+        using T = typename decltype(type)::type;
+        const int64_t n = shape.count[0], wrong = first_wrong<T>(weights, nullptr, n, n);
+        *verdict = wrong < n ? -1 - wrong : 1;
+        if (wrong < n) return;
+        for (int level = 1; level <= shape.levels; ++level) {
+          sum_level<T>(shape, weights, nodes, level, nullptr, shape.count[level]);
+        }
+      });
 }
 
 // The distinct parents of the listed children, each marked when it is met for the first time.
@@ -142,19 +144,19 @@ void apply_update(const TreeShape& shape, const TreeUpdate<bits_t<T>>& update) {
 }
 
 void sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
-  sum_tree_update(weights, nodes, indices, values,
-                  [](auto type, const Tensor&, const TreeShape& shape, const auto& update) {
-                    using T = typename decltype(type)::type;
-                    const int64_t n = shape.count[0];
-                    const int64_t wrong = first_wrong<T>(update.value, update.index, update.count, n);
-                    if (wrong < update.count) refuse(kTreeUpdate, fault_of_update<T>(update, wrong, n));
-                    if (update.count > 0) apply_update<T>(shape, update);
-                  });
+  sum_tree_update(
+      weights, nodes, indices, values, [](auto type, const Tensor&, const TreeShape& shape, const auto& update) {
+        using T = typename decltype(type)::type;
+        const int64_t n = shape.count[0];
+        const int64_t wrong = first_wrong<T>(update.value, update.index, update.count, n);
+        if (wrong < update.count) refuse(kTreeUpdate, fault_of_update<T>(update, wrong, n));
+        if (update.count > 0) apply_update<T>(shape, update);
+      });
 }
 
 // All draws of a batch go down a level together, so that their reads overlap.
-STE_OPS_CLONES __attribute__((flatten)) void draw_batch(const TreeShape& shape, const uint64_t* nodes, uint64_t seed,
-                                                        uint64_t start, int64_t count, int64_t* out) {
+STE_OPS_CLONES __attribute__((flatten)) void draw_batch(
+    const TreeShape& shape, const uint64_t* nodes, uint64_t seed, uint64_t start, int64_t count, int64_t* out) {
   RandomBlock<kDraws> random;
   uint64_t node[kDraws] = {};
   for (int level = shape.levels; level > 0; --level) {
@@ -172,18 +174,19 @@ STE_OPS_CLONES __attribute__((flatten)) void draw_batch(const TreeShape& shape, 
 }
 
 Tensor sum_tree_sample_cpu(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
-  return sum_tree_sample(nodes, n, seed, start, num_samples,
-                         [](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
-                            int64_t num_samples, int64_t* out) {
-                           if (nodes[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
-                           const int64_t batches = (num_samples + kDraws - 1) / kDraws;
-                           torch::stable::parallel_for(0, batches, kBatches, [&](int64_t begin, int64_t end) {
-                             for (int64_t i = begin * kDraws; i < std::min(end * kDraws, num_samples); i += kDraws) {
-                               int64_t count = std::min(kDraws, num_samples - i);
-                               draw_batch(shape, nodes, *seed, start + uint64_t(i), count, out + i);
-                             }
-                           });
-                         });
+  return sum_tree_sample(
+      nodes, n, seed, start, num_samples,
+      [](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start, int64_t num_samples,
+         int64_t* out) {
+        if (nodes[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
+        const int64_t batches = (num_samples + kDraws - 1) / kDraws;
+        torch::stable::parallel_for(0, batches, kBatches, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin * kDraws; i < std::min(end * kDraws, num_samples); i += kDraws) {
+            int64_t count = std::min(kDraws, num_samples - i);
+            draw_batch(shape, nodes, *seed, start + uint64_t(i), count, out + i);
+          }
+        });
+      });
 }
 
 }  // namespace

@@ -50,8 +50,9 @@ class ItemsOfKind {
 class Sweep {
  public:
   // Tiles are of `tile` items, a multiple of 64; of the sums one more stands behind those of the last tile.
-  Sweep(uint64_t* table, int64_t n, const uint64_t* heavy_bits, const std::vector<TileSums>& sums, int64_t tile,
-        uint64_t capacity)
+  Sweep(
+      uint64_t* table, int64_t n, const uint64_t* heavy_bits, const std::vector<TileSums>& sums, int64_t tile,
+      uint64_t capacity)
       : table_(table), n_(n), heavy_bits_(heavy_bits), sums_(sums), tile_(tile), capacity_(capacity) {}
 
   // The more chunks the shorter: their ends are boundaries of tiles, half of them tiles of light items and half of

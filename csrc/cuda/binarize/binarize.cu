@@ -52,9 +52,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 // Moves: reads n * T + n / 8, writes n * T.
 template <class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    scaled_backward_kernel(arithmetic_t<T> factor, const T* grad, const uint8_t* mask, T* out, int64_t numel,
-                           bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
+    arithmetic_t<T> factor, const T* grad, const uint8_t* mask, T* out, int64_t numel, bool aligned) {
   Vector<T> v[kChunksPerWarp];
   uint32_t bits[kChunksPerWarp];
 #pragma unroll
@@ -76,9 +75,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // Two chunks of both at a time: a curve's arithmetic hides what latency the smaller number in flight leaves.
 // Moves: reads 2 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
 template <class S, class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    curve_backward_kernel(S curve, const double* parameters, const T* grad, const T* x, T* out, int64_t numel,
-                          bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) curve_backward_kernel(
+    S curve, const double* parameters, const T* grad, const T* x, T* out, int64_t numel, bool aligned) {
   constexpr int kAhead = 2;
   if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
 #pragma unroll 1
@@ -105,9 +103,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // A chunk of the three at a time.
 // Moves: reads 3 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
 template <class S, class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    curve_second_kernel(S curve, const double* parameters, const T* upper, const T* grad, const T* x, T* out,
-                        int64_t numel, bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) curve_second_kernel(
+    S curve, const double* parameters, const T* upper, const T* grad, const T* x, T* out, int64_t numel, bool aligned) {
   if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
 #pragma unroll 1
   for (int k = 0; k < kChunksPerWarp; ++k) {
@@ -125,14 +122,15 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 }
 
 template <class Step>
-std::tuple<Tensor, Tensor> binarize_cuda(const char* op, const Step& step, const Tensor& x, int64_t surrogate, double a,
-                                         double b) {
+std::tuple<Tensor, Tensor> binarize_cuda(
+    const char* op, const Step& step, const Tensor& x, int64_t surrogate, double a, double b) {
   Launcher launch(x, op);
   return binarize(
       op, x, surrogate, a, b, [&](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
         using T = typename decltype(type)::type;
-        launch(binarize_kernel<Step, decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, step, s,
-               static_cast<const T*>(x), static_cast<T*>(out), mask, numel, aligned16(x) && aligned16(out));
+        launch(
+            binarize_kernel<Step, decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, step, s,
+            static_cast<const T*>(x), static_cast<T*>(out), mask, numel, aligned16(x) && aligned16(out));
       });
 }
 
@@ -155,40 +153,46 @@ Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor) {
     using U = bits_t<T>;
     bool aligned = aligned16(grad) && aligned16(out);
     if (factor == 1) {
-      launch(binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
-             static_cast<const U*>(grad), mask, static_cast<U*>(out), numel, aligned);
+      launch(
+          binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads, static_cast<const U*>(grad),
+          mask, static_cast<U*>(out), numel, aligned);
     } else {
-      launch(scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor),
-             static_cast<const T*>(grad), mask, static_cast<T*>(out), numel, aligned);
+      launch(
+          scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor),
+          static_cast<const T*>(grad), mask, static_cast<T*>(out), numel, aligned);
     }
   });
 }
 
-Tensor curve_backward_cuda(Tensor grad, Tensor x, int64_t surrogate, double a, double b,
-                           std::optional<Tensor> parameters) {
+Tensor curve_backward_cuda(
+    Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
   Launcher launch(x);
-  return curve("curve_backward", {{"grad", &grad}}, x, surrogate, a, b, parameters,
-               [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
-                   int64_t numel) {
-                 using T = typename decltype(type)::type;
-                 launch(curve_backward_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s,
-                        parameters, static_cast<const T*>(factors[0]), static_cast<const T*>(x), static_cast<T*>(out),
-                        numel, aligned16(factors[0]) && aligned16(x) && aligned16(out));
-               });
+  return curve(
+      "curve_backward", {{"grad", &grad}}, x, surrogate, a, b, parameters,
+      [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
+          int64_t numel) {
+        using T = typename decltype(type)::type;
+        launch(
+            curve_backward_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s, parameters,
+            static_cast<const T*>(factors[0]), static_cast<const T*>(x), static_cast<T*>(out), numel,
+            aligned16(factors[0]) && aligned16(x) && aligned16(out));
+      });
 }
 
-Tensor curve_second_cuda(Tensor upper, Tensor grad, Tensor x, int64_t surrogate, double a, double b,
-                         std::optional<Tensor> parameters) {
+Tensor curve_second_cuda(
+    Tensor upper, Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
   Launcher launch(x);
-  return curve("curve_second", {{"upper", &upper}, {"grad", &grad}}, x, surrogate, a, b, parameters,
-               [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
-                   int64_t numel) {
-                 using T = typename decltype(type)::type;
-                 launch(curve_second_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s,
-                        parameters, static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1]),
-                        static_cast<const T*>(x), static_cast<T*>(out), numel,
-                        aligned16(factors[0]) && aligned16(factors[1]) && aligned16(x) && aligned16(out));
-               });
+  return curve(
+      "curve_second", {{"upper", &upper}, {"grad", &grad}}, x, surrogate, a, b, parameters,
+      [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
+          int64_t numel) {
+        using T = typename decltype(type)::type;
+        launch(
+            curve_second_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s, parameters,
+            static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1]), static_cast<const T*>(x),
+            static_cast<T*>(out), numel,
+            aligned16(factors[0]) && aligned16(factors[1]) && aligned16(x) && aligned16(out));
+      });
 }
 
 }  // namespace

@@ -56,9 +56,8 @@ __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant
 // Moves: reads n * T + Change, writes changed * T; changed are the elements of vectors that change.
 // Moves (all left alone): reads Change, writes 0.
 template <class Change>
-__global__ void __launch_bounds__(kThreads)
-    strided_rewrite_kernel(void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
-                           Change change) {
+__global__ void __launch_bounds__(kThreads) strided_rewrite_kernel(
+    void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout, Change change) {
   if (change.leaves()) return;
   const int64_t begin = int64_t(blockIdx.x) * kBlock, end = at_most(numel, begin + kBlock);
   with_storage(storage, [&](auto type) {
@@ -190,8 +189,9 @@ __global__ void __launch_bounds__(kThreads)
     const double norm = dense_norm(terms, source, length);
     const double coefficient = clip_coefficient(norm, max_norm);
     const arithmetic_t<T> factor = leaves_alone(coefficient) ? 1 : arithmetic_t<T>(coefficient);
-    rewrite_to(source, out + row * length, length, threadIdx.x, blockDim.x,
-               [factor](T value) { return store<T>(load(value) * factor); });
+    rewrite_to(source, out + row * length, length, threadIdx.x, blockDim.x, [factor](T value) {
+      return store<T>(load(value) * factor);
+    });
   }
 }
 
@@ -209,8 +209,9 @@ Tensor clip_gradient_norm_backward_cuda(const Tensor& grad, int64_t row_dims, do
           const int64_t vectors = blocks_for(length, Vector<T>::size);
           const int threads = int(std::min<int64_t>(kThreads, blocks_for(vectors, kWarpSize) * kWarpSize));
           visit_norm(norm_type, [&](auto terms) {
-            launch(clip_rows_kernel<decltype(terms), T>, std::min<int64_t>(rows, INT32_MAX), threads, terms,
-                   static_cast<const T*>(x), static_cast<T*>(out), rows, length, max_norm);
+            launch(
+                clip_rows_kernel<decltype(terms), T>, std::min<int64_t>(rows, INT32_MAX), threads, terms,
+                static_cast<const T*>(x), static_cast<T*>(out), rows, length, max_norm);
           });
           return;
         }
@@ -219,8 +220,9 @@ Tensor clip_gradient_norm_backward_cuda(const Tensor& grad, int64_t row_dims, do
           Tensor row_norm = empty_strided({}, {}, ScalarType::Double, grad);
           Launches over(launch, {{const_cast<T*>(source), length, nullptr, storage_of_type<T>()}});
           enqueue_norm(over, norm_type, sizeof(T) == 8, row_norm);
-          launch(rewrite_to_kernel<T, Scale>, rewrite_blocks<T>(length), kThreads, source,
-                 static_cast<T*>(out) + r * length, length, scale_by(row_norm, max_norm));
+          launch(
+              rewrite_to_kernel<T, Scale>, rewrite_blocks<T>(length), kThreads, source,
+              static_cast<T*>(out) + r * length, length, scale_by(row_norm, max_norm));
         }
       });
 }
@@ -229,8 +231,9 @@ Tensor clip_gradient_value_backward_cuda(const Tensor& grad, double clip_value) 
   Launcher launch(grad);
   return clip_gradient_value_backward(grad, clip_value, [&](auto type, const void* x, void* out, int64_t numel) {
     using T = typename decltype(type)::type;
-    launch(rewrite_to_kernel<T, Clamp>, rewrite_blocks<T>(numel), kThreads, static_cast<const T*>(x),
-           static_cast<T*>(out), numel, Clamp{clip_value});
+    launch(
+        rewrite_to_kernel<T, Clamp>, rewrite_blocks<T>(numel), kThreads, static_cast<const T*>(x), static_cast<T*>(out),
+        numel, Clamp{clip_value});
   });
 }
 

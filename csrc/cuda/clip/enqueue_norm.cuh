@@ -47,9 +47,9 @@ __global__ void __launch_bounds__(kThreads)
 // Moves (second look): reads n * T + 16, writes 8 * blocks.
 // Moves (nothing to do): reads 8, writes 0.
 template <class Terms>
-__global__ void __launch_bounds__(kThreads)
-    strided_partials_kernel(const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
-                            Terms terms, double* partials, const double* state) {
+__global__ void __launch_bounds__(kThreads) strided_partials_kernel(
+    const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout, Terms terms,
+    double* partials, const double* state) {
   if (nothing_to_do(state)) return;
   terms = rescaled(terms, state);
   const int64_t begin = int64_t(blockIdx.x) * kBlock, end = at_most(numel, begin + kBlock);
@@ -68,9 +68,8 @@ enum class Pass { kFirst, kLargest, kScaled };
 // Moves (second look): reads 8 * blocks + 16, writes norm.
 // Moves (nothing to do): reads 8, writes 0.
 template <class Terms>
-__global__ void __launch_bounds__(kFinishThreads)
-    norm_finish_kernel(const double* partials, int64_t count, Terms terms, Pass pass, double* state, void* out,
-                       bool float64) {
+__global__ void __launch_bounds__(kFinishThreads) norm_finish_kernel(
+    const double* partials, int64_t count, Terms terms, Pass pass, double* state, void* out, bool float64) {
   if (pass != Pass::kFirst && nothing_to_do(state)) return;
   double total = Terms::identity();
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) total = Terms::combine(total, partials[i]);
@@ -99,12 +98,13 @@ void launch_pass(const Launches& over, Terms terms, Pass pass, double* partials,
         over.launch()(norm_partials_kernel<Terms, N>, blocks, kThreads, table, terms, partials + first, earlier);
       },
       [&](const Gradient& g, int64_t blocks, int64_t first, int64_t) {
-        over.launch()(strided_partials_kernel<Terms>, blocks, kThreads, static_cast<const void*>(g.data), g.numel,
-                      g.storage, *g.layout, terms, partials + first, earlier);
+        over.launch()(
+            strided_partials_kernel<Terms>, blocks, kThreads, static_cast<const void*>(g.data), g.numel, g.storage,
+            *g.layout, terms, partials + first, earlier);
       });
-  over.launch()(norm_finish_kernel<Terms>, 1, kFinishThreads, static_cast<const double*>(partials),
-                over.blocks().block_count(), terms, pass, state, out.mutable_data_ptr(),
-                out.scalar_type() == ScalarType::Double);
+  over.launch()(
+      norm_finish_kernel<Terms>, 1, kFinishThreads, static_cast<const double*>(partials), over.blocks().block_count(),
+      terms, pass, state, out.mutable_data_ptr(), out.scalar_type() == ScalarType::Double);
 }
 
 // The norm of one gradient from its partial results. Where those left the range this one block reads the gradient
@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kNormsThreads)
 
 // Moves: reads 8 * blocks, writes 8; a gradient whose total left the range is read, twice.
 template <class Terms>
-__global__ void __launch_bounds__(kNormsThreads)
-    strided_norms_kernel(const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout,
-                         Terms terms, const double* partials, int64_t blocks, double* norms) {
+__global__ void __launch_bounds__(kNormsThreads) strided_norms_kernel(
+    const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout, Terms terms,
+    const double* partials, int64_t blocks, double* norms) {
   const bool may_leave = may_leave_range<Terms>(storage == Storage::kDouble);
   const double norm = norm_of_one(terms, partials, blocks, may_leave, [&](auto other) {
     double total = 0;
@@ -166,9 +166,8 @@ struct Places {
 };
 
 // Moves: reads 8 * gradients, writes tensors * norm; norm is 4 or 8.
-inline __global__ void __launch_bounds__(kThreads)
-    place_norms_kernel(const __grid_constant__ Places places, const double* norms, void* out, int64_t begin,
-                       bool float64) {
+inline __global__ void __launch_bounds__(kThreads) place_norms_kernel(
+    const __grid_constant__ Places places, const double* norms, void* out, int64_t begin, bool float64) {
   for (int i = threadIdx.x; i < places.count; i += blockDim.x) {
     const double norm = places.of[i] < 0 ? 0 : norms[places.of[i]];
     if (float64) {
@@ -184,18 +183,19 @@ void launch_norms(const Launches& over, Terms terms, const double* partials, dou
   over.run(
       [&](const auto& table, int64_t, int64_t first, int64_t gradient) {
         constexpr int N = sizeof(table.numel) / sizeof(int64_t);
-        over.launch()(norms_kernel<Terms, N>, table.count, kNormsThreads, table, terms, partials + first,
-                      norms + gradient);
+        over.launch()(
+            norms_kernel<Terms, N>, table.count, kNormsThreads, table, terms, partials + first, norms + gradient);
       },
       [&](const Gradient& g, int64_t blocks, int64_t first, int64_t gradient) {
-        over.launch()(strided_norms_kernel<Terms>, 1, kNormsThreads, static_cast<const void*>(g.data), g.numel,
-                      g.storage, *g.layout, terms, partials + first, blocks, norms + gradient);
+        over.launch()(
+            strided_norms_kernel<Terms>, 1, kNormsThreads, static_cast<const void*>(g.data), g.numel, g.storage,
+            *g.layout, terms, partials + first, blocks, norms + gradient);
       });
 }
 
 // The norms of the launched gradients, as the tensors of the list ask for them.
-inline void place_norms(const Launches& over, const std::vector<int32_t>& places, const double* norms,
-                        const Tensor& out) {
+inline void place_norms(
+    const Launches& over, const std::vector<int32_t>& places, const double* norms, const Tensor& out) {
   std::vector<int32_t> launched(over.order().size());
   for (size_t g = 0; g < launched.size(); ++g) launched[over.order()[g]] = int32_t(g);
   for (size_t begin = 0; begin < places.size(); begin += kPlaces) {
@@ -205,8 +205,9 @@ inline void place_norms(const Launches& over, const std::vector<int32_t>& places
       const int32_t place = places[begin + i];
       part.of[i] = place < 0 ? -1 : launched[place];
     }
-    over.launch()(place_norms_kernel, 1, kThreads, part, norms, out.mutable_data_ptr(), int64_t(begin),
-                  out.scalar_type() == ScalarType::Double);
+    over.launch()(
+        place_norms_kernel, 1, kThreads, part, norms, out.mutable_data_ptr(), int64_t(begin),
+        out.scalar_type() == ScalarType::Double);
   }
 }
 

@@ -66,8 +66,9 @@ __device__ double norm_from(Terms terms, double total, bool may_leave, TotalOf t
 // The norm of x, by one block.
 template <class Terms, class T>
 __device__ double dense_norm(Terms terms, const T* x, int64_t count) {
-  return norm_from(terms, dense_total(terms, x, count), may_leave_range<Terms>(sizeof(T) == 8),
-                   [&](auto other) { return dense_total(other, x, count); });
+  return norm_from(terms, dense_total(terms, x, count), may_leave_range<Terms>(sizeof(T) == 8), [&](auto other) {
+    return dense_total(other, x, count);
+  });
 }
 
 }  // namespace ste_ops

@@ -21,8 +21,8 @@ struct SampleTable {
 };
 constexpr int kSmallSamples = 64;
 constexpr int kLargeSamples = kLargeTable > 1000 ? 1000 : 100;
-static_assert(sizeof(SampleTable<kLargeSamples>) <= (kLargeTable > 1000 ? 32764 : 4096) - 64,
-              "room for the parameters");
+static_assert(
+    sizeof(SampleTable<kLargeSamples>) <= (kLargeTable > 1000 ? 32764 : 4096) - 64, "room for the parameters");
 
 // A grid has at most this many blocks in its second dimension; more samples take turns.
 constexpr int64_t kMostSamples = 65535;
@@ -39,9 +39,9 @@ __device__ Terms terms_of(Terms terms, const double*, int64_t) {
 // Moves: reads n * T, writes 8 * partials.
 // Moves (scaled): reads n * T + 8 * batch, writes 8 * partials.
 template <class Terms, int N>
-__global__ void __launch_bounds__(kSampleThreads, 2)
-    sample_partials_kernel(const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest,
-                           double* partials, int64_t blocks_per_sample, int64_t batch) {
+__global__ void __launch_bounds__(kSampleThreads, 2) sample_partials_kernel(
+    const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest, double* partials,
+    int64_t blocks_per_sample, int64_t batch) {
   const int g = find_gradient(table);
   const int64_t length = table.length[g], begin = int64_t(blockIdx.x - table.first_block[g]) * kSampleBlock;
   with_storage(table.storage[g], [&](auto type) {
@@ -75,9 +75,9 @@ __global__ void __launch_bounds__(kSampleThreads)
 // `largest` where the squares were scaled by it.
 // Moves: reads 8 * partials, writes batch * (8 + norm); norm is 4 or 8.
 // Moves (scaled): reads 8 * partials + 8 * batch, writes batch * (8 + norm).
-__global__ void __launch_bounds__(kSampleThreads)
-    sample_norms_kernel(const double* partials, int64_t count, const double* largest, double max_norm,
-                        double* coefficients, void* norms, bool float64) {
+__global__ void __launch_bounds__(kSampleThreads) sample_norms_kernel(
+    const double* partials, int64_t count, const double* largest, double max_norm, double* coefficients, void* norms,
+    bool float64) {
   const double total = sample_total<Squares>(partials, count);
   if (threadIdx.x != 0) return;
   double norm = sqrt(total);
@@ -143,12 +143,14 @@ int64_t for_each_table(const std::vector<Samples>& items, F&& f) {
 }
 
 template <class Terms>
-void launch_partials(const Launcher& launch, const SampleLists& lists, Terms terms, const double* largest,
-                     double* partials, int64_t blocks_per_sample) {
+void launch_partials(
+    const Launcher& launch, const SampleLists& lists, Terms terms, const double* largest, double* partials,
+    int64_t blocks_per_sample) {
   for_each_table(lists.items, [&](const auto& table, int64_t blocks, int64_t first) {
     constexpr int N = sizeof(table.length) / sizeof(int64_t);
-    launch(sample_partials_kernel<Terms, N>, {blocks, std::min(lists.batch, kMostSamples)}, kSampleThreads, table,
-           terms, largest, partials + first, blocks_per_sample, lists.batch);
+    launch(
+        sample_partials_kernel<Terms, N>, {blocks, std::min(lists.batch, kMostSamples)}, kSampleThreads, table, terms,
+        largest, partials + first, blocks_per_sample, lists.batch);
   });
 }
 
@@ -174,8 +176,9 @@ Tensor clip_per_sample(const SampleLists& lists, double max_norm) {
   } else {
     launch_partials(launch, lists, Squares{}, nullptr, partials, blocks);
   }
-  launch(sample_norms_kernel, batch, kSampleThreads, read_only, blocks, lists.has_float64() ? largest : nullptr,
-         max_norm, coefficients, norms.mutable_data_ptr(), lists.has_float64());
+  launch(
+      sample_norms_kernel, batch, kSampleThreads, read_only, blocks, lists.has_float64() ? largest : nullptr, max_norm,
+      coefficients, norms.mutable_data_ptr(), lists.has_float64());
   for_each_table(lists.items, [&](const auto& table, int64_t columns, int64_t) {
     constexpr int N = sizeof(table.length) / sizeof(int64_t);
     launch(add_samples_kernel<N>, columns, kSampleThreads, table, static_cast<const double*>(coefficients), batch);

@@ -140,8 +140,8 @@ class Launches {
       g += rest <= kSmallTable ? run_table<kSmallTable>(of_table, g) : run_table<kLargeTable>(of_table, g);
     }
     for (size_t g = dense_; g < gradients_.size(); ++g) {
-      of_strided(gradients_[g], blocks_.first_block(g + 1) - blocks_.first_block(g), blocks_.first_block(g),
-                 int64_t(g));
+      of_strided(
+          gradients_[g], blocks_.first_block(g + 1) - blocks_.first_block(g), blocks_.first_block(g), int64_t(g));
     }
   }
 

@@ -49,8 +49,9 @@ __global__ void __launch_bounds__(kUnitThreads)
 
 template <class T>
 __device__ double norm_of_unit(const T* data, const Strided& layout, int64_t length) {
-  return norm_from(Squares{}, strided_total(Squares{}, data, layout, 0, length), sizeof(T) == 8,
-                   [&](auto other) { return strided_total(other, data, layout, 0, length); });
+  return norm_from(Squares{}, strided_total(Squares{}, data, layout, 0, length), sizeof(T) == 8, [&](auto other) {
+    return strided_total(other, data, layout, 0, length);
+  });
 }
 
 // A pair that is not dense has a launch of its own.
@@ -76,8 +77,8 @@ __global__ void __launch_bounds__(kUnitThreads)
 }
 
 template <int N>
-size_t launch_table(const Launcher& launch, const std::vector<WeightAndGradient>& pairs, size_t begin,
-                    double clip_factor, double eps) {
+size_t launch_table(
+    const Launcher& launch, const std::vector<WeightAndGradient>& pairs, size_t begin, double clip_factor, double eps) {
   UnitTable<N> table;
   table.count = 0;
   int64_t blocks = 0;

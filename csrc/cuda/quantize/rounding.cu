@@ -12,8 +12,8 @@ Tensor rounded(const char* op, const Tensor& x, Make make) {
   Launcher launch(x, op);
   return map_elements(op, x, [&](const auto* x, auto* out, int64_t numel) {
     using A = decltype(load(*x));
-    launch_quantize<0>(launch, Plain<decltype(make(A())), A>{make(A())}, NoSteps<A>(), whole_tensor(numel), x, out,
-                       MaskPointers{});
+    launch_quantize<0>(
+        launch, Plain<decltype(make(A())), A>{make(A())}, NoSteps<A>(), whole_tensor(numel), x, out, MaskPointers{});
   });
 }
 
@@ -38,8 +38,9 @@ Tensor clamp_cuda(Tensor x, double min, double max) {
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     stochastic_round_kernel(const T* x, const uint64_t* seed, int64_t rows, int64_t in_row, T* out, bool aligned) {
-  map_drawn(x, seed, rows, in_row, out, aligned,
-            [](T value, int64_t, uint64_t random) { return store<T>(stochastic_round(load(value), random)); });
+  map_drawn(x, seed, rows, in_row, out, aligned, [](T value, int64_t, uint64_t random) {
+    return store<T>(stochastic_round(load(value), random));
+  });
 }
 
 Tensor stochastic_round_cuda(Tensor x, Tensor seed) {
@@ -48,8 +49,9 @@ Tensor stochastic_round_cuda(Tensor x, Tensor seed) {
   const int64_t rows = seed_rows(op, seed, x, "x");
   return map_elements(op, x, [&](const auto* x, auto* out, int64_t numel) {
     using T = std::remove_pointer_t<decltype(out)>;
-    launch(stochastic_round_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, x, unsigned_data(seed), rows,
-           numel / rows, out, aligned16(x) && aligned16(out));
+    launch(
+        stochastic_round_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, x, unsigned_data(seed), rows,
+        numel / rows, out, aligned16(x) && aligned16(out));
   });
 }
 

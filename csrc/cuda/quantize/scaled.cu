@@ -95,9 +95,8 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // out = f(grad, x, parameter of the group).
 // Moves: reads 2 * n * T + groups * P, writes n * T.
 template <class F, class T, class P>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    map_scaled_backward_kernel(F f, Parameters<P> parameters, const T* grad, const T* x, T* out, int64_t numel,
-                               bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) map_scaled_backward_kernel(
+    F f, Parameters<P> parameters, const T* grad, const T* x, T* out, int64_t numel, bool aligned) {
   Vector<T> g[kChunksPerWarp], v[kChunksPerWarp];
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
@@ -115,16 +114,18 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 
 template <class F, class T, class P>
 void map_in_groups(const Launcher& launch, F f, const Groups& groups, const P* parameters, const T* x, T* out) {
-  launch(map_scaled_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
-         parameters_of<T>(groups, parameters), x, out, groups.numel(), aligned16(x) && aligned16(out));
+  launch(
+      map_scaled_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
+      parameters_of<T>(groups, parameters), x, out, groups.numel(), aligned16(x) && aligned16(out));
 }
 
 template <class F, class T, class P>
-void map_in_groups(const Launcher& launch, F f, const Groups& groups, const P* parameters, const T* grad, const T* x,
-                   T* out) {
-  launch(map_scaled_backward_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
-         parameters_of<T>(groups, parameters), grad, x, out, groups.numel(),
-         aligned16(grad) && aligned16(x) && aligned16(out));
+void map_in_groups(
+    const Launcher& launch, F f, const Groups& groups, const P* parameters, const T* grad, const T* x, T* out) {
+  launch(
+      map_scaled_backward_kernel<F, T, P>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, f,
+      parameters_of<T>(groups, parameters), grad, x, out, groups.numel(),
+      aligned16(grad) && aligned16(x) && aligned16(out));
 }
 
 // Memory for `count` structs of numbers, on the device of `like` until the tensor dies.
@@ -177,8 +178,9 @@ Tensor xnor_weight_backward_cuda(Tensor grad, Tensor w, Tensor mean, bool per_ch
         using P = XnorGroup<arithmetic_t<T>>;
         Tensor memory = new_parameters<P>(groups.count(), w);
         P* parameters = static_cast<P*>(memory.mutable_data_ptr());
-        reduce_groups<Additive, T>(launch, groups, w, XnorTerms<T>{grad, x},
-                                   KeepXnorGroup<arithmetic_t<T>>{mean, parameters, groups.members()});
+        reduce_groups<Additive, T>(
+            launch, groups, w, XnorTerms<T>{grad, x},
+            KeepXnorGroup<arithmetic_t<T>>{mean, parameters, groups.members()});
         map_in_groups(launch, XnorBackward{}, groups, static_cast<const P*>(parameters), grad, x, out);
       });
 }
@@ -198,8 +200,8 @@ Tensor bitnet_weight_cuda(Tensor w, bool per_channel) {
       "bitnet_weight", w, per_channel, 1, [&](const Groups& groups, const auto* x, auto* out, auto* scale) {
         using T = std::remove_pointer_t<decltype(out)>;
         using A = arithmetic_t<T>;
-        reduce_groups<Additive, T>(launch, groups, w, MagnitudeTerms<T>{x},
-                                   KeepMean<A>{scale, groups.members(), kLeastBitNetScale});
+        reduce_groups<Additive, T>(
+            launch, groups, w, MagnitudeTerms<T>{x}, KeepMean<A>{scale, groups.members(), kLeastBitNetScale});
         map_in_groups(launch, BitNetWeight{}, groups, static_cast<const A*>(scale), x, out);
       }));
 }
@@ -301,14 +303,14 @@ struct DoReFaBackward {
 std::tuple<Tensor, Tensor> dorefa_weight_cuda(Tensor w, int64_t bits, bool per_channel) {
   Launcher launch(w);
   const DoReFaWeight f{dorefa_levels(bits)};
-  return scale_weights("dorefa_weight", w, per_channel, 2,
-                       [&](const Groups& groups, const auto* x, auto* out, auto* statistic) {
-                         using T = std::remove_pointer_t<decltype(out)>;
-                         using A = arithmetic_t<T>;
-                         reduce_groups<Maximum, T>(launch, groups, w, MagnitudeTerms<T>{x}, KeepLargest<A>{statistic});
-                         reduce_groups<Additive, T>(launch, groups, w, DoReFaTerms<T>{f, statistic, x, out},
-                                                    KeepLargest<A>{statistic + groups.count()});
-                       });
+  return scale_weights(
+      "dorefa_weight", w, per_channel, 2, [&](const Groups& groups, const auto* x, auto* out, auto* statistic) {
+        using T = std::remove_pointer_t<decltype(out)>;
+        using A = arithmetic_t<T>;
+        reduce_groups<Maximum, T>(launch, groups, w, MagnitudeTerms<T>{x}, KeepLargest<A>{statistic});
+        reduce_groups<Additive, T>(
+            launch, groups, w, DoReFaTerms<T>{f, statistic, x, out}, KeepLargest<A>{statistic + groups.count()});
+      });
 }
 
 Tensor dorefa_weight_backward_cuda(Tensor grad, Tensor w, Tensor statistic, bool per_channel) {
@@ -320,8 +322,9 @@ Tensor dorefa_weight_backward_cuda(Tensor grad, Tensor w, Tensor statistic, bool
         using P = DoReFaGroup<arithmetic_t<T>>;
         Tensor memory = new_parameters<P>(groups.count(), w);
         P* parameters = static_cast<P*>(memory.mutable_data_ptr());
-        reduce_groups<Additive, T>(launch, groups, w, DoReFaBackwardTerms<T>{grad, x},
-                                   KeepDoReFaGroup<arithmetic_t<T>>{largest, largest + groups.count(), parameters});
+        reduce_groups<Additive, T>(
+            launch, groups, w, DoReFaBackwardTerms<T>{grad, x},
+            KeepDoReFaGroup<arithmetic_t<T>>{largest, largest + groups.count(), parameters});
         map_in_groups(launch, DoReFaBackward{}, groups, static_cast<const P*>(parameters), grad, x, out);
       });
 }

@@ -83,21 +83,23 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T, class Rule>
-void launch_prune(const Launcher& launch, Rule rule, const void* w, const void* grad, void* out,
-                  const Neighbours& groups) {
+void launch_prune(
+    const Launcher& launch, Rule rule, const void* w, const void* grad, void* out, const Neighbours& groups) {
   const auto* from = static_cast<const T*>(w);
   const auto* gradient = static_cast<const T*>(grad);
   auto* to = static_cast<T*>(out);
   if constexpr (Vector<T>::size % 4 == 0) {
     if (groups.m == 4 && groups.inner == 1) {
       const int64_t numel = groups.groups * 4;
-      launch(sr_ste_fours_kernel<T, Rule>, elementwise_blocks<T>(numel), kElementwiseThreads, rule, from, gradient, to,
-             numel, int(groups.n), aligned16(w) && aligned16(grad) && aligned16(out));
+      launch(
+          sr_ste_fours_kernel<T, Rule>, elementwise_blocks<T>(numel), kElementwiseThreads, rule, from, gradient, to,
+          numel, int(groups.n), aligned16(w) && aligned16(grad) && aligned16(out));
       return;
     }
   }
-  launch(sr_ste_groups_kernel<T, Rule>, std::min<int64_t>(blocks_for(groups.groups * groups.inner, 256), INT32_MAX),
-         256, rule, from, gradient, to, groups);
+  launch(
+      sr_ste_groups_kernel<T, Rule>, std::min<int64_t>(blocks_for(groups.groups * groups.inner, 256), INT32_MAX), 256,
+      rule, from, gradient, to, groups);
 }
 
 Tensor sr_ste_cuda(Tensor w, int64_t n, int64_t m) {
@@ -109,10 +111,10 @@ Tensor sr_ste_cuda(Tensor w, int64_t n, int64_t m) {
 
 Tensor sr_ste_backward_cuda(Tensor grad, Tensor w, int64_t n, int64_t m, double decay) {
   Launcher launch(w);
-  return sr_ste_backward(grad, w, n, m,
-                         [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
-                           launch_prune<typename decltype(type)::type>(launch, Decay{decay}, w, grad, out, groups);
-                         });
+  return sr_ste_backward(
+      grad, w, n, m, [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
+        launch_prune<typename decltype(type)::type>(launch, Decay{decay}, w, grad, out, groups);
+      });
 }
 
 }  // namespace

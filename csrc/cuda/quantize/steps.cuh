@@ -49,9 +49,9 @@ struct NoSteps {
 // groups, a multiple of the code, are others, so that it does not lie between the instructions of these.
 // Moves: reads n * T + Steps, writes n * T + kMasks * (n / 8).
 template <int kMasks, class Op, class Steps, class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    quantize_kernel(Op op, Steps steps, Groups groups, const T* x, T* out, uint8_t* inside, uint8_t* above,
-                    int64_t numel, bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) quantize_kernel(
+    Op op, Steps steps, Groups groups, const T* x, T* out, uint8_t* inside, uint8_t* above, int64_t numel,
+    bool aligned) {
   constexpr int kAhead = Steps::kShared ? kChunksPerWarp : 2;
   int64_t group = -1;
   Step<arithmetic_t<T>> step;
@@ -91,10 +91,12 @@ struct MaskPointers {
 };
 
 template <int kMasks, class Op, class Steps, class T>
-void launch_quantize(const Launcher& launch, const Op& op, const Steps& steps, const Groups& groups, const T* x, T* out,
-                     MaskPointers masks) {
-  launch(quantize_kernel<kMasks, Op, Steps, T>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, op, steps,
-         groups, x, out, masks.inside, masks.above, groups.numel(), aligned16(x) && aligned16(out));
+void launch_quantize(
+    const Launcher& launch, const Op& op, const Steps& steps, const Groups& groups, const T* x, T* out,
+    MaskPointers masks) {
+  launch(
+      quantize_kernel<kMasks, Op, Steps, T>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, op, steps,
+      groups, x, out, masks.inside, masks.above, groups.numel(), aligned16(x) && aligned16(out));
 }
 
 }  // namespace ste_ops

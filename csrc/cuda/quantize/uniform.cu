@@ -19,9 +19,9 @@ Tensor quantize(const char* op, const Tensor& x, const Quantizer& quantizer, int
   });
 }
 
-std::tuple<Tensor, Tensor> fake_quantize_cuda(Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point,
-                                              double scale_number, double zero_point_number, int64_t quant_min,
-                                              int64_t quant_max, int64_t axis) {
+std::tuple<Tensor, Tensor> fake_quantize_cuda(
+    Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point, double scale_number,
+    double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
   Tensor mask = new_mask(x);
@@ -88,23 +88,23 @@ template <class T, class Terms>
 void reduce_into(const Launcher& launch, const Groups& groups, const Terms& terms, double factor, const Tensor& out) {
   dispatch_floating("lsq_backward", "scale", out, [&](auto type) {
     using S = typename decltype(type)::type;
-    reduce_groups<Additive, T>(launch, groups, out, terms,
-                               StoreTotal<S>{static_cast<S*>(out.mutable_data_ptr()), factor});
+    reduce_groups<Additive, T>(
+        launch, groups, out, terms, StoreTotal<S>{static_cast<S*>(out.mutable_data_ptr()), factor});
   });
 }
 
-std::tuple<Tensor, Tensor> lsq_backward_cuda(Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max,
-                                             int64_t axis, double grad_scale) {
+std::tuple<Tensor, Tensor> lsq_backward_cuda(
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
   Launcher launch(x);
   const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return lsq_backward(grad, x, scale, quantizer.shared() ? -1 : axis,
-                      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
-                        using T = std::remove_pointer_t<decltype(of_x)>;
-                        using A = arithmetic_t<T>;
-                        const LsqTerms<T> terms{Uniform<A>(quant_min, quant_max), DeviceSteps<A>(quantizer), grad, x,
-                                                of_x};
-                        reduce_into<T>(launch, groups, terms, grad_scale, of_scale);
-                      });
+  return lsq_backward(
+      grad, x, scale, quantizer.shared() ? -1 : axis,
+      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
+        using T = std::remove_pointer_t<decltype(of_x)>;
+        using A = arithmetic_t<T>;
+        const LsqTerms<T> terms{Uniform<A>(quant_min, quant_max), DeviceSteps<A>(quantizer), grad, x, of_x};
+        reduce_into<T>(launch, groups, terms, grad_scale, of_scale);
+      });
 }
 
 // The kernels make what they quantize with from alpha: the host does not know it.
@@ -135,8 +135,9 @@ std::tuple<Tensor, Tensor, Tensor> pact_cuda(Tensor x, Tensor alpha, int64_t bit
   Tensor inside = new_mask(x), above = new_mask(x);
   Tensor out = map_elements("pact", x, [&](const auto* x, auto* out, int64_t numel) {
     using A = decltype(load(*x));
-    launch_quantize<2>(launch, PactByStep<A>(), DevicePact<A>{parameter.template data<A>(), A(steps)},
-                       whole_tensor(numel), x, out, {mutable_bytes(inside), mutable_bytes(above)});
+    launch_quantize<2>(
+        launch, PactByStep<A>(), DevicePact<A>{parameter.template data<A>(), A(steps)}, whole_tensor(numel), x, out,
+        {mutable_bytes(inside), mutable_bytes(above)});
   });
   return {out, inside, above};
 }
@@ -167,13 +168,13 @@ struct PactTerms {
 
 std::tuple<Tensor, Tensor> pact_backward_cuda(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {
   Launcher launch(grad);
-  return pact_backward(grad, inside, above, alpha,
-                       [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
-                           const Tensor& of_alpha) {
-                         using T = std::remove_pointer_t<decltype(of_x)>;
-                         reduce_into<T>(launch, whole_tensor(numel), PactTerms<T>{grad, inside, above, of_x, numel}, 1,
-                                        of_alpha);
-                       });
+  return pact_backward(
+      grad, inside, above, alpha,
+      [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
+          const Tensor& of_alpha) {
+        using T = std::remove_pointer_t<decltype(of_x)>;
+        reduce_into<T>(launch, whole_tensor(numel), PactTerms<T>{grad, inside, above, of_x, numel}, 1, of_alpha);
+      });
 }
 
 std::tuple<Tensor, Tensor> dorefa_activation_cuda(Tensor x, int64_t bits) {
@@ -182,8 +183,8 @@ std::tuple<Tensor, Tensor> dorefa_activation_cuda(Tensor x, int64_t bits) {
   Tensor mask = new_mask(x);
   Tensor out = map_elements("dorefa_activation", x, [&](const auto* x, auto* out, int64_t numel) {
     using A = decltype(load(*x));
-    launch_quantize<1>(launch, UnitInterval<A>{A(steps)}, NoSteps<A>(), whole_tensor(numel), x, out,
-                       {mutable_bytes(mask)});
+    launch_quantize<1>(
+        launch, UnitInterval<A>{A(steps)}, NoSteps<A>(), whole_tensor(numel), x, out, {mutable_bytes(mask)});
   });
   return {out, mask};
 }

@@ -13,9 +13,9 @@ constexpr int kDraws = 8;
 // A row at a time for 2^lane_bits threads, which take pairs of neighbouring draws in turn. Bounds that leave a thread
 // 80 registers spill on some archs; 512 threads of 8 loads are 4096 of a multiprocessor under way.
 // Moves: reads at most 8 * draws + 8 * rows + 8, writes 8 * draws; an entry lies in a sector of its own.
-__global__ void __launch_bounds__(kSamplingThreads, 2)
-    alias_sample_kernel(const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
-                        uint64_t start, uint64_t stride, int64_t num_samples, int lane_bits, int64_t* out) {
+__global__ void __launch_bounds__(kSamplingThreads, 2) alias_sample_kernel(
+    const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n, uint64_t start,
+    uint64_t stride, int64_t num_samples, int lane_bits, int64_t* out) {
   constexpr int kPair = Vector<int64_t>::size;
   const int lanes = 1 << lane_bits, lane = int(threadIdx.x) & (lanes - 1), teams = kSamplingThreads >> lane_bits;
   const int64_t first_row = int64_t(blockIdx.y) * teams + (int(threadIdx.x) >> lane_bits);
@@ -58,20 +58,22 @@ std::tuple<Tensor, Tensor> alias_table_cuda(Tensor weights) {
   });
 }
 
-Tensor alias_sample_cuda(Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples,
-                         int64_t stride) {
+Tensor alias_sample_cuda(
+    Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples, int64_t stride) {
   Launcher launch(table);
-  return alias_sample(table, capacity, seed, start, num_samples, stride,
-                      [&](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed,
-                          int64_t rows, int64_t n, uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
-                        int lane_bits = 0;
-                        while (kDraws << lane_bits < num_samples && 1 << lane_bits < kSamplingThreads) ++lane_bits;
-                        const int64_t most = resident_blocks(launch);
-                        const int64_t x = std::min(blocks_for(num_samples, kDraws << lane_bits), most);
-                        const int64_t y = blocks_for(rows, kSamplingThreads >> lane_bits);
-                        launch(alias_sample_kernel, {x, std::min(y, blocks_for(most, x))}, kSamplingThreads, table,
-                               capacity, seed, rows, n, start, stride, num_samples, lane_bits, out);
-                      });
+  return alias_sample(
+      table, capacity, seed, start, num_samples, stride,
+      [&](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
+          uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
+        int lane_bits = 0;
+        while (kDraws << lane_bits < num_samples && 1 << lane_bits < kSamplingThreads) ++lane_bits;
+        const int64_t most = resident_blocks(launch);
+        const int64_t x = std::min(blocks_for(num_samples, kDraws << lane_bits), most);
+        const int64_t y = blocks_for(rows, kSamplingThreads >> lane_bits);
+        launch(
+            alias_sample_kernel, {x, std::min(y, blocks_for(most, x))}, kSamplingThreads, table, capacity, seed, rows,
+            n, start, stride, num_samples, lane_bits, out);
+      });
 }
 
 }  // namespace

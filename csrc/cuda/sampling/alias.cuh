@@ -29,8 +29,8 @@ __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* 
 }
 
 // The masses of tile_item(begin, k) as the columns hold them, and what is before each.
-__device__ inline void pad_masses(uint64_t (&masses)[kTileItems], uint64_t mass_before, Columns column,
-                                  uint64_t (&before)[kTileItems]) {
+__device__ inline void pad_masses(
+    uint64_t (&masses)[kTileItems], uint64_t mass_before, Columns column, uint64_t (&before)[kTileItems]) {
   TileSums<uint64_t> sums(sum_of(masses), mass_before);
 #pragma unroll
   for (int k = 0; k < kTileItems; ++k) {
@@ -42,9 +42,9 @@ __device__ inline void pad_masses(uint64_t (&masses)[kTileItems], uint64_t mass_
 // Sums what is heavy in a tile. An item without a mass is light.
 // Moves: reads rows * n * T + 8 * tiles + 40 * rows, writes 16 * tiles.
 template <class T>
-__global__ void __launch_bounds__(kSamplingThreads)
-    pad_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
-               const Columns* columns, uint64_t* tile_excess, uint64_t* tile_heavies) {
+__global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
+    Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, const Columns* columns,
+    uint64_t* tile_excess, uint64_t* tile_heavies) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const int64_t row = tiles.row(tile);
     const Columns column = columns[row];
@@ -72,10 +72,10 @@ STE_HD int64_t items_of(int64_t n) { return n + 1; }
 // Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
 // Moves: reads rows * n * T + 24 * tiles + 48 * rows, writes rows * ((n + 2) * 8 + (n + 1) * Item).
 template <class T, class Item>
-__global__ void __launch_bounds__(kSamplingThreads)
-    place_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
-                 const uint64_t* excess_before, const uint64_t* heavies_before, const uint64_t* row_heavies,
-                 const Columns* columns, uint64_t* bounds, Item* items) {
+__global__ void __launch_bounds__(kSamplingThreads) place_kernel(
+    Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, const uint64_t* excess_before,
+    const uint64_t* heavies_before, const uint64_t* row_heavies, const Columns* columns, uint64_t* bounds,
+    Item* items) {
   // A thread's own masses, and what is before each: in registers they would leave a multiprocessor few warps.
   __shared__ uint64_t kept_masses[kTileItems][kSamplingThreads], kept_before[kTileItems][kSamplingThreads];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
 // once for all threads, which then search what lies between.
 // Moves: reads at most rows * ((n + 2) * 8 + (n + 1) * Item + 16), writes 8 * rows * n.
 template <class Item>
-__global__ void __launch_bounds__(kSamplingThreads)
-    merge_kernel(Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies,
-                 const int64_t* capacity, uint64_t* table) {
+__global__ void __launch_bounds__(kSamplingThreads) merge_kernel(
+    Tiles tiles, const uint64_t* bounds, const Item* items, const uint64_t* row_heavies, const int64_t* capacity,
+    uint64_t* table) {
   __shared__ int64_t lights_at[2];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const int64_t row = tiles.row(tile), first = tiles.begin(tile), last = tiles.end(tile);
@@ -132,8 +132,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
       for (int64_t i = begin; i < end; ++i) out[i] = 0;
       continue;
     }
-    AliasMerge<Item> merge(bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n,
-                           int64_t(row_heavies[row]), uint64_t(capacity[row]));
+    AliasMerge<Item> merge(
+        bounds + row * bounds_of(tiles.n), items + row * items_of(tiles.n), tiles.n, int64_t(row_heavies[row]),
+        uint64_t(capacity[row]));
     if (lane_index() == 0 && warp_index() < 2) {
       merge.seek(warp_index() == 0 ? first : last);
       lights_at[warp_index()] = merge.i;
@@ -155,20 +156,23 @@ struct AliasScratch {
 };
 
 template <class T, class Item>
-void pair_items(const Launcher& launch, const Tensor& like, Tiles tiles, ScalarType item_type, const bits_t<T>* weights,
-                const Row* rows, AliasScratch scratch, uint64_t* table, const int64_t* capacity) {
+void pair_items(
+    const Launcher& launch, const Tensor& like, Tiles tiles, ScalarType item_type, const bits_t<T>* weights,
+    const Row* rows, AliasScratch scratch, uint64_t* table, const int64_t* capacity) {
   Tensor memory = empty_vector(tiles.rows * items_of(tiles.n), item_type, like);
   Item* items = static_cast<Item*>(memory.mutable_data_ptr());
   const int64_t blocks = std::min(tiles.count(), resident_blocks(launch));
-  launch(place_kernel<T, Item>, blocks, kSamplingThreads, tiles, weights, rows, scratch.mass_before,
-         scratch.excess_before, scratch.heavies_before, scratch.row_heavies, scratch.columns, scratch.bounds, items);
-  launch(merge_kernel<Item>, blocks, kSamplingThreads, tiles, scratch.bounds, items, scratch.row_heavies, capacity,
-         table);
+  launch(
+      place_kernel<T, Item>, blocks, kSamplingThreads, tiles, weights, rows, scratch.mass_before, scratch.excess_before,
+      scratch.heavies_before, scratch.row_heavies, scratch.columns, scratch.bounds, items);
+  launch(
+      merge_kernel<Item>, blocks, kSamplingThreads, tiles, scratch.bounds, items, scratch.row_heavies, capacity, table);
 }
 
 template <class T>
-void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n,
-                  uint64_t* table, int64_t* capacity) {
+void build_tables(
+    const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n, uint64_t* table,
+    int64_t* capacity) {
   Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
   auto allocate = [&](int64_t numel) { return empty_vector(numel, ScalarType::Long, like); };
   Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
@@ -178,21 +182,24 @@ void build_tables(const Launcher& launch, const Tensor& like, const bits_t<T>* w
   Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
   Columns* columns = static_cast<Columns*>(column_memory.mutable_data_ptr());
   uint64_t* mass_before = mutable_unsigned_data(tile_sums);
-  AliasScratch scratch{columns,
-                       mass_before,
-                       mass_before + tiles.count(),
-                       mass_before + 2 * tiles.count(),
-                       mutable_unsigned_data(row_sums),
-                       mutable_unsigned_data(bound_memory)};
+  AliasScratch scratch{
+      columns,
+      mass_before,
+      mass_before + tiles.count(),
+      mass_before + 2 * tiles.count(),
+      mutable_unsigned_data(row_sums),
+      mutable_unsigned_data(bound_memory)};
   const int64_t most = resident_blocks(launch), blocks = std::min(tiles.count(), most);
   launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
   launch(scan_mass_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, columns, capacity);
-  launch(pad_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, columns, scratch.excess_before,
-         scratch.heavies_before);
-  launch(scan_heavy_kernel, std::min(rows, most), kSamplingThreads, tiles, scratch.excess_before,
-         scratch.heavies_before, scratch.row_heavies);
+  launch(
+      pad_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, columns, scratch.excess_before,
+      scratch.heavies_before);
+  launch(
+      scan_heavy_kernel, std::min(rows, most), kSamplingThreads, tiles, scratch.excess_before, scratch.heavies_before,
+      scratch.row_heavies);
   if (n <= int64_t(UINT32_MAX)) {
     pair_items<T, uint32_t>(launch, like, tiles, ScalarType::Int, weights, row, scratch, table, capacity);
   } else {

@@ -34,15 +34,17 @@ __global__ void __launch_bounds__(kRowThreads)
 
 std::tuple<Tensor, Tensor> categorical_cuda(Tensor logits, Tensor seed) {
   Launcher launch(logits);
-  return categorical(logits, seed,
-                     [&](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds,
-                         auto* out, int64_t* index) {
-                       using T = typename decltype(type)::type;
-                       with_team(shape, [&](auto team, int64_t blocks) {
-                         launch(categorical_kernel<T, decltype(team)>, std::min(blocks, kMaxRowBlocks), kRowThreads,
-                                team, shape, x, seeds, out, index);
-                       });
-                     });
+  return categorical(
+      logits, seed,
+      [&](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds, auto* out,
+          int64_t* index) {
+        using T = typename decltype(type)::type;
+        with_team(shape, [&](auto team, int64_t blocks) {
+          launch(
+              categorical_kernel<T, decltype(team)>, std::min(blocks, kMaxRowBlocks), kRowThreads, team, shape, x,
+              seeds, out, index);
+        });
+      });
 }
 
 // What an element of the row is to its softmax: e^z, and the same at tau = 1.
@@ -63,9 +65,9 @@ struct RowSoftmax {
 
 // Moves: reads 2 * rows * n * T + 8 * drawn + 8 * seeds (again all), writes rows * n * T; drawn is rows or 0.
 template <class T, class Team, Estimator kEstimator>
-__global__ void __launch_bounds__(kRowThreads)
-    categorical_backward_kernel(Team team, RowShape shape, arithmetic_t<T> inv_tau, const T* grad, const T* logits,
-                                const uint64_t* seeds, const int64_t* index, T* out) {
+__global__ void __launch_bounds__(kRowThreads) categorical_backward_kernel(
+    Team team, RowShape shape, arithmetic_t<T> inv_tau, const T* grad, const T* logits, const uint64_t* seeds,
+    const int64_t* index, T* out) {
   using A = arithmetic_t<T>;
   constexpr bool kNoisy = kEstimator == kGumbel, kSecond = kEstimator == kReinMax;
   for (int64_t first = int64_t(blockIdx.x) * team.per_block(); first < shape.rows;
@@ -112,8 +114,8 @@ Tensor categorical_backward_cuda(Tensor grad, Tensor logits, Tensor seed, Tensor
           auto* kernel = estimator == kGumbel    ? categorical_backward_kernel<T, Team, kGumbel>
                          : estimator == kReinMax ? categorical_backward_kernel<T, Team, kReinMax>
                                                  : categorical_backward_kernel<T, Team, kStraightThrough>;
-          launch(kernel, std::min(blocks, kMaxRowBlocks), kRowThreads, team, shape, inv_tau, grad, x, seeds, index,
-                 out);
+          launch(
+              kernel, std::min(blocks, kMaxRowBlocks), kRowThreads, team, shape, inv_tau, grad, x, seeds, index, out);
         });
       });
 }
@@ -133,8 +135,9 @@ Tensor gumbel_noise_cuda(Tensor logits, Tensor seed) {
   return gumbel_noise(
       logits, seed, [&](auto type, const Tensor&, const RowShape& shape, const uint64_t* seeds, auto* out) {
         using A = typename decltype(type)::type;
-        launch(gumbel_noise_kernel<A>, std::min(blocks_for(shape.rows * shape.n, kRowThreads), kMaxRowBlocks),
-               kRowThreads, shape, seeds, out);
+        launch(
+            gumbel_noise_kernel<A>, std::min(blocks_for(shape.rows * shape.n, kRowThreads), kMaxRowBlocks), kRowThreads,
+            shape, seeds, out);
       });
 }
 

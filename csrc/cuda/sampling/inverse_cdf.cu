@@ -19,9 +19,9 @@ __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, i
 // A block to a draw: it finds the tile, and each thread looks at its items there.
 // Moves: reads at most rows * n * T + 8 * tiles + 32 * rows + 8, writes 8 * draws; a draw looks at half a tile.
 template <class T>
-__global__ void __launch_bounds__(kSamplingThreads)
-    inverse_cdf_sample_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before,
-                              const uint64_t* seed, int64_t num_samples, int64_t* out) {
+__global__ void __launch_bounds__(kSamplingThreads) inverse_cdf_sample_kernel(
+    Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, const uint64_t* seed,
+    int64_t num_samples, int64_t* out) {
   for (int64_t draw = blockIdx.x; draw < tiles.rows * num_samples; draw += gridDim.x) {
     const int64_t number = divided(draw, num_samples);
     const Row& row = rows[number];
@@ -71,8 +71,9 @@ std::tuple<Tensor, Tensor> inverse_cdf_sample_cuda(Tensor weights, Tensor seed, 
         launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
         launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
         launch(scan_total_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, total);
-        launch(inverse_cdf_sample_kernel<T>, std::min(rows * num_samples, most), kSamplingThreads, tiles, weights, row,
-               mass_before, seed, num_samples, out);
+        launch(
+            inverse_cdf_sample_kernel<T>, std::min(rows * num_samples, most), kSamplingThreads, tiles, weights, row,
+            mass_before, seed, num_samples, out);
       });
 }
 

@@ -157,8 +157,8 @@ __global__ void __launch_bounds__(kSamplingThreads)
 // The masses of tile_item(begin, k), made again wherever they are needed: to read them, and to have written them, would
 // move 16 bytes an item where the weight has 8 at most.
 template <class T>
-__device__ void tile_masses(const Tiles& tiles, int64_t tile, const bits_t<T>* weights, const Row& row,
-                            uint64_t (&masses)[kTileItems]) {
+__device__ void tile_masses(
+    const Tiles& tiles, int64_t tile, const bits_t<T>* weights, const Row& row, uint64_t (&masses)[kTileItems]) {
   const bits_t<T>* w = weights + tiles.offset(tile);
   const int64_t begin = tiles.begin(tile), end = row.invalid == 0 ? tiles.end(tile) : begin;
   bits_t<T> weight[kTileItems];

@@ -119,8 +119,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
 
 // The first num_samples of each row of `per_row` keys in order.
 // Moves: reads 16 * draws + 8 * rows, writes 8 * draws.
-__global__ void drawn_kernel(int64_t rows, int64_t num_samples, int64_t per_row, const double* keys,
-                             const int64_t* indices, const RowState* states, int64_t* out) {
+__global__ void drawn_kernel(
+    int64_t rows, int64_t num_samples, int64_t per_row, const double* keys, const int64_t* indices,
+    const RowState* states, int64_t* out) {
   for (int64_t i = grid_index(); i < rows * num_samples; i += grid_stride()) {
     const int64_t row = divided(i, num_samples), from = row * per_row + i - row * num_samples;
     const bool drawable = states[row].invalid == 0 && keys[from] < bit_cast<double>(kInfinity<double>);
@@ -131,8 +132,9 @@ __global__ void drawn_kernel(int64_t rows, int64_t num_samples, int64_t per_row,
 // One block: reports the first row that cannot be drawn.
 // Moves: reads 16 * rows, writes 0.
 template <class T>
-__global__ void report_rows_kernel(int64_t rows, int64_t n, bool one_row, int64_t num_samples, const bits_t<T>* weights,
-                                   const RowState* states, DeferredErrors errors) {
+__global__ void report_rows_kernel(
+    int64_t rows, int64_t n, bool one_row, int64_t num_samples, const bits_t<T>* weights, const RowState* states,
+    DeferredErrors errors) {
   uint64_t first = 0;
   for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     bool fault = states[row].invalid != 0 || states[row].positive < uint64_t(num_samples);
@@ -160,22 +162,24 @@ struct Keys {
 
 // Selects of tiles until one tile a row is left: every pass leaves an eighth or less.
 template <class T>
-Keys select(const Launcher& launch, const Tensor& like, KeySource<T> source, int64_t rows, int64_t selected,
-            RowState* states) {
+Keys select(
+    const Launcher& launch, const Tensor& like, KeySource<T> source, int64_t rows, int64_t selected, RowState* states) {
   auto allocate = [&](const Tiles& tiles) {
     int64_t numel = tiles.count() * selected;
     return Keys{empty_vector(numel, ScalarType::Double, like), empty_vector(numel, ScalarType::Long, like)};
   };
   Tiles tiles{rows, source.n, blocks_for(source.n, kSamplingTile)};
   Keys from = allocate(tiles);
-  launch(select_kernel<KeySource<T>>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source, selected,
-         from.key(), from.index(), states);
+  launch(
+      select_kernel<KeySource<T>>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source, selected,
+      from.key(), from.index(), states);
   while (tiles.per_row > 1) {
     const int64_t left = tiles.per_row * selected;
     tiles = {rows, left, blocks_for(left, kSamplingTile)};
     Keys to = allocate(tiles);
-    launch(select_kernel<Selected>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles,
-           Selected{from.key(), from.index(), left}, selected, to.key(), to.index(), static_cast<RowState*>(nullptr));
+    launch(
+        select_kernel<Selected>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles,
+        Selected{from.key(), from.index(), left}, selected, to.key(), to.index(), static_cast<RowState*>(nullptr));
     from = to;
   }
   return from;
@@ -187,8 +191,9 @@ Keys sort_all(const Launcher& launch, const Tensor& like, KeySource<T> source, i
   const int64_t sizes[2] = {rows, source.n}, strides[2] = {source.n, 1};
   Tensor keys = empty_strided({sizes, 2}, {strides, 2}, ScalarType::Double, like);
   Tiles tiles{rows, source.n, blocks_for(source.n, kSamplingTile)};
-  launch(exponential_keys_kernel<T>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source,
-         static_cast<double*>(keys.mutable_data_ptr()), states);
+  launch(
+      exponential_keys_kernel<T>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source,
+      static_cast<double*>(keys.mutable_data_ptr()), states);
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(-1)), from(false)};
@@ -210,10 +215,11 @@ Tensor multinomial_without_replacement_cuda(Tensor weights, Tensor seed, int64_t
         const bool few = num_samples <= kMostSelected;
         Keys drawn = few ? select(launch, like, source, rows, num_samples, states)
                          : sort_all(launch, like, source, rows, states);
-        launch(drawn_kernel, std::min(blocks_for(rows * num_samples, kSamplingThreads), kMaxBlocks), kSamplingThreads,
-               rows, num_samples, few ? num_samples : n, drawn.key(), drawn.index(), states, out);
-        launch(report_rows_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, num_samples, weights, states,
-               errors);
+        launch(
+            drawn_kernel, std::min(blocks_for(rows * num_samples, kSamplingThreads), kMaxBlocks), kSamplingThreads,
+            rows, num_samples, few ? num_samples : n, drawn.key(), drawn.index(), states, out);
+        launch(
+            report_rows_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, num_samples, weights, states, errors);
       });
 }
 

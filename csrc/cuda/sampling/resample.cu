@@ -22,8 +22,9 @@ struct Particles {
 
 // The sums of tiles become those before each; their sum is the row's, from which the positions follow.
 // Moves: reads 8 * tiles + 8 * rows + 8, writes 8 * tiles + 81 * rows.
-__global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed,
-                                 uint64_t* tile_mass, Row* rows, Positions* positions, int64_t* total) {
+__global__ void positions_kernel(
+    Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed, uint64_t* tile_mass, Row* rows,
+    Positions* positions, int64_t* total) {
   for (int64_t row = blockIdx.x; row < tiles.rows; row += gridDim.x) {
     uint64_t sum = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
     if (threadIdx.x != 0) continue;
@@ -41,9 +42,9 @@ __global__ void positions_kernel(Tiles tiles, Resampling scheme, int64_t num_sam
 // Moves: reads rows * n * T + 8 * tiles + 24 * rows, writes 8 * rows * n.
 // Moves (residual): reads rows * n * T + 8 * tiles + 32 * rows, writes 8 * rows * n + 8 * tiles.
 template <class T>
-__global__ void __launch_bounds__(kSamplingThreads)
-    sum_up_kernel(Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, bool residual,
-                  int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
+__global__ void __launch_bounds__(kSamplingThreads) sum_up_kernel(
+    Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, bool residual,
+    int64_t num_samples, uint64_t* up_to, uint64_t* tile_copied) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const Row& row = rows[tiles.row(tile)];
     uint64_t masses[kTileItems], copied = 0;
@@ -74,9 +75,9 @@ __global__ void scan_copied_kernel(Tiles tiles, uint64_t* tile_copied, uint64_t*
 
 // Sums of copies, and where residues end.
 // Moves: reads 8 * (rows * n + 2 * tiles + rows) (again 8 * rows * n), writes at most 8 * rows * (2 * n + buckets).
-__global__ void __launch_bounds__(kSamplingThreads)
-    residue_kernel(Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before,
-                   int64_t num_samples, int64_t buckets, Particles particles) {
+__global__ void __launch_bounds__(kSamplingThreads) residue_kernel(
+    Tiles tiles, const Row* rows, const uint64_t* mass_before, const uint64_t* copied_before, int64_t num_samples,
+    int64_t buckets, Particles particles) {
   // A thread's own sums and masses: in registers they would leave a multiprocessor few warps.
   __shared__ uint64_t kept_up_to[kTileItems][kSamplingThreads], kept_masses[kTileItems][kSamplingThreads];
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
@@ -115,8 +116,9 @@ __global__ void __launch_bounds__(kSamplingThreads)
 }
 
 // Moves: reads at most 8 * rows * n + 80 * rows, writes 8 * draws; a draw searches log2(n) sums.
-__global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions,
-                                 const uint64_t* up_to, int64_t* out) {
+__global__ void ancestors_kernel(
+    Tiles tiles, int64_t num_samples, const Row* rows, const Positions* positions, const uint64_t* up_to,
+    int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
     const int64_t row = tiles.rows == 1 ? 0 : divided(i, num_samples);
     if (rows[row].invalid != 0 || rows[row].total == 0) {
@@ -128,8 +130,9 @@ __global__ void ancestors_kernel(Tiles tiles, int64_t num_samples, const Row* ro
 }
 
 // Moves: reads at most rows * (16 * n + 8 * buckets + 24) + 8, writes 8 * draws; a draw searches log2(n) sums.
-__global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows,
-                                const uint64_t* row_copied, const uint64_t* seed, Particles particles, int64_t* out) {
+__global__ void residual_kernel(
+    Tiles tiles, int64_t num_samples, int64_t buckets, const Row* rows, const uint64_t* row_copied,
+    const uint64_t* seed, Particles particles, int64_t* out) {
   for (int64_t i = grid_index(); i < tiles.rows * num_samples; i += grid_stride()) {
     const int64_t row = tiles.rows == 1 ? 0 : divided(i, num_samples), begin = row * tiles.n;
     if (rows[row].invalid != 0 || rows[row].total == 0) {
@@ -151,8 +154,8 @@ __global__ void residual_kernel(Tiles tiles, int64_t num_samples, int64_t bucket
 // One block: reports the first row that has no ancestors.
 // Moves: reads 8 * rows, writes 0.
 template <class T>
-__global__ void report_totals_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
-                                     const int64_t* total, DeferredErrors errors) {
+__global__ void report_totals_kernel(
+    int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights, const int64_t* total, DeferredErrors errors) {
   uint64_t first = 0;
   for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     if (total[row] <= 0) first = Greater()(first, uint64_t(rows - row));
@@ -177,9 +180,10 @@ struct Scratch {
 };
 
 template <class T>
-void resample_rows(const Launcher& launch, const DeferredErrors& errors, Resampling scheme, const Tensor& like,
-                   const bits_t<T>* weights, const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples,
-                   int64_t* out, int64_t* total) {
+void resample_rows(
+    const Launcher& launch, const DeferredErrors& errors, Resampling scheme, const Tensor& like,
+    const bits_t<T>* weights, const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples, int64_t* out,
+    int64_t* total) {
   const bool residual = scheme == Resampling::kResidual;
   const int64_t buckets = std::min(n, num_samples);
   Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
@@ -193,32 +197,38 @@ void resample_rows(const Launcher& launch, const DeferredErrors& errors, Resampl
   uint64_t* mass_before = mutable_unsigned_data(sums);
   uint64_t *copied_before = mass_before + tiles.count(), *row_copied = copied_before + tiles.count();
   uint64_t* residues = mutable_unsigned_data(of_residues);
-  Particles particles{mutable_unsigned_data(up_to), residues, residues + (residual ? rows * n : 0),
-                      static_cast<int64_t*>(of_buckets.mutable_data_ptr())};
+  Particles particles{
+      mutable_unsigned_data(up_to), residues, residues + (residual ? rows * n : 0),
+      static_cast<int64_t*>(of_buckets.mutable_data_ptr())};
   const int64_t most = resident_blocks(launch);
   const int64_t blocks = std::min(tiles.count(), most), row_blocks = std::min(rows, most);
   const int64_t out_blocks = grid_for(blocks_for(rows * num_samples, kDrawsPerThread));
   launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
   launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
-  launch(positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
-         total);
+  launch(
+      positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
+      total);
   launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, weights, total, errors);
-  launch(sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
-         particles.up_to, copied_before);
+  launch(
+      sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
+      particles.up_to, copied_before);
   if (!residual) {
     launch(ancestors_kernel, out_blocks, kSamplingThreads, tiles, num_samples, row, positions, particles.up_to, out);
     return;
   }
   launch(scan_copied_kernel, row_blocks, kSamplingThreads, tiles, copied_before, row_copied);
-  launch(residue_kernel, blocks, kSamplingThreads, tiles, row, mass_before, copied_before, num_samples, buckets,
-         particles);
-  launch(residual_kernel, out_blocks, kSamplingThreads, tiles, num_samples, buckets, row, row_copied, seed, particles,
-         out);
+  launch(
+      residue_kernel, blocks, kSamplingThreads, tiles, row, mass_before, copied_before, num_samples, buckets,
+      particles);
+  launch(
+      residual_kernel, out_blocks, kSamplingThreads, tiles, num_samples, buckets, row, row_copied, seed, particles,
+      out);
 }
 
-Tensor resample(const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed,
-                int64_t num_samples) {
+Tensor resample(
+    const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed,
+    int64_t num_samples) {
   DeferredErrors errors(weights, op);
   return resampled(op, weights, seed, num_samples, [&](auto type, auto... arguments) {
     resample_rows<typename decltype(type)::type>(launch, errors, scheme, arguments...);

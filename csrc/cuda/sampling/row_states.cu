@@ -48,8 +48,9 @@ __device__ int64_t first_fault(int64_t rows, const int64_t* states) {
 // One block: copies the states, and reports the first row at fault.
 // Moves: reads 8 * rows, writes 8 * rows.
 template <class T>
-__global__ void report_states_kernel(int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights,
-                                     const int64_t* states, int64_t* out, DeferredErrors errors) {
+__global__ void report_states_kernel(
+    int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights, const int64_t* states, int64_t* out,
+    DeferredErrors errors) {
   bool fault = false;
   for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     out[row] = states[row];

@@ -18,8 +18,9 @@ STE_HD uint64_t ordered(double x) {
 
 // Adds to a row's logits, its largest taken off, the noise of their places.
 template <class Team, class T>
-__device__ void write_keys(const Team& team, const RowShape& shape, int64_t row, int64_t n, const T* x,
-                           arithmetic_t<T> largest, const uint64_t* seeds, arithmetic_t<T>* keys) {
+__device__ void write_keys(
+    const Team& team, const RowShape& shape, int64_t row, int64_t n, const T* x, arithmetic_t<T> largest,
+    const uint64_t* seeds, arithmetic_t<T>* keys) {
   using A = arithmetic_t<T>;
   if (n > 0) {
     const uint64_t seed = seeds[shape.seed(row)], place = shape.place(row);
@@ -31,9 +32,8 @@ __device__ void write_keys(const Team& team, const RowShape& shape, int64_t row,
 // The k largest keys, found bit by bit of the least of them, then of the last index among its equals.
 // Moves: reads n * (rows * T + teams * A) + 8 * seeds (again all), writes n * (rows * T + teams * A); teams at once.
 template <class T, class Team>
-__global__ void __launch_bounds__(kRowThreads, 1)
-    subset_kernel(Team team, RowShape shape, int64_t k, const T* logits, const uint64_t* seeds, T* out,
-                  arithmetic_t<T>* memory) {
+__global__ void __launch_bounds__(kRowThreads, 1) subset_kernel(
+    Team team, RowShape shape, int64_t k, const T* logits, const uint64_t* seeds, T* out, arithmetic_t<T>* memory) {
   using A = arithmetic_t<T>;
   using U = bits_t<A>;
   constexpr int kBits = 8 * int(sizeof(U));
@@ -101,10 +101,9 @@ __device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& ste
 
 // Moves: no fixed number: 2 * rows * n * T read, rows * n * T written, and k passes over the memory of a team.
 template <class T, class Team>
-__global__ void __launch_bounds__(kRowThreads, 1)
-    subset_backward_kernel(Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad,
-                           const T* logits, const uint64_t* seeds, T* out, arithmetic_t<T>* numbers,
-                           SubsetStep<arithmetic_t<T>>* steps) {
+__global__ void __launch_bounds__(kRowThreads, 1) subset_backward_kernel(
+    Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad, const T* logits,
+    const uint64_t* seeds, T* out, arithmetic_t<T>* numbers, SubsetStep<arithmetic_t<T>>* steps) {
   using A = arithmetic_t<T>;
   const SubsetMemory<A> m(numbers, steps, int64_t(blockIdx.x) * team.per_block() + team.slot(), shape.n, plan);
   for (int64_t first = int64_t(blockIdx.x) * team.per_block(); first < shape.rows;
@@ -174,18 +173,20 @@ A* device_memory(Tensor& memory) {
 
 Tensor subset_cuda(Tensor logits, Tensor seed, int64_t k) {
   Launcher launch(logits);
-  return subset(logits, seed, k,
-                [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, const auto* x,
-                    const uint64_t* seeds, auto* out) {
-                  using T = typename decltype(type)::type;
-                  using A = arithmetic_t<T>;
-                  with_team(shape, [&](auto team, int64_t blocks) {
-                    blocks = busy_blocks(launch, team, blocks, shape.n * int64_t(sizeof(A)));
-                    Tensor keys = empty_vector(blocks * team.per_block() * shape.n, arithmetic_type(like), like);
-                    launch(subset_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, k, x, seeds, out,
-                           device_memory<A>(keys));
-                  });
-                });
+  return subset(
+      logits, seed, k,
+      [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, const auto* x, const uint64_t* seeds,
+          auto* out) {
+        using T = typename decltype(type)::type;
+        using A = arithmetic_t<T>;
+        with_team(shape, [&](auto team, int64_t blocks) {
+          blocks = busy_blocks(launch, team, blocks, shape.n * int64_t(sizeof(A)));
+          Tensor keys = empty_vector(blocks * team.per_block() * shape.n, arithmetic_type(like), like);
+          launch(
+              subset_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, k, x, seeds, out,
+              device_memory<A>(keys));
+        });
+      });
 }
 
 Tensor subset_backward_cuda(Tensor grad, Tensor logits, Tensor seed, int64_t k, double tau) {
@@ -203,8 +204,9 @@ Tensor subset_backward_cuda(Tensor grad, Tensor logits, Tensor seed, int64_t k, 
           const int64_t teams = blocks * team.per_block();
           Tensor memory = empty_vector(teams * numbers, arithmetic_type(like), like);
           Tensor steps = empty_vector(teams * k * step, ScalarType::Byte, like);
-          launch(subset_backward_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, plan, inv_tau, grad, x,
-                 seeds, out, device_memory<A>(memory), device_memory<SubsetStep<A>>(steps));
+          launch(
+              subset_backward_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, plan, inv_tau, grad, x,
+              seeds, out, device_memory<A>(memory), device_memory<SubsetStep<A>>(steps));
         });
       });
 }

@@ -46,8 +46,8 @@ __device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint6
 // Moves (level 1): reads n * T + 8, writes 136 * nodes.
 // Moves (above): reads 128 * nodes + 8, writes 136 * nodes.
 template <class T>
-__global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
-                                 const int64_t* verdict) {
+__global__ void sum_level_kernel(
+    TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* verdict) {
   if (*verdict != 1) return;
   for (int64_t node = grid_index(); node < shape.count[level]; node += grid_stride()) {
     sum_node<T>(shape, weights, nodes, level, node);
@@ -56,8 +56,9 @@ __global__ void sum_level_kernel(TreeShape shape, const bits_t<T>* weights, uint
 
 // Of the nodes of a level above the indices, each to one entry: to who marks it first.
 // Moves: reads at most 16 * n + 8, writes at most 9 * n.
-__global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count,
-                             const int64_t* verdict, bool* claimed) {
+__global__ void claim_kernel(
+    TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count, const int64_t* verdict,
+    bool* claimed) {
   if (*verdict != 1) return;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
     uint64_t& value = nodes[shape.value[level] + (index[i] >> 4 * level)];
@@ -68,8 +69,9 @@ __global__ void claim_kernel(TreeShape shape, uint64_t* nodes, int level, const 
 // The nodes that were claimed, whose sums replace the marks. The children stand since the launches before.
 // Moves: no fixed number: 9 * n read; its 16 children read and 136 written for each node that changes.
 template <class T>
-__global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level,
-                                   const int64_t* index, int64_t count, const int64_t* verdict, const bool* claimed) {
+__global__ void sum_changed_kernel(
+    TreeShape shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* index, int64_t count,
+    const int64_t* verdict, const bool* claimed) {
   if (*verdict != 1) return;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
     if (claimed[i]) sum_node<T>(shape, weights, nodes, level, index[i] >> 4 * level);
@@ -81,8 +83,8 @@ __global__ void sum_changed_kernel(TreeShape shape, const bits_t<T>* weights, ui
 // Moves: reads n * T, writes 0.
 // Moves (with indices): reads n * T + 8 * n, writes 0.
 template <class T>
-__global__ void inspect_entries_kernel(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n,
-                                       uint64_t* wrong) {
+__global__ void inspect_entries_kernel(
+    const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n, uint64_t* wrong) {
   uint64_t first = 0;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
     bool well = is_weight<T>(weights[i]) && (index == nullptr || uint64_t(index[i]) < uint64_t(n));
@@ -98,32 +100,36 @@ __global__ void verdict_kernel(const uint64_t* wrong, int64_t count, int64_t* ve
 }
 
 template <class T>
-void judge(const Launcher& launch, const Tensor& like, const bits_t<T>* weights, const int64_t* index, int64_t count,
-           int64_t n, int64_t* verdict) {
+void judge(
+    const Launcher& launch, const Tensor& like, const bits_t<T>* weights, const int64_t* index, int64_t count,
+    int64_t n, int64_t* verdict) {
   Tensor wrong = torch::stable::new_zeros(like, {1}, ScalarType::Long);
-  launch(inspect_entries_kernel<T>, grid_for(count), kSamplingThreads, weights, index, count, n,
-         mutable_unsigned_data(wrong));
+  launch(
+      inspect_entries_kernel<T>, grid_for(count), kSamplingThreads, weights, index, count, n,
+      mutable_unsigned_data(wrong));
   launch(verdict_kernel, 1, kWarpSize, unsigned_data(wrong), count, verdict);
 }
 
 std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
   Launcher launch(weights);
-  return sum_tree(weights, [&](auto type, const Tensor& like, const auto* weights, const TreeShape& shape,
-                               uint64_t* nodes, int64_t* verdict) {
-    using T = typename decltype(type)::type;
-    judge<T>(launch, like, weights, nullptr, shape.count[0], shape.count[0], verdict);
-    for (int level = 1; level <= shape.levels; ++level) {
-      launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, weights, nodes, level,
-             verdict);
-    }
-  });
+  return sum_tree(
+      weights, [&](auto type, const Tensor& like, const auto* weights, const TreeShape& shape, uint64_t* nodes,
+                   int64_t* verdict) {
+        using T = typename decltype(type)::type;
+        judge<T>(launch, like, weights, nullptr, shape.count[0], shape.count[0], verdict);
+        for (int level = 1; level <= shape.levels; ++level) {
+          launch(
+              sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, weights, nodes, level,
+              verdict);
+        }
+      });
 }
 
 // Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
 // the number of the entry that has come furthest.
 // Moves: reads at most 16 * n + 8, writes at most 8 * n.
-__global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
-                              const int64_t* verdict) {
+__global__ void forget_kernel(
+    TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count, const int64_t* verdict) {
   if (*verdict != 1) return;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
     atomicExch(atomic(nodes[shape.prefix[1] + index[i]]), 0ull);
@@ -131,8 +137,8 @@ __global__ void forget_kernel(TreeShape shape, uint64_t* nodes, const int64_t* i
 }
 
 // Moves: reads at most 16 * n + 8, writes at most 8 * n.
-__global__ void contend_kernel(TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count,
-                               const int64_t* verdict) {
+__global__ void contend_kernel(
+    TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count, const int64_t* verdict) {
   if (*verdict != 1) return;
   for (int64_t i = grid_index(); i < count; i += grid_stride()) {
     atomicMax(atomic(nodes[shape.prefix[1] + index[i]]), static_cast<unsigned long long>(i + 1));
@@ -152,45 +158,49 @@ __global__ void write_kernel(TreeShape shape, TreeUpdate<B> update, const int64_
 // Reports what the verdict says of an update.
 // Moves: reads 8, writes 0.
 template <class T>
-__global__ void report_update_kernel(TreeUpdate<bits_t<T>> update, int64_t n, const int64_t* verdict,
-                                     DeferredErrors errors) {
+__global__ void report_update_kernel(
+    TreeUpdate<bits_t<T>> update, int64_t n, const int64_t* verdict, DeferredErrors errors) {
   if (grid_index() == 0 && *verdict != 1) errors.report(fault_of_update<T>(update, -1 - *verdict, n));
 }
 
 void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
   Launcher launch(weights);
   DeferredErrors errors(weights, kTreeUpdate);
-  sum_tree_update(weights, nodes, indices, values,
-                  [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update) {
-                    using T = typename decltype(type)::type;
-                    const int64_t count = update.count, blocks = grid_for(count);
-                    if (count == 0) return;
-                    Tensor judged = empty_verdict(like);
-                    int64_t* verdict = static_cast<int64_t*>(judged.mutable_data_ptr());
-                    judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
-                    launch(report_update_kernel<T>, 1, kWarpSize, update, shape.count[0], verdict, errors);
-                    launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-                    launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-                    launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
-                    Tensor claims = empty_vector(count, ScalarType::Byte, like);
-                    bool* claimed = static_cast<bool*>(claims.mutable_data_ptr());
-                    for (int level = 1; level <= shape.levels; ++level) {
-                      if (count < shape.count[level]) {
-                        launch(claim_kernel, blocks, kSamplingThreads, shape, update.nodes, level, update.index, count,
-                               verdict, claimed);
-                        launch(sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes,
-                               level, update.index, count, verdict, claimed);
-                      } else {
-                        launch(sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape,
-                               update.weights, update.nodes, level, verdict);
-                      }
-                    }
-                  });
+  sum_tree_update(
+      weights, nodes, indices, values, [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update) {
+        using T = typename decltype(type)::type;
+        const int64_t count = update.count, blocks = grid_for(count);
+        if (count == 0) return;
+        Tensor judged = empty_verdict(like);
+        int64_t* verdict = static_cast<int64_t*>(judged.mutable_data_ptr());
+        judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
+        launch(report_update_kernel<T>, 1, kWarpSize, update, shape.count[0], verdict, errors);
+        launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+        launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+        launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
+        Tensor claims = empty_vector(count, ScalarType::Byte, like);
+        bool* claimed = static_cast<bool*>(claims.mutable_data_ptr());
+        for (int level = 1; level <= shape.levels; ++level) {
+          if (count < shape.count[level]) {
+            launch(
+                claim_kernel, blocks, kSamplingThreads, shape, update.nodes, level, update.index, count, verdict,
+                claimed);
+            launch(
+                sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes, level,
+                update.index, count, verdict, claimed);
+          } else {
+            launch(
+                sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, update.weights,
+                update.nodes, level, verdict);
+          }
+        }
+      });
 }
 
 // Moves: no fixed number: 128 bytes at most of each level read and 8 written for a draw.
-__global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
-                                       int64_t num_samples, int64_t* out, DeferredErrors errors) {
+__global__ void sum_tree_sample_kernel(
+    TreeShape shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start, int64_t num_samples, int64_t* out,
+    DeferredErrors errors) {
   const bool empty = nodes[shape.value[shape.levels]] == 0;
   if (empty && grid_index() == 0) errors.report(Fault::only_zeros(-1));
   for (int64_t i = grid_index(); i < num_samples; i += grid_stride()) {
@@ -210,12 +220,14 @@ __global__ void sum_tree_sample_kernel(TreeShape shape, const uint64_t* nodes, c
 Tensor sum_tree_sample_cuda(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
   Launcher launch(nodes);
   DeferredErrors errors(nodes, kTreeSample);
-  return sum_tree_sample(nodes, n, seed, start, num_samples,
-                         [&](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start,
-                             int64_t num_samples, int64_t* out) {
-                           launch(sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, shape, nodes, seed,
-                                  start, num_samples, out, errors);
-                         });
+  return sum_tree_sample(
+      nodes, n, seed, start, num_samples,
+      [&](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start, int64_t num_samples,
+          int64_t* out) {
+        launch(
+            sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, shape, nodes, seed, start, num_samples,
+            out, errors);
+      });
 }
 
 }  // namespace

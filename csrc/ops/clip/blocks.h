@@ -46,8 +46,9 @@ inline double checked_norm_type(const char* op, double p) {
 }
 
 inline NonFinite checked_nonfinite(const char* op, int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= int64_t(NonFinite::kZero), op,
-                  ": nonfinite must be 0 (propagate), 1 (skip) or 2 (zero), got ", value);
+  STD_TORCH_CHECK(
+      value >= 0 && value <= int64_t(NonFinite::kZero), op,
+      ": nonfinite must be 0 (propagate), 1 (skip) or 2 (zero), got ", value);
   return NonFinite(value);
 }
 
@@ -61,12 +62,14 @@ constexpr bool may_leave_range(bool has_float64) {
 inline void check_total_norm(const Gradients& gradients, const Tensor& norm) {
   constexpr const char* op = "clip_grads_with_norm_";
   STD_TORCH_CHECK(norm.numel() == 1, op, ": total_norm must have one element, got ", norm.numel());
-  STD_TORCH_CHECK(norm.scalar_type() == ScalarType::Float || norm.scalar_type() == ScalarType::Double, op,
-                  ": total_norm must be float32 or float64, got ", torch::headeronly::toString(norm.scalar_type()));
+  STD_TORCH_CHECK(
+      norm.scalar_type() == ScalarType::Float || norm.scalar_type() == ScalarType::Double, op,
+      ": total_norm must be float32 or float64, got ", torch::headeronly::toString(norm.scalar_type()));
   int32_t type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(norm.get(), &type));
-  STD_TORCH_CHECK(type == gradients.device_type && norm.get_device_index() == gradients.device_index, op,
-                  ": total_norm must be on the gradients' device");
+  STD_TORCH_CHECK(
+      type == gradients.device_type && norm.get_device_index() == gradients.device_index, op,
+      ": total_norm must be on the gradients' device");
 }
 
 template <class T>
@@ -84,8 +87,8 @@ Tensor clip_gradient_value_backward(const Tensor& grad, double clip_value, Loop&
   Tensor out = new_like(grad);
   if (grad.numel() == 0) return out;
   Tensor dense = in_layout_of(out, grad);
-  dispatch_floating(op, "grad", grad,
-                    [&](auto type) { loop(type, dense.const_data_ptr(), out.mutable_data_ptr(), grad.numel()); });
+  dispatch_floating(
+      op, "grad", grad, [&](auto type) { loop(type, dense.const_data_ptr(), out.mutable_data_ptr(), grad.numel()); });
   return out;
 }
 
@@ -94,8 +97,8 @@ Tensor clip_gradient_value_backward(const Tensor& grad, double clip_value, Loop&
 template <class Loop>
 Tensor clip_gradient_norm_backward(const Tensor& grad, int64_t row_dims, Loop&& loop) {
   constexpr const char* op = "clip_gradient_norm_backward";
-  STD_TORCH_CHECK(row_dims >= 0 && row_dims <= grad.dim(), op, ": row_dims must be in [0, ", grad.dim(), "], got ",
-                  row_dims);
+  STD_TORCH_CHECK(
+      row_dims >= 0 && row_dims <= grad.dim(), op, ": row_dims must be in [0, ", grad.dim(), "], got ", row_dims);
   Tensor dense = row_major(grad);
   Tensor out = new_like(dense);
   if (grad.numel() == 0) return out;

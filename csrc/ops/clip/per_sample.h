@@ -24,15 +24,18 @@ class SampleLists {
  public:
   SampleLists(StableIValue grad_samples, StableIValue sums, Placed placed)
       : grads_(kOp, grad_samples, Access::kRead, placed), sums_(kOp, sums, Access::kWrite, placed) {
-    STD_TORCH_CHECK(grads_.places.size() == sums_.places.size(), kOp, ": sums must be as many as grad_samples, got ",
-                    sums_.places.size(), " for ", grads_.places.size());
-    STD_TORCH_CHECK(grads_.device_type == sums_.device_type && grads_.device_index == sums_.device_index, kOp,
-                    ": sums must be on the device of grad_samples");
+    STD_TORCH_CHECK(
+        grads_.places.size() == sums_.places.size(), kOp, ": sums must be as many as grad_samples, got ",
+        sums_.places.size(), " for ", grads_.places.size());
+    STD_TORCH_CHECK(
+        grads_.device_type == sums_.device_type && grads_.device_index == sums_.device_index, kOp,
+        ": sums must be on the device of grad_samples");
     std::vector<bool> seen(sums_.items.size());
     for (size_t i = 0; i < grads_.places.size(); ++i) {
       const int64_t own = batch_of(i);
-      STD_TORCH_CHECK(i == 0 || own == batch, kOp, ": all grad_samples must have the same number of samples, got ",
-                      batch, " at index 0 and ", own, " at index ", i);
+      STD_TORCH_CHECK(
+          i == 0 || own == batch, kOp, ": all grad_samples must have the same number of samples, got ", batch,
+          " at index 0 and ", own, " at index ", i);
       batch = own;
       if (grads_.places[i] >= 0) add(i, seen);
     }
@@ -51,8 +54,8 @@ class SampleLists {
   int64_t batch_of(size_t index) const {
     int64_t dims, *sizes;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(grads_.handle(index), &dims));
-    STD_TORCH_CHECK(dims > 0, kOp, ": grad_samples must have a dimension of samples, got a 0-d tensor at index ",
-                    index);
+    STD_TORCH_CHECK(
+        dims > 0, kOp, ": grad_samples must have a dimension of samples, got a 0-d tensor at index ", index);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(grads_.handle(index), &sizes));
     return sizes[0];
   }
@@ -66,8 +69,8 @@ class SampleLists {
     bool contiguous[2];
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(grads_.handle(index), &contiguous[0]));
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(sums_.handle(index), &contiguous[1]));
-    STD_TORCH_CHECK(contiguous[0] && contiguous[1], kOp,
-                    ": grad_samples and sums must be contiguous, got others at index ", index);
+    STD_TORCH_CHECK(
+        contiguous[0] && contiguous[1], kOp, ": grad_samples and sums must be contiguous, got others at index ", index);
     STD_TORCH_CHECK(!seen[place], kOp, ": sums must be different tensors, got one twice at index ", index);
     seen[place] = true;
     items.push_back({grad.data, sums_.items[place].data, grad.numel / batch, grad.storage});

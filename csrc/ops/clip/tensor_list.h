@@ -49,8 +49,9 @@ inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
     case ScalarType::Half: return Storage::kHalf;
     case ScalarType::BFloat16: return Storage::kBFloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": gradients must be float64, float32, bfloat16 or float16, got ",
-                      torch::headeronly::toString(dtype), " at index ", index);
+      STD_TORCH_CHECK(
+          false, op, ": gradients must be float64, float32, bfloat16 or float16, got ",
+          torch::headeronly::toString(dtype), " at index ", index);
   }
 }
 
@@ -195,8 +196,9 @@ class Gradients : public GradientList {
   void check_device(const char* op, AtenTensorHandle tensor, size_t index) const {
     int32_t type, device;
     device_of(tensor, type, device);
-    STD_TORCH_CHECK(type == device_type && device == device_index, op,
-                    ": gradients of one call must be on one device, got another one at index ", index);
+    STD_TORCH_CHECK(
+        type == device_type && device == device_index, op,
+        ": gradients of one call must be on one device, got another one at index ", index);
   }
 
   Gradient gradient_of(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
@@ -218,12 +220,14 @@ class Gradients : public GradientList {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
     Strided layout;
-    STD_TORCH_CHECK(collapse(sizes, strides, dims, layout), op, ": the gradient at index ", index, " has more than ",
-                    Strided::kMaxDims, " dimensions that are not contiguous with each other");
+    STD_TORCH_CHECK(
+        collapse(sizes, strides, dims, layout), op, ": the gradient at index ", index, " has more than ",
+        Strided::kMaxDims, " dimensions that are not contiguous with each other");
     if (layout.dims == 0) return nullptr;
-    STD_TORCH_CHECK(access == Access::kRead || never_overlaps(layout), op, ": the gradient at index ", index,
-                    " cannot be written in place, because several of its elements share memory (an expanded tensor?); "
-                    "clone() it first");
+    STD_TORCH_CHECK(
+        access == Access::kRead || never_overlaps(layout), op, ": the gradient at index ", index,
+        " cannot be written in place, because several of its elements share memory (an expanded tensor?); "
+        "clone() it first");
     return keep(layout);
   }
 

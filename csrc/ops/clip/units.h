@@ -42,17 +42,20 @@ inline Units units_of(const char* op, const Gradient& tensor, AtenTensorHandle h
     units.length /= sizes[0];
     units.stride = strides[0];
   }
-  STD_TORCH_CHECK(collapse(sizes + outer, strides + outer, dims - outer, units.layout), op, ": a unit has more than ",
-                  Strided::kMaxDims, " dimensions that are not contiguous with each other");
+  STD_TORCH_CHECK(
+      collapse(sizes + outer, strides + outer, dims - outer, units.layout), op, ": a unit has more than ",
+      Strided::kMaxDims, " dimensions that are not contiguous with each other");
   return units;
 }
 
 // The pairs of two lists of equal shapes; a gradient that is there twice counts once.
 inline std::vector<WeightAndGradient> pairs_of(const char* op, const Gradients& weights, const Gradients& grads) {
-  STD_TORCH_CHECK(weights.places.size() == grads.places.size(), op, ": parameters and gradients must be as many, got ",
-                  weights.places.size(), " and ", grads.places.size());
-  STD_TORCH_CHECK(weights.device_type == grads.device_type && weights.device_index == grads.device_index, op,
-                  ": parameters and gradients must be on one device");
+  STD_TORCH_CHECK(
+      weights.places.size() == grads.places.size(), op, ": parameters and gradients must be as many, got ",
+      weights.places.size(), " and ", grads.places.size());
+  STD_TORCH_CHECK(
+      weights.device_type == grads.device_type && weights.device_index == grads.device_index, op,
+      ": parameters and gradients must be on one device");
   std::vector<WeightAndGradient> pairs;
   std::vector<bool> seen(grads.items.size());
   for (size_t i = 0; i < grads.places.size(); ++i) {
@@ -60,13 +63,15 @@ inline std::vector<WeightAndGradient> pairs_of(const char* op, const Gradients& 
     int64_t *expected, *sizes, dims = dims_of(weight);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(weight, &expected));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(grad, &sizes));
-    STD_TORCH_CHECK(dims == dims_of(grad) && std::equal(sizes, sizes + dims, expected), op, ": the gradient at index ",
-                    i, " must have its parameter's shape");
+    STD_TORCH_CHECK(
+        dims == dims_of(grad) && std::equal(sizes, sizes + dims, expected), op, ": the gradient at index ", i,
+        " must have its parameter's shape");
     const int32_t place = grads.places[i];
     if (place < 0 || seen[place]) continue;
     seen[place] = true;
-    pairs.push_back({dims > 1 ? sizes[0] : 1, units_of(op, weights.items[weights.places[i]], weight),
-                     units_of(op, grads.items[place], grad)});
+    pairs.push_back(
+        {dims > 1 ? sizes[0] : 1, units_of(op, weights.items[weights.places[i]], weight),
+         units_of(op, grads.items[place], grad)});
   }
   return pairs;
 }

@@ -28,14 +28,14 @@ inline int64_t group_count(const char* op, const Tensor& w, bool per_channel) {
 
 // `kinds` numbers for each group, in the arithmetic of x.
 inline Tensor new_statistic(const Tensor& x, int64_t kinds, int64_t groups) {
-  return empty_vector(kinds * groups, x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float,
-                      x);
+  return empty_vector(
+      kinds * groups, x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float, x);
 }
 
 // `loop(groups, w, out, statistic)`: const T*, T* and A*, in memory order.
 template <class Loop>
-std::tuple<Tensor, Tensor> scale_weights(const char* op, const Tensor& w, bool per_channel, int64_t kinds,
-                                         Loop&& loop) {
+std::tuple<Tensor, Tensor> scale_weights(
+    const char* op, const Tensor& w, bool per_channel, int64_t kinds, Loop&& loop) {
   Tensor statistic = new_statistic(w, kinds, group_count(op, w, per_channel));
   Tensor out = new_like(w);
   if (w.numel() == 0) {
@@ -45,33 +45,39 @@ std::tuple<Tensor, Tensor> scale_weights(const char* op, const Tensor& w, bool p
   Tensor dense = in_layout_of(out, w);
   dispatch_floating(op, "w", w, [&](auto type) {
     using T = typename decltype(type)::type;
-    loop(groups_of_weights(out, per_channel), static_cast<const T*>(dense.const_data_ptr()),
-         static_cast<T*>(out.mutable_data_ptr()), static_cast<arithmetic_t<T>*>(statistic.mutable_data_ptr()));
+    loop(
+        groups_of_weights(out, per_channel), static_cast<const T*>(dense.const_data_ptr()),
+        static_cast<T*>(out.mutable_data_ptr()), static_cast<arithmetic_t<T>*>(statistic.mutable_data_ptr()));
   });
   return {out, statistic};
 }
 
 // `loop(groups, grad, w, statistic, out)`, in w's memory order and layout.
 template <class Loop>
-Tensor scale_weights_backward(const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic,
-                              bool per_channel, int64_t kinds, Loop&& loop) {
-  STD_TORCH_CHECK(grad.dim() == w.dim() && grad.numel() == w.numel() && grad.scalar_type() == w.scalar_type(), op,
-                  ": grad must have w's shape and dtype");
-  STD_TORCH_CHECK(grad.device() == w.device() && statistic.device() == w.device(), op,
-                  ": grad, w and the statistic must be on one device");
+Tensor scale_weights_backward(
+    const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic, bool per_channel, int64_t kinds,
+    Loop&& loop) {
+  STD_TORCH_CHECK(
+      grad.dim() == w.dim() && grad.numel() == w.numel() && grad.scalar_type() == w.scalar_type(), op,
+      ": grad must have w's shape and dtype");
+  STD_TORCH_CHECK(
+      grad.device() == w.device() && statistic.device() == w.device(), op,
+      ": grad, w and the statistic must be on one device");
   const int64_t numbers = kinds * group_count(op, w, per_channel);
   const ScalarType dtype = w.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
-                  ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype),
-                  ", got ", statistic.numel(), " of ", torch::headeronly::toString(statistic.scalar_type()));
+  STD_TORCH_CHECK(
+      statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
+      ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype), ", got ",
+      statistic.numel(), " of ", torch::headeronly::toString(statistic.scalar_type()));
   Tensor out = new_like(w);
   if (w.numel() == 0) return out;
   Tensor dense = in_layout_of(out, w), grads = in_layout_of(out, grad);
   dispatch_floating(op, "w", w, [&](auto type) {
     using T = typename decltype(type)::type;
-    loop(groups_of_weights(out, per_channel), static_cast<const T*>(grads.const_data_ptr()),
-         static_cast<const T*>(dense.const_data_ptr()), static_cast<const arithmetic_t<T>*>(statistic.const_data_ptr()),
-         static_cast<T*>(out.mutable_data_ptr()));
+    loop(
+        groups_of_weights(out, per_channel), static_cast<const T*>(grads.const_data_ptr()),
+        static_cast<const T*>(dense.const_data_ptr()), static_cast<const arithmetic_t<T>*>(statistic.const_data_ptr()),
+        static_cast<T*>(out.mutable_data_ptr()));
   });
   return out;
 }

@@ -22,10 +22,11 @@ inline uint8_t* mutable_bytes(const Tensor& mask) { return static_cast<uint8_t*>
 inline const uint8_t* const_bytes(const Tensor& mask) { return static_cast<const uint8_t*>(mask.const_data_ptr()); }
 
 inline void check_mask(const char* op, const char* name, const Tensor& mask, const Tensor& grad) {
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.numel() == mask_bytes(grad.numel()) &&
-                      mask.is_contiguous() && mask.device() == grad.device(),
-                  op, ": ", name, " must be ", mask_bytes(grad.numel()), " contiguous bytes on grad's device, got ",
-                  mask.numel(), " of ", torch::headeronly::toString(mask.scalar_type()));
+  STD_TORCH_CHECK(
+      mask.scalar_type() == ScalarType::Byte && mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous() &&
+          mask.device() == grad.device(),
+      op, ": ", name, " must be ", mask_bytes(grad.numel()), " contiguous bytes on grad's device, got ", mask.numel(),
+      " of ", torch::headeronly::toString(mask.scalar_type()));
 }
 
 // Fills a tensor like x: `loop(groups, x, out)`, const T* and T* in memory order, the groups being those of the memory
@@ -37,8 +38,9 @@ Tensor map_groups(const char* op, const Tensor& x, int64_t axis, Loop&& loop) {
   Tensor dense = in_layout_of(out, x);
   dispatch_floating(op, "x", x, [&](auto type) {
     using T = typename decltype(type)::type;
-    loop(groups_along(out, axis), static_cast<const T*>(dense.const_data_ptr()),
-         static_cast<T*>(out.mutable_data_ptr()));
+    loop(
+        groups_along(out, axis), static_cast<const T*>(dense.const_data_ptr()),
+        static_cast<T*>(out.mutable_data_ptr()));
   });
   return out;
 }
@@ -55,13 +57,15 @@ struct Parameter {
   std::optional<Tensor> tensor;
   double number = 0;
 
-  Parameter(const char* op, const char* name, const std::optional<Tensor>& given, double number, const Tensor& x,
-            int64_t axis)
+  Parameter(
+      const char* op, const char* name, const std::optional<Tensor>& given, double number, const Tensor& x,
+      int64_t axis)
       : number(number) {
     if (!given) return;
     const int64_t count = axis < 0 ? 1 : x.size(axis);
-    STD_TORCH_CHECK(given->numel() == count || given->numel() == 1, op, ": ", name, " must have ", count,
-                    count == 1 ? " element" : " elements", ", got ", given->numel());
+    STD_TORCH_CHECK(
+        given->numel() == count || given->numel() == 1, op, ": ", name, " must have ", count,
+        count == 1 ? " element" : " elements", ", got ", given->numel());
     STD_TORCH_CHECK(given->device() == x.device(), op, ": ", name, " and x must be on one device");
     const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     tensor = row_major(given->scalar_type() == dtype ? *given : torch::stable::to(*given, dtype));
@@ -82,15 +86,15 @@ struct Quantizer {
   Parameter scale, zero_point;
   int64_t quant_min, quant_max;
 
-  Quantizer(const char* op, const Tensor& x, const std::optional<Tensor>& scale,
-            const std::optional<Tensor>& zero_point, double scale_number, double zero_point_number, int64_t quant_min,
-            int64_t quant_max, int64_t axis)
+  Quantizer(
+      const char* op, const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& zero_point,
+      double scale_number, double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis)
       : scale(op, "scale", scale, scale_number, x, checked(op, axis, x)),
         zero_point(op, "zero_point", zero_point, zero_point_number, x, axis),
         quant_min(quant_min),
         quant_max(quant_max) {
-    STD_TORCH_CHECK(quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ",
-                    quant_max);
+    STD_TORCH_CHECK(
+        quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ", quant_max);
   }
 
   // One step for every element.
@@ -111,12 +115,13 @@ inline int64_t steps_of_bits(const char* op, int64_t bits) {
 
 // `reduce(groups, grad, x, of_x, of_scale)` fills of_x in its memory order and the tensor of_scale.
 template <class Reduce>
-std::tuple<Tensor, Tensor> lsq_backward(const Tensor& grad, const Tensor& x, const Tensor& scale, int64_t axis,
-                                        Reduce&& reduce) {
+std::tuple<Tensor, Tensor> lsq_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& scale, int64_t axis, Reduce&& reduce) {
   constexpr const char* op = "lsq_backward";
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim() &&
-                      grad.device() == x.device(),
-                  op, ": grad must have x's shape, dtype and device");
+  STD_TORCH_CHECK(
+      grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim() &&
+          grad.device() == x.device(),
+      op, ": grad must have x's shape, dtype and device");
   Tensor of_scale = new_like(scale);
   if (x.numel() == 0) torch::stable::zero_(of_scale);
   Tensor of_x = new_like(x);
@@ -124,16 +129,17 @@ std::tuple<Tensor, Tensor> lsq_backward(const Tensor& grad, const Tensor& x, con
   Tensor dense = in_layout_of(of_x, x), grads = in_layout_of(of_x, grad);
   dispatch_floating(op, "x", x, [&](auto type) {
     using T = typename decltype(type)::type;
-    reduce(groups_along(of_x, axis), static_cast<const T*>(grads.const_data_ptr()),
-           static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(of_x.mutable_data_ptr()), of_scale);
+    reduce(
+        groups_along(of_x, axis), static_cast<const T*>(grads.const_data_ptr()),
+        static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(of_x.mutable_data_ptr()), of_scale);
   });
   return {of_x, of_scale};
 }
 
 // `reduce(grad, inside, above, of_x, numel, of_alpha)`, in row-major order here.
 template <class Reduce>
-std::tuple<Tensor, Tensor> pact_backward(const Tensor& grad, const Tensor& inside, const Tensor& above,
-                                         const Tensor& alpha, Reduce&& reduce) {
+std::tuple<Tensor, Tensor> pact_backward(
+    const Tensor& grad, const Tensor& inside, const Tensor& above, const Tensor& alpha, Reduce&& reduce) {
   constexpr const char* op = "pact_backward";
   check_mask(op, "inside", inside, grad);
   check_mask(op, "above", above, grad);
@@ -144,8 +150,9 @@ std::tuple<Tensor, Tensor> pact_backward(const Tensor& grad, const Tensor& insid
   }
   dispatch_floating(op, "grad", grad, [&](auto type) {
     using T = typename decltype(type)::type;
-    reduce(static_cast<const T*>(dense.const_data_ptr()), const_bytes(inside), const_bytes(above),
-           static_cast<T*>(of_x.mutable_data_ptr()), grad.numel(), of_alpha);
+    reduce(
+        static_cast<const T*>(dense.const_data_ptr()), const_bytes(inside), const_bytes(above),
+        static_cast<T*>(of_x.mutable_data_ptr()), grad.numel(), of_alpha);
   });
   return {of_x, of_alpha};
 }

@@ -17,8 +17,9 @@ Tensor bernoulli(const Tensor& p, const Tensor& seed, Draw&& draw) {
   Tensor dense = in_layout_of(out, p);
   dispatch_floating(op, "p", p, [&](auto type) {
     using T = typename decltype(type)::type;
-    draw(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), rows,
-         p.numel() / rows, static_cast<bits_t<T>*>(out.mutable_data_ptr()));
+    draw(
+        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), rows, p.numel() / rows,
+        static_cast<bits_t<T>*>(out.mutable_data_ptr()));
   });
   return out;
 }

@@ -42,9 +42,10 @@ inline ScalarType arithmetic_type(const Tensor& x) {
 }
 
 inline void check_gradient(const char* op, const Tensor& grad, const Tensor& logits) {
-  STD_TORCH_CHECK(grad.dim() == logits.dim() && grad.numel() == logits.numel() &&
-                      grad.scalar_type() == logits.scalar_type() && grad.device() == logits.device(),
-                  op, ": grad must have logits' shape, dtype and device");
+  STD_TORCH_CHECK(
+      grad.dim() == logits.dim() && grad.numel() == logits.numel() && grad.scalar_type() == logits.scalar_type() &&
+          grad.device() == logits.device(),
+      op, ": grad must have logits' shape, dtype and device");
 }
 
 inline double check_tau(const char* op, double tau) {
@@ -62,8 +63,9 @@ std::tuple<Tensor, Tensor> categorical(const Tensor& logits, const Tensor& seed,
   if (shape.rows > 0) {
     dispatch_floating(op, "logits", dense, [&](auto type) {
       using T = typename decltype(type)::type;
-      draw(type, dense, shape, static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed),
-           static_cast<T*>(out.mutable_data_ptr()), static_cast<int64_t*>(index.mutable_data_ptr()));
+      draw(
+          type, dense, shape, static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed),
+          static_cast<T*>(out.mutable_data_ptr()), static_cast<int64_t*>(index.mutable_data_ptr()));
     });
   }
   return {in_layout_of_input(logits, out), index};
@@ -71,8 +73,9 @@ std::tuple<Tensor, Tensor> categorical(const Tensor& logits, const Tensor& seed,
 
 // `pull(Type<T>, like, shape, estimator, inv_tau, grad, x, seed, index, out)`.
 template <class Pull>
-Tensor categorical_backward(const Tensor& grad, const Tensor& logits, const Tensor& seed, const Tensor& index,
-                            int64_t estimator, double tau, Pull&& pull) {
+Tensor categorical_backward(
+    const Tensor& grad, const Tensor& logits, const Tensor& seed, const Tensor& index, int64_t estimator, double tau,
+    Pull&& pull) {
   constexpr const char* op = "categorical_backward";
   const RowShape shape = row_shape(op, logits, seed);
   check_gradient(op, grad, logits);
@@ -87,10 +90,11 @@ Tensor categorical_backward(const Tensor& grad, const Tensor& logits, const Tens
   if (shape.rows > 0) {
     dispatch_floating(op, "logits", dense, [&](auto type) {
       using T = typename decltype(type)::type;
-      pull(type, dense, shape, Estimator(estimator), arithmetic_t<T>(inv_tau),
-           static_cast<const T*>(grads.const_data_ptr()), static_cast<const T*>(dense.const_data_ptr()),
-           unsigned_data(seed), static_cast<const int64_t*>(index.const_data_ptr()),
-           static_cast<T*>(out.mutable_data_ptr()));
+      pull(
+          type, dense, shape, Estimator(estimator), arithmetic_t<T>(inv_tau),
+          static_cast<const T*>(grads.const_data_ptr()), static_cast<const T*>(dense.const_data_ptr()),
+          unsigned_data(seed), static_cast<const int64_t*>(index.const_data_ptr()),
+          static_cast<T*>(out.mutable_data_ptr()));
     });
   }
   return in_layout_of_input(logits, out);

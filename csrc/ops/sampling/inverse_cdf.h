@@ -10,8 +10,8 @@ namespace ste_ops {
 
 // `draw(Type<T>, like, weights, seed, rows, n, num_samples, out, total)` fills the last two; weights are bits_t<T>.
 template <class Draw>
-std::tuple<Tensor, Tensor> inverse_cdf_sample(const Tensor& weights, const Tensor& seed, int64_t num_samples,
-                                              Draw&& draw) {
+std::tuple<Tensor, Tensor> inverse_cdf_sample(
+    const Tensor& weights, const Tensor& seed, int64_t num_samples, Draw&& draw) {
   constexpr const char* op = "inverse_cdf_sample";
   check_weights(op, weights);
   check_seed(op, seed, weights, "weights");
@@ -25,8 +25,9 @@ std::tuple<Tensor, Tensor> inverse_cdf_sample(const Tensor& weights, const Tenso
   if (weights.numel() == 0) return {out, total};
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
-    draw(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows, shape.n,
-         num_samples, static_cast<int64_t*>(out.mutable_data_ptr()), static_cast<int64_t*>(total.mutable_data_ptr()));
+    draw(
+        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows, shape.n,
+        num_samples, static_cast<int64_t*>(out.mutable_data_ptr()), static_cast<int64_t*>(total.mutable_data_ptr()));
   });
   return {out, total};
 }

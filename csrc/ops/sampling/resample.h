@@ -24,8 +24,9 @@ Tensor resampled(const char* op, const Tensor& weights, const Tensor& seed, int6
   check_weights(op, weights);
   check_seed(op, seed, weights, "weights");
   STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
-  STD_TORCH_CHECK(num_samples >= 1 && num_samples <= kMostResampled, op, ": num_samples must be in [1, ",
-                  kMostResampled, "], got ", num_samples);
+  STD_TORCH_CHECK(
+      num_samples >= 1 && num_samples <= kMostResampled, op, ": num_samples must be in [1, ", kMostResampled, "], got ",
+      num_samples);
   Distributions shape(weights);
   Tensor dense = row_major(weights);
   int64_t sizes[2] = {shape.rows, num_samples};
@@ -34,9 +35,9 @@ Tensor resampled(const char* op, const Tensor& weights, const Tensor& seed, int6
   if (weights.numel() == 0) return out;
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
-    resample(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows,
-             shape.n, num_samples, static_cast<int64_t*>(out.mutable_data_ptr()),
-             static_cast<int64_t*>(total.mutable_data_ptr()));
+    resample(
+        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows, shape.n,
+        num_samples, static_cast<int64_t*>(out.mutable_data_ptr()), static_cast<int64_t*>(total.mutable_data_ptr()));
   });
   return out;
 }

@@ -20,8 +20,9 @@ Tensor subset(const Tensor& logits, const Tensor& seed, int64_t k, Draw&& draw) 
   if (shape.rows > 0) {
     dispatch_floating(op, "logits", dense, [&](auto type) {
       using T = typename decltype(type)::type;
-      draw(type, dense, shape, k, static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed),
-           static_cast<T*>(out.mutable_data_ptr()));
+      draw(
+          type, dense, shape, k, static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed),
+          static_cast<T*>(out.mutable_data_ptr()));
     });
   }
   return in_layout_of_input(logits, out);
@@ -29,8 +30,8 @@ Tensor subset(const Tensor& logits, const Tensor& seed, int64_t k, Draw&& draw) 
 
 // `pull(Type<T>, like, shape, k, inv_tau, grad, x, seed, out)`.
 template <class Pull>
-Tensor subset_backward(const Tensor& grad, const Tensor& logits, const Tensor& seed, int64_t k, double tau,
-                       Pull&& pull) {
+Tensor subset_backward(
+    const Tensor& grad, const Tensor& logits, const Tensor& seed, int64_t k, double tau, Pull&& pull) {
   constexpr const char* op = "subset_backward";
   const RowShape shape = row_shape(op, logits, seed);
   check_gradient(op, grad, logits);
@@ -41,8 +42,9 @@ Tensor subset_backward(const Tensor& grad, const Tensor& logits, const Tensor& s
   if (shape.rows > 0) {
     dispatch_floating(op, "logits", dense, [&](auto type) {
       using T = typename decltype(type)::type;
-      pull(type, dense, shape, k, arithmetic_t<T>(inv_tau), static_cast<const T*>(grads.const_data_ptr()),
-           static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed), static_cast<T*>(out.mutable_data_ptr()));
+      pull(
+          type, dense, shape, k, arithmetic_t<T>(inv_tau), static_cast<const T*>(grads.const_data_ptr()),
+          static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed), static_cast<T*>(out.mutable_data_ptr()));
     });
   }
   return in_layout_of_input(logits, out);

@@ -14,9 +14,10 @@ inline Tensor empty_verdict(const Tensor& like) { return empty_int64({}, like); 
 
 inline void check_tree(const char* op, const Tensor& nodes, int64_t n) {
   STD_TORCH_CHECK(n > 0 && n <= kMaxCategories, op, ": a tree has between 1 and ", kMaxCategories, " weights, got ", n);
-  STD_TORCH_CHECK(nodes.scalar_type() == ScalarType::Long && nodes.dim() == 1 && nodes.is_contiguous() &&
-                      nodes.numel() == TreeShape(n).numel,
-                  op, ": nodes must be those that sum_tree made for ", n, " weights, got ", nodes.numel());
+  STD_TORCH_CHECK(
+      nodes.scalar_type() == ScalarType::Long && nodes.dim() == 1 && nodes.is_contiguous() &&
+          nodes.numel() == TreeShape(n).numel,
+      op, ": nodes must be those that sum_tree made for ", n, " weights, got ", nodes.numel());
 }
 
 // `build(Type<T>, like, weights, shape, nodes, verdict)` fills the last two; nodes come in as zeros.
@@ -31,8 +32,9 @@ std::tuple<Tensor, Tensor> sum_tree(const Tensor& weights, Build&& build) {
   Tensor verdict = empty_verdict(dense);
   dispatch_floating(op, "weights", dense, [&](auto type) {
     using T = typename decltype(type)::type;
-    build(type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), shape, mutable_unsigned_data(nodes),
-          static_cast<int64_t*>(verdict.mutable_data_ptr()));
+    build(
+        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), shape, mutable_unsigned_data(nodes),
+        static_cast<int64_t*>(verdict.mutable_data_ptr()));
   });
   return {nodes, verdict};
 }
@@ -60,14 +62,15 @@ constexpr const char* kTreeSample = "SumTree.sample";
 
 // `update(Type<T>, like, shape, TreeUpdate)` writes nothing where an entry is wrong.
 template <class Update>
-void sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values,
-                     Update&& update) {
+void sum_tree_update(
+    const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values, Update&& update) {
   constexpr const char* op = "sum_tree_update_";
   STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous(), op, ": weights must be 1-D and contiguous");
   check_tree(op, nodes, weights.numel());
   STD_TORCH_CHECK(indices.dim() == 1 && indices.scalar_type() == ScalarType::Long, op, ": indices must be 1-D int64");
-  STD_TORCH_CHECK(values.dim() == 1 && values.numel() == indices.numel(), op, ": values must be 1-D, one for each of ",
-                  indices.numel(), " indices, got ", values.numel());
+  STD_TORCH_CHECK(
+      values.dim() == 1 && values.numel() == indices.numel(), op, ": values must be 1-D, one for each of ",
+      indices.numel(), " indices, got ", values.numel());
   STD_TORCH_CHECK(values.scalar_type() == weights.scalar_type(), op, ": values must have the dtype of weights");
   STD_TORCH_CHECK(
       nodes.device() == weights.device() && indices.device() == weights.device() && values.device() == weights.device(),
@@ -75,9 +78,10 @@ void sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor& i
   Tensor index = row_major(indices), value = row_major(values);
   dispatch_floating(op, "weights", weights, [&](auto type) {
     using T = typename decltype(type)::type;
-    TreeUpdate<bits_t<T>> changes{static_cast<bits_t<T>*>(weights.mutable_data_ptr()), mutable_unsigned_data(nodes),
-                                  static_cast<const int64_t*>(index.const_data_ptr()),
-                                  static_cast<const bits_t<T>*>(value.const_data_ptr()), index.numel()};
+    TreeUpdate<bits_t<T>> changes{
+        static_cast<bits_t<T>*>(weights.mutable_data_ptr()), mutable_unsigned_data(nodes),
+        static_cast<const int64_t*>(index.const_data_ptr()), static_cast<const bits_t<T>*>(value.const_data_ptr()),
+        index.numel()};
     update(type, weights, TreeShape(weights.numel()), changes);
   });
 }
@@ -85,8 +89,8 @@ void sum_tree_update(const Tensor& weights, const Tensor& nodes, const Tensor& i
 // `draw(shape, nodes, seed, start, num_samples, out)` fills out with draws start, start + 1, ...; -1 where the sum of
 // all weights is zero.
 template <class Draw>
-Tensor sum_tree_sample(const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples,
-                       Draw&& draw) {
+Tensor sum_tree_sample(
+    const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples, Draw&& draw) {
   constexpr const char* op = "sum_tree_sample";
   check_tree(op, nodes, n);
   check_seed(op, seed, nodes, "nodes");
@@ -95,8 +99,9 @@ Tensor sum_tree_sample(const Tensor& nodes, int64_t n, const Tensor& seed, int64
   STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   Tensor out = empty_int64({&num_samples, 1}, nodes);
   if (num_samples > 0) {
-    draw(TreeShape(n), unsigned_data(nodes), unsigned_data(seed), uint64_t(start), num_samples,
-         static_cast<int64_t*>(out.mutable_data_ptr()));
+    draw(
+        TreeShape(n), unsigned_data(nodes), unsigned_data(seed), uint64_t(start), num_samples,
+        static_cast<int64_t*>(out.mutable_data_ptr()));
   }
   return out;
 }

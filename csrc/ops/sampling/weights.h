@@ -23,8 +23,9 @@ inline const uint64_t* unsigned_data(const Tensor& x) { return static_cast<const
 inline uint64_t* mutable_unsigned_data(const Tensor& x) { return static_cast<uint64_t*>(x.mutable_data_ptr()); }
 
 inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, const char* name) {
-  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long, op, ": seed must be int64, got ",
-                  torch::headeronly::toString(seed.scalar_type()));
+  STD_TORCH_CHECK(
+      seed.scalar_type() == ScalarType::Long, op, ": seed must be int64, got ",
+      torch::headeronly::toString(seed.scalar_type()));
   STD_TORCH_CHECK(seed.device() == other.device(), op, ": seed and ", name, " must be on one device");
   STD_TORCH_CHECK(seed.is_contiguous(), op, ": seed must be contiguous");
 }
@@ -33,14 +34,15 @@ inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, 
 inline int64_t seed_rows(const char* op, const Tensor& seed, const Tensor& x, const char* name) {
   check_seed(op, seed, x, name);
   const int64_t rows = seed.numel();
-  STD_TORCH_CHECK(rows == 1 || (x.dim() > 0 && x.size(0) == rows && x.is_contiguous()), op,
-                  ": seed must have one element, or one for each row of a contiguous ", name, ", got ", rows);
+  STD_TORCH_CHECK(
+      rows == 1 || (x.dim() > 0 && x.size(0) == rows && x.is_contiguous()), op,
+      ": seed must have one element, or one for each row of a contiguous ", name, ", got ", rows);
   return rows;
 }
 
 inline void check_weights(const char* op, const Tensor& weights) {
-  STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(),
-                  "-D");
+  STD_TORCH_CHECK(
+      weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(), "-D");
   int64_t n = Distributions(weights).n;
   STD_TORCH_CHECK(n > 0, op, ": weights must not be empty");
   STD_TORCH_CHECK(n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ", n);
