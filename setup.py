@@ -100,6 +100,7 @@ def cuda_library(home: str) -> CppExtension:
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
     os.environ.setdefault("CUDA_HOME", home)
     cpp_extension.CUDA_HOME = home
+    wrapped = old_symbols("csrc/packaging/glibc_cuda.cpp")
     # nvcc splits its arguments at commas, and semicolons end a shell command.
     defines = [f"-DSTE_OPS_CUDA_ARCHS={archs.replace(';', '/').replace(' ', '/')}", "-DUSE_CUDA"]
     return CppExtension(
@@ -110,9 +111,9 @@ def cuda_library(home: str) -> CppExtension:
         # The static runtime serves every torch; libtorch stays a dependency because it holds the current stream, and
         # librt, libdl and libpthread because there an older glibc has what the runtime calls.
         extra_link_args=[
-            *old_symbols("csrc/packaging/glibc_cuda.cpp"),
+            *wrapped,
             *("-Wl,--no-as-needed", "-ltorch", "-lcudart_static"),
-            *(["-l:librt.so.1", "-l:libdl.so.2", "-l:libpthread.so.0"] if old_symbols("csrc/packaging/glibc_cuda.cpp") else []),
+            *(["-l:librt.so.1", "-l:libdl.so.2", "-l:libpthread.so.0"] if wrapped else []),
             *("-lrt", "-ldl", "-lpthread"),
         ],
         extra_compile_args={

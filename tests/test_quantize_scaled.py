@@ -310,7 +310,7 @@ def test_raw_operators_check_what_they_index_with(device):
         ops.xnor_weight_backward(w, w, torch.ones(3, device=device), True)
     with pytest.raises(RuntimeError, match="the statistic must be 8 contiguous numbers of Float, got 8 of Double"):
         ops.dorefa_weight_backward(w, w, torch.ones(8, device=device, dtype=torch.float64), True)
-    with pytest.raises(RuntimeError, match="magnitude_aware_sign_backward: grad must have w's shape and dtype"):
+    with pytest.raises(RuntimeError, match="magnitude_aware_sign_backward: grad must have w's shape"):
         ops.magnitude_aware_sign_backward(w[1:], w, torch.ones(1, device=device), False)
     with pytest.raises(RuntimeError, match="bitnet_weight: a scale for each channel needs a dimension, got none"):
         ops.bitnet_weight(w[0, 0], True)

@@ -173,7 +173,7 @@ def test_raw_operators_check_what_they_index_with(device):
         ops.sr_ste(w, 3, 2)
     with pytest.raises(RuntimeError, match="sr_ste: m must divide the size of dim 1, which is 6, got 4"):
         ops.sr_ste(w, 2, 4)
-    with pytest.raises(RuntimeError, match="sr_ste_backward: grad must have w's shape and dtype"):
+    with pytest.raises(RuntimeError, match="sr_ste_backward: grad must have w's shape"):
         ops.sr_ste_backward(w[1:], w, 1, 2, 0.0)
     with pytest.raises(RuntimeError, match="sr_ste: w must be float64, float32, bfloat16 or float16, got Int"):
         ops.sr_ste(w.int(), 1, 2)

@@ -6,8 +6,7 @@
 
 #include "core/binarize/binarizers.h"
 #include "core/binarize/surrogate.h"
-#include "core/bitmask.h"
-#include "ops/dispatch.h"
+#include "ops/checks.h"
 
 namespace ste_ops {
 
@@ -51,13 +50,7 @@ std::tuple<Tensor, Tensor> binarize(
 template <class Loop>
 Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   constexpr const char* op = "binarize_backward";
-  STD_TORCH_CHECK(
-      mask.scalar_type() == ScalarType::Byte, op, ": mask must be uint8, got ",
-      torch::headeronly::toString(mask.scalar_type()));
-  STD_TORCH_CHECK(
-      mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": mask must hold ",
-      mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
-  STD_TORCH_CHECK(mask.device() == grad.device(), op, ": grad and mask must be on one device");
+  check_mask(op, "mask", mask, grad);
   Tensor dense = row_major(grad);
   Tensor out = new_like(dense);
   if (grad.numel() == 0) return out;
@@ -69,16 +62,6 @@ Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   return out;
 }
 
-inline void check_like_x(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == x.scalar_type(), op, ": ", argument, " must have x's dtype ",
-      torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(tensor.scalar_type()));
-  bool same = tensor.dim() == x.dim();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = tensor.size(d) == x.size(d);
-  STD_TORCH_CHECK(same, op, ": ", argument, " must have x's shape");
-  STD_TORCH_CHECK(tensor.device() == x.device(), op, ": ", argument, " and x must be on one device");
-}
-
 // `loop(curve, Type<T>, parameters, factors, x, out, numel)` gives the product of the factors, which are the incoming
 // gradients, and of the curve's derivative at x, in x's layout. `parameters` stand in for a and b where they are not
 // null.
@@ -86,7 +69,7 @@ template <class Loop>
 Tensor curve(
     const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> factors, const Tensor& x,
     int64_t surrogate, double a, double b, const std::optional<Tensor>& parameters, Loop&& loop) {
-  for (auto [argument, factor] : factors) check_like_x(op, argument, *factor, x);
+  for (auto [argument, factor] : factors) check_like(op, argument, *factor, "x", x);
   if (parameters) {
     STD_TORCH_CHECK(
         parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 && parameters->is_contiguous() &&

@@ -33,6 +33,11 @@ void dispatch_floating(const char* op, const char* argument, const Tensor& tenso
   }
 }
 
+// The dtype of the arithmetic on x, and of statistics of it.
+inline ScalarType arithmetic_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 using torch::headeronly::IntHeaderOnlyArrayRef;
 
 // Allocates through the C shim: a tenth of a call of an aten operator through the dispatcher, which is what a small

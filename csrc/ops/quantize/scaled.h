@@ -5,7 +5,7 @@
 
 #include "core/groups.h"
 #include "core/quantize/scaled.h"
-#include "ops/dispatch.h"
+#include "ops/checks.h"
 
 namespace ste_ops {
 
@@ -28,8 +28,7 @@ inline int64_t group_count(const char* op, const Tensor& w, bool per_channel) {
 
 // `kinds` numbers for each group, in the arithmetic of x.
 inline Tensor new_statistic(const Tensor& x, int64_t kinds, int64_t groups) {
-  return empty_vector(
-      kinds * groups, x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float, x);
+  return empty_vector(kinds * groups, arithmetic_type(x), x);
 }
 
 // `loop(groups, w, out, statistic)`: const T*, T* and A*, in memory order.
@@ -57,14 +56,10 @@ template <class Loop>
 Tensor scale_weights_backward(
     const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic, bool per_channel, int64_t kinds,
     Loop&& loop) {
-  STD_TORCH_CHECK(
-      grad.dim() == w.dim() && grad.numel() == w.numel() && grad.scalar_type() == w.scalar_type(), op,
-      ": grad must have w's shape and dtype");
-  STD_TORCH_CHECK(
-      grad.device() == w.device() && statistic.device() == w.device(), op,
-      ": grad, w and the statistic must be on one device");
+  check_like(op, "grad", grad, "w", w);
+  STD_TORCH_CHECK(statistic.device() == w.device(), op, ": w and the statistic must be on one device");
   const int64_t numbers = kinds * group_count(op, w, per_channel);
-  const ScalarType dtype = w.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType dtype = arithmetic_type(w);
   STD_TORCH_CHECK(
       statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
       ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype), ", got ",

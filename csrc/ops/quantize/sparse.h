@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/quantize/sparse.h"
-#include "ops/dispatch.h"
+#include "ops/checks.h"
 
 namespace ste_ops {
 
@@ -38,10 +38,7 @@ Tensor sr_ste(const Tensor& w, int64_t n, int64_t m, Loop&& loop) {
 template <class Loop>
 Tensor sr_ste_backward(const Tensor& grad, const Tensor& w, int64_t n, int64_t m, Loop&& loop) {
   constexpr const char* op = "sr_ste_backward";
-  STD_TORCH_CHECK(
-      grad.dim() == w.dim() && grad.numel() == w.numel() && grad.scalar_type() == w.scalar_type(), op,
-      ": grad must have w's shape and dtype");
-  STD_TORCH_CHECK(grad.device() == w.device(), op, ": grad and w must be on one device");
+  check_like(op, "grad", grad, "w", w);
   Tensor out = new_like(w);
   Tensor dense = in_layout_of(out, w), dense_grad = in_layout_of(out, grad);
   const Neighbours groups = neighbours_of(op, out, n, m);

@@ -4,10 +4,9 @@
 #include <optional>
 #include <tuple>
 
-#include "core/bitmask.h"
 #include "core/groups.h"
 #include "core/quantize/uniform.h"
-#include "ops/dispatch.h"
+#include "ops/checks.h"
 
 namespace ste_ops {
 
@@ -20,14 +19,6 @@ inline Groups groups_along(const Tensor& dense, int64_t axis) {
 inline Tensor new_mask(const Tensor& x) { return empty_vector(mask_bytes(x.numel()), ScalarType::Byte, x); }
 inline uint8_t* mutable_bytes(const Tensor& mask) { return static_cast<uint8_t*>(mask.mutable_data_ptr()); }
 inline const uint8_t* const_bytes(const Tensor& mask) { return static_cast<const uint8_t*>(mask.const_data_ptr()); }
-
-inline void check_mask(const char* op, const char* name, const Tensor& mask, const Tensor& grad) {
-  STD_TORCH_CHECK(
-      mask.scalar_type() == ScalarType::Byte && mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous() &&
-          mask.device() == grad.device(),
-      op, ": ", name, " must be ", mask_bytes(grad.numel()), " contiguous bytes on grad's device, got ", mask.numel(),
-      " of ", torch::headeronly::toString(mask.scalar_type()));
-}
 
 // Fills a tensor like x: `loop(groups, x, out)`, const T* and T* in memory order, the groups being those of the memory
 // along the axis.
@@ -67,7 +58,7 @@ struct Parameter {
         given->numel() == count || given->numel() == 1, op, ": ", name, " must have ", count,
         count == 1 ? " element" : " elements", ", got ", given->numel());
     STD_TORCH_CHECK(given->device() == x.device(), op, ": ", name, " and x must be on one device");
-    const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const ScalarType dtype = arithmetic_type(x);
     tensor = row_major(given->scalar_type() == dtype ? *given : torch::stable::to(*given, dtype));
   }
 
@@ -118,10 +109,7 @@ template <class Reduce>
 std::tuple<Tensor, Tensor> lsq_backward(
     const Tensor& grad, const Tensor& x, const Tensor& scale, int64_t axis, Reduce&& reduce) {
   constexpr const char* op = "lsq_backward";
-  STD_TORCH_CHECK(
-      grad.scalar_type() == x.scalar_type() && grad.numel() == x.numel() && grad.dim() == x.dim() &&
-          grad.device() == x.device(),
-      op, ": grad must have x's shape, dtype and device");
+  check_like(op, "grad", grad, "x", x);
   Tensor of_scale = new_like(scale);
   if (x.numel() == 0) torch::stable::zero_(of_scale);
   Tensor of_x = new_like(x);

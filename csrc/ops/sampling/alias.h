@@ -43,8 +43,7 @@ Tensor alias_sample(
       capacity.scalar_type() == ScalarType::Long && capacity.is_contiguous() && capacity.numel() == shape.rows &&
           capacity.device() == table.device(),
       op, ": capacity must hold one int64 for each of ", shape.rows, " rows on table's device, got ", capacity.numel());
-  check_seed(op, seed, table, "table");
-  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  check_one_seed(op, seed, table, "table");
   STD_TORCH_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
   STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   STD_TORCH_CHECK(stride >= 1, op, ": stride must be >= 1, got ", stride);

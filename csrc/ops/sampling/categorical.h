@@ -37,17 +37,6 @@ inline Tensor in_layout_of_input(const Tensor& x, const Tensor& result) {
   return torch::stable::copy_(out, result);
 }
 
-inline ScalarType arithmetic_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline void check_gradient(const char* op, const Tensor& grad, const Tensor& logits) {
-  STD_TORCH_CHECK(
-      grad.dim() == logits.dim() && grad.numel() == logits.numel() && grad.scalar_type() == logits.scalar_type() &&
-          grad.device() == logits.device(),
-      op, ": grad must have logits' shape, dtype and device");
-}
-
 inline double check_tau(const char* op, double tau) {
   STD_TORCH_CHECK(tau >= 1e-30 && tau <= 1e30, op, ": tau must be in [1e-30, 1e30], got ", tau);
   return 1 / tau;
@@ -78,7 +67,7 @@ Tensor categorical_backward(
     Pull&& pull) {
   constexpr const char* op = "categorical_backward";
   const RowShape shape = row_shape(op, logits, seed);
-  check_gradient(op, grad, logits);
+  check_like(op, "grad", grad, "logits", logits);
   STD_TORCH_CHECK(estimator >= 0 && estimator <= kReinMax, op, ": estimator must be 0, 1 or 2, got ", estimator);
   STD_TORCH_CHECK(
       estimator == kStraightThrough || (index.numel() == shape.rows && index.scalar_type() == ScalarType::Long &&

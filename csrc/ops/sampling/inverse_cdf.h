@@ -14,8 +14,7 @@ std::tuple<Tensor, Tensor> inverse_cdf_sample(
     const Tensor& weights, const Tensor& seed, int64_t num_samples, Draw&& draw) {
   constexpr const char* op = "inverse_cdf_sample";
   check_weights(op, weights);
-  check_seed(op, seed, weights, "weights");
-  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  check_one_seed(op, seed, weights, "weights");
   STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   Distributions shape(weights);
   Tensor dense = row_major(weights);

@@ -15,8 +15,7 @@ template <class Draw>
 Tensor draw_without_replacement(
     const Tensor& weights, const Tensor& seed, int64_t num_samples, const char* op, Draw&& draw) {
   check_weights(op, weights);
-  check_seed(op, seed, weights, "weights");
-  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  check_one_seed(op, seed, weights, "weights");
   Distributions shape(weights);
   STD_TORCH_CHECK(
       num_samples >= 1 && num_samples <= shape.n, op, ": num_samples must be in [1, ", shape.n, "], got ", num_samples);

@@ -22,8 +22,7 @@ STE_HD int64_t resampled_total(const Row& row, int64_t n) {
 template <class Resample>
 Tensor resampled(const char* op, const Tensor& weights, const Tensor& seed, int64_t num_samples, Resample&& resample) {
   check_weights(op, weights);
-  check_seed(op, seed, weights, "weights");
-  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  check_one_seed(op, seed, weights, "weights");
   STD_TORCH_CHECK(
       num_samples >= 1 && num_samples <= kMostResampled, op, ": num_samples must be in [1, ", kMostResampled, "], got ",
       num_samples);

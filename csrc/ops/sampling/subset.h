@@ -34,7 +34,7 @@ Tensor subset_backward(
     const Tensor& grad, const Tensor& logits, const Tensor& seed, int64_t k, double tau, Pull&& pull) {
   constexpr const char* op = "subset_backward";
   const RowShape shape = row_shape(op, logits, seed);
-  check_gradient(op, grad, logits);
+  check_like(op, "grad", grad, "logits", logits);
   check_k(op, k, shape.n);
   const double inv_tau = check_tau(op, tau);
   Tensor dense = row_major(logits), grads = row_major(grad);

@@ -93,8 +93,7 @@ Tensor sum_tree_sample(
     const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples, Draw&& draw) {
   constexpr const char* op = "sum_tree_sample";
   check_tree(op, nodes, n);
-  check_seed(op, seed, nodes, "nodes");
-  STD_TORCH_CHECK(seed.numel() == 1, op, ": seed must have one element, got ", seed.numel());
+  check_one_seed(op, seed, nodes, "nodes");
   STD_TORCH_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
   STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   Tensor out = empty_int64({&num_samples, 1}, nodes);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/sampling/mass.h"
-#include "ops/dispatch.h"
+#include "ops/checks.h"
 
 namespace ste_ops {
 
@@ -21,24 +21,6 @@ inline Tensor empty_int64(IntHeaderOnlyArrayRef sizes, const Tensor& like) {
 
 inline const uint64_t* unsigned_data(const Tensor& x) { return static_cast<const uint64_t*>(x.const_data_ptr()); }
 inline uint64_t* mutable_unsigned_data(const Tensor& x) { return static_cast<uint64_t*>(x.mutable_data_ptr()); }
-
-inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, const char* name) {
-  STD_TORCH_CHECK(
-      seed.scalar_type() == ScalarType::Long, op, ": seed must be int64, got ",
-      torch::headeronly::toString(seed.scalar_type()));
-  STD_TORCH_CHECK(seed.device() == other.device(), op, ": seed and ", name, " must be on one device");
-  STD_TORCH_CHECK(seed.is_contiguous(), op, ": seed must be contiguous");
-}
-
-// One seed for all of x, or one for each row of a contiguous x: how many rows are drawn apart.
-inline int64_t seed_rows(const char* op, const Tensor& seed, const Tensor& x, const char* name) {
-  check_seed(op, seed, x, name);
-  const int64_t rows = seed.numel();
-  STD_TORCH_CHECK(
-      rows == 1 || (x.dim() > 0 && x.size(0) == rows && x.is_contiguous()), op,
-      ": seed must have one element, or one for each row of a contiguous ", name, ", got ", rows);
-  return rows;
-}
 
 inline void check_weights(const char* op, const Tensor& weights) {
   STD_TORCH_CHECK(

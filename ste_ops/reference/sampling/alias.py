@@ -11,7 +11,7 @@ from ste_ops.reference.sampling.random import MASK64, check_weights, draw_seed, 
 
 
 def masses(weights: list[float]) -> list[int]:
-    """Weights as integers: times a power of two, half to even, at least 1 where positive (see csrc/core/sampling/mass.h)."""
+    """Weights as integers: times a power of two, half to even, at least 1 if positive (csrc/core/sampling/mass.h)."""
     n = len(weights)
     largest = max(weights)
     if largest == 0:
