@@ -13,17 +13,29 @@
 
 namespace {
 
-template <size_t... I>
-std::string names_of_surrogates(std::index_sequence<I...>) {
-  std::string names;
-  ((names += std::string(I ? " " : "") + std::tuple_element_t<I, ste_ops::Surrogates>::name), ...);
-  return names;
+const char* name_of(ste_ops::Saves saves) {
+  switch (saves) {
+    case ste_ops::Saves::nothing: return "nothing";
+    case ste_ops::Saves::mask: return "mask";
+    default: return "input";
+  }
 }
 
-// The names of csrc/core/binarize/surrogate.h in order, separated by spaces: a surrogate's number is its position.
-std::string surrogates() {
-  return names_of_surrogates(std::make_index_sequence<std::tuple_size_v<ste_ops::Surrogates>>());
+template <class S>
+std::string described() {
+  return std::string(S::name) + ":" + name_of(S::saves);
 }
+
+template <class... S>
+std::string described(std::tuple<S...>*) {
+  std::string all;
+  ((all += (all.empty() ? "" : " ") + described<S>()), ...);
+  return all;
+}
+
+// "Identity:nothing Clip:mask ...", the list of csrc/core/binarize/surrogate.h in order: a surrogate's number is its
+// position, and behind its name stands what its backward needs of the forward.
+std::string surrogates() { return described(static_cast<ste_ops::Surrogates*>(nullptr)); }
 
 // "key=value" lines: what this library was compiled with.
 std::string build_info() {

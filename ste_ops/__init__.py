@@ -1,12 +1,19 @@
 """Native straight-through estimators, gradient clipping and weighted sampling for PyTorch."""
 
-__version__ = "0.1.0"
-
-from ste_ops import data, reference, surrogate, testing
+from ste_ops import data, functional, nn, reference, surrogate, testing
 from ste_ops._library import build_info
-from ste_ops.binarize import heaviside, sign, ternary
-from ste_ops.clip import (
+from ste_ops._names import show_public_names as _show_public_names
+from ste_ops.functional import (
+    AliasTable,
     ClipResult,
+    SumTree,
+    bernoulli_ste,
+    bitnet_activation,
+    bitnet_weight,
+    categorical_ste,
+    ceil,
+    check_deferred_errors,
+    clamp,
     clip_grad_agc_,
     clip_grad_norm_,
     clip_grad_value_,
@@ -14,89 +21,39 @@ from ste_ops.clip import (
     clip_gradient_value,
     clip_grads_with_norm_,
     clip_per_sample_,
-    fold_grad_clip_,
-    get_total_norm,
-)
-from ste_ops.quantize import (
-    bitnet_activation,
-    bitnet_weight,
-    ceil,
-    clamp,
     dorefa_activation,
     dorefa_weight,
     fake_quantize,
     floor,
+    fold_grad_clip_,
+    get_total_norm,
+    heaviside,
     lsq,
     magnitude_aware_sign,
+    multinomial,
     pact,
-    round,
+    residual_resample,
+    sign,
     sr_ste,
     stochastic_round,
-    trunc,
-    xnor_weight,
-)
-from ste_ops.sampling import (
-    AliasTable,
-    SumTree,
-    bernoulli_ste,
-    categorical_ste,
-    check_deferred_errors,
-    multinomial,
-    residual_resample,
     stratified_resample,
     subset_ste,
     systematic_resample,
+    ternary,
+    trunc,
+    xnor_weight,
 )
+from ste_ops.functional import round as round
 
-# isort: split
-# The modules look the operators up in this one, so they come last.
-from ste_ops import nn
+__version__ = "0.1.0"
 
-__all__ = [
-    "AliasTable",
-    "ClipResult",
-    "SumTree",
-    "__version__",
-    "bernoulli_ste",
-    "bitnet_activation",
-    "bitnet_weight",
-    "build_info",
-    "categorical_ste",
-    "ceil",
-    "check_deferred_errors",
-    "clamp",
-    "clip_grad_agc_",
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "clip_gradient_norm",
-    "clip_gradient_value",
-    "clip_grads_with_norm_",
-    "clip_per_sample_",
-    "data",
-    "dorefa_activation",
-    "dorefa_weight",
-    "fake_quantize",
-    "floor",
-    "fold_grad_clip_",
-    "get_total_norm",
-    "heaviside",
-    "lsq",
-    "magnitude_aware_sign",
-    "multinomial",
-    "nn",
-    "pact",
-    "reference",
-    "residual_resample",
-    "round",
-    "sign",
-    "sr_ste",
-    "stochastic_round",
-    "stratified_resample",
-    "subset_ste",
-    "surrogate",
-    "systematic_resample",
-    "ternary",
-    "testing",
-    "trunc",
-    "xnor_weight",
-]
+# `round` is left out: a star import must not hide Python's own.
+__all__ = ["__version__", "build_info", "data", "nn", "reference", "surrogate", "testing"]
+__all__ += functional.__all__
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "round"])
+
+
+_show_public_names("ste_ops")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import ste_ops
 from ste_ops import surrogate
+from ste_ops.surrogate.base import native_surrogates
 
 COLUMNS = 5
 POINTS = 801
@@ -81,7 +82,7 @@ def groups() -> Iterator[Group]:
 def _steps() -> Iterator[Panel]:
     yield _panel("heaviside(x)", lambda x: ste_ops.heaviside(x), forward=(1.12, 1.2), gradient=(-0.98, 1.2))
     yield _panel("sign(x)", lambda x: ste_ops.sign(x))
-    yield _panel("ternary(x, 0.5)", lambda x: ste_ops.ternary(x, 0.5))
+    yield _panel("ternary(x, threshold=0.5)", lambda x: ste_ops.ternary(x, threshold=0.5))
     p = torch.linspace(0, 1, 161, dtype=torch.float64)
     draws, gradient = _both(lambda p: ste_ops.bernoulli_ste(p, generator=_seed()), p)
     yield Panel(
@@ -112,7 +113,7 @@ def _number(value: float) -> str:
 
 def _surrogates() -> Iterator[Panel]:
     x = _line()
-    for cls in surrogate._CLASSES.values():
+    for cls in native_surrogates():
         one = cls()
         name = cls.__name__
         values = ", ".join(_number(getattr(one, each.name)) for each in fields(one))

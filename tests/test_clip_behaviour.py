@@ -154,7 +154,7 @@ def test_gradients_of_two_devices(device, monkeypatch):
     """One call a device and the norms joined on the first; two lists stand in for the devices."""
     grads = gradients(device, [torch.float32, torch.float16], shapes=((40,), (7, 5), (3,), (2, 2)))
     sparse = sparse_gradient(device)
-    monkeypatch.setattr(ste_ops.clip._lists, "by_device", lambda operator, grads: [grads[::2], grads[1::2]])
+    monkeypatch.setattr(ste_ops.functional.clip._lists, "by_device", lambda operator, grads: [grads[::2], grads[1::2]])
     for norm_type in NORM_TYPES:
         ours, theirs = [*copies(grads), sparse], [*copies(grads), parameter(sparse.grad.to_dense())]
         norm = ste_ops.clip_grad_norm_(ours, 1e9, norm_type)

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ste_ops
-from ste_ops.clip import _direct
+from ste_ops.functional.clip import _direct
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -11,7 +11,7 @@ import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 import ste_ops
-from ste_ops.clip import fold as clip_fold
+from ste_ops.functional.clip import fold as clip_fold
 
 OPTIMIZERS = {
     "SGD": lambda ps: SGD(ps, lr=0.1, fused=True),

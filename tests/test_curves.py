@@ -205,8 +205,8 @@ def test_compiled_custom(device, dtype):
     torch._dynamo.reset()
     x = torch.randn(33, device=device).to(dtype).requires_grad_()
     for kind in (Custom(tent), Custom(torch.cos), Rect(0.7)):
-        y = torch.compile(lambda x, kind=kind: ste_ops.ternary(x, 0.3, kind), fullgraph=True, backend="aot_eager")(x)
-        eager = ste_ops.ternary(x, 0.3, kind)
+        y = torch.compile(lambda x, kind=kind: ste_ops.ternary(x, kind, 0.3), fullgraph=True, backend="aot_eager")(x)
+        eager = ste_ops.ternary(x, kind, 0.3)
         assert_same_bits(y.detach(), eager.detach())
         cotangent = torch.randn_like(x)
         torch.testing.assert_close(torch.autograd.grad(y, x, cotangent), torch.autograd.grad(eager, x, cotangent))
@@ -330,7 +330,7 @@ def test_masks_take_numbers_alone():
 @pytest.mark.parametrize("threshold", [-0.1, nan, inf, True, "1", None, Clip()])
 def test_ternary_wants_a_finite_threshold(threshold):
     with pytest.raises(ValueError, match="ternary: threshold must be a finite number >= 0, got "):
-        ste_ops.ternary(torch.zeros(3), threshold)
+        ste_ops.ternary(torch.zeros(3), threshold=threshold)
 
 
 def test_raw_curves_check_their_tensors(device):
@@ -358,7 +358,7 @@ def test_ternary_levels(device, dtype):
     above = torch.nextafter(x[2:4], x[6:8])
     expected = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, -1.0, 1.0, -1.0, nan], dtype=dtype, device=device)
     for module in (ste_ops, reference):
-        assert_same_bits(module.ternary(x, t), expected, any_nan=True)
-        assert module.ternary(above, t).tolist() == [1, -1]
-        assert module.ternary(x[:6], 0).tolist() == [0, 0, 1, -1, 1, -1]
-        assert module.ternary(x[4:8], 2.0).tolist() == [0, 0, 1, -1]
+        assert_same_bits(module.ternary(x, threshold=t), expected, any_nan=True)
+        assert module.ternary(above, threshold=t).tolist() == [1, -1]
+        assert module.ternary(x[:6], threshold=0).tolist() == [0, 0, 1, -1, 1, -1]
+        assert module.ternary(x[4:8], threshold=2.0).tolist() == [0, 0, 1, -1]

@@ -20,7 +20,7 @@ from ste_ops.data import (
     WeightedBatchSampler,
     WeightedRandomSampler,
 )
-from ste_ops.sampling import AliasTable
+from ste_ops.functional.sampling import AliasTable
 
 WEIGHTS = torch.rand(60_000, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(3000) % 7

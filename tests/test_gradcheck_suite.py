@@ -47,7 +47,7 @@ WITHOUT_GRADIENT = {
 def test_the_whole_suite_passes(device):
     report = gradcheck_suite(device)
     assert report.passed, str(report)
-    assert {row.operator for row in report.rows} == set(ste_ops.__all__) - WITHOUT_GRADIENT
+    assert {row.operator for row in report.rows} == set(dir(ste_ops)) - WITHOUT_GRADIENT
     for row in report.rows:
         assert tuple(row.results) == CHECKS
         assert all(result.compared > 0 for result in row.results.values() if result.passed)

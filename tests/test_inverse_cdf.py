@@ -12,9 +12,9 @@ from torch import Tensor
 import ste_ops
 from ste_ops import reference
 from ste_ops._library import ops
+from ste_ops.functional.sampling.inverse_cdf import few
 from ste_ops.reference.sampling.alias import masses
 from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
-from ste_ops.sampling.inverse_cdf import few
 
 
 def weights(n: int, dtype: torch.dtype) -> Tensor:

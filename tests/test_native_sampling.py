@@ -10,9 +10,9 @@ import native
 import numpy as np
 import pytest
 
+from ste_ops._random import philox, random_bits
 from ste_ops.reference.sampling.alias import alias_columns
 from ste_ops.reference.sampling.inverse_cdf import uniform_below
-from ste_ops.reference.sampling.random import philox, random_bits
 
 core = native.load().sampling
 FULL = 2**32 - 1

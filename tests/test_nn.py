@@ -35,9 +35,9 @@ from ste_ops.surrogate import Clip, Identity, Tanh
 QUANTIZERS = {
     "Sign": (lambda: Sign(Clip(0.5)), lambda ops, x: ops.sign(x, Clip(0.5))),
     "Heaviside": (lambda: Heaviside(Identity()), lambda ops, x: ops.heaviside(x, Identity())),
-    "Ternary": (lambda: Ternary(0.3, Clip(0.5)), lambda ops, x: ops.ternary(x, 0.3, Clip(0.5))),
+    "Ternary": (lambda: Ternary(Clip(0.5), 0.3), lambda ops, x: ops.ternary(x, Clip(0.5), 0.3)),
     "StochasticRound": (lambda: StochasticRound().eval(), lambda ops, x: ops.round(x)),
-    "PACT": (lambda: PACT(3, alpha=0.7), lambda ops, x: ops.pact(x, x.new_tensor(0.7), 3)),
+    "PACT": (lambda: PACT(0.7, 3), lambda ops, x: ops.pact(x, x.new_tensor(0.7), 3)),
     "DoReFaActivation": (lambda: DoReFaActivation(3), lambda ops, x: ops.dorefa_activation(x, 3)),
     "DoReFaWeight": (lambda: DoReFaWeight(3), lambda ops, x: ops.dorefa_weight(x, 3)),
     "XNORWeight": (XNORWeight, lambda ops, x: ops.xnor_weight(x)),
@@ -102,11 +102,11 @@ def test_a_module_keeps_dtype_and_survives_copies(name):
     [
         (lambda: Sign("Clip"), "Sign: surrogate must be one of ste_ops.surrogate, got 'Clip'"),
         (lambda: Heaviside(1.0), "Heaviside: surrogate"),
-        (lambda: Ternary(-0.1), "Ternary: threshold must be a finite number >= 0, got -0.1"),
-        (lambda: Ternary(float("nan")), "Ternary: threshold"),
+        (lambda: Ternary(threshold=-0.1), "Ternary: threshold must be a finite number >= 0, got -0.1"),
+        (lambda: Ternary(threshold=float("nan")), "Ternary: threshold"),
         (lambda: StochasticRound(7), "StochasticRound: generator must be a torch.Generator, got int"),
-        (lambda: PACT(0), "PACT: bits must be an integer >= 1, got 0"),
-        (lambda: PACT(2, alpha=0.0), "PACT: alpha must be a finite number > 0, got 0.0"),
+        (lambda: PACT(bits=0), "PACT: bits must be an integer >= 1, got 0"),
+        (lambda: PACT(bits=2, alpha=0.0), "PACT: alpha must be a finite number > 0, got 0.0"),
         (lambda: DoReFaActivation(2.0), "DoReFaActivation: bits"),
         (lambda: DoReFaWeight(True), "DoReFaWeight: bits"),
         (lambda: BitNetActivation(1), "BitNetActivation: bits must be an integer >= 2"),
@@ -164,12 +164,12 @@ def test_a_schedule_of_surrogates_compiles_twice_at_most():
 
 
 def test_pact_learns_alpha():
-    module = PACT(2, alpha=1.0)
+    module = PACT(1.0, 2)
     module(torch.tensor([2.0, 3.0, 0.5])).sum().backward()
     assert module.alpha.grad == 2
 
 
-@pytest.mark.parametrize("make", [lambda: LSQ(3, scale=1.0), lambda: PACT(3, alpha=1.0)], ids=["LSQ", "PACT"])
+@pytest.mark.parametrize("make", [lambda: LSQ(3, scale=1.0), lambda: PACT(1.0, 3)], ids=["LSQ", "PACT"])
 def test_a_step_that_the_optimizer_pushed_below_0_comes_back(make):
     module, x = make(), torch.rand(50) + 1
     (parameter,) = module.parameters()

@@ -50,7 +50,7 @@ def test_quantize_keeps_everything_of_a_model_but_the_class():
     calls = []
     model.body[1].register_forward_pre_hook(lambda *_: calls.append("body"))
     returned = quantize_(
-        model, weight=LSQ(4, axis=0), input=lambda layer: PACT(4, alpha=1.0) if layer is model.last else None
+        model, weight=LSQ(4, axis=0), input=lambda layer: PACT(1.0, 4) if layer is model.last else None
     )
     assert returned is model
     assert [type(m).__name__ for m in (model.first, model.body[1], model.last)] == ["QuantConv2d"] * 2 + ["QuantLinear"]

@@ -133,7 +133,7 @@ BREVITAS: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, ...]]] = {
     "round_to_zero_ste": (lambda x: ste_ops.trunc(x), ()),
     "scalar_clamp_ste": (lambda x: ste_ops.clamp(x, -1.0, 1.5), (-1.0, 1.5)),
     "binary_sign_ste": (lambda x: ste_ops.sign(x, s.Identity()), ()),
-    "ternary_sign_ste": (lambda x: ste_ops.ternary(x, 0.0, s.Identity()), ()),
+    "ternary_sign_ste": (lambda x: ste_ops.ternary(x, s.Identity(), 0.0), ()),
 }
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 import ste_ops
 from ste_ops import reference
 from ste_ops._library import ops
+from ste_ops._random import random_bits
 from ste_ops.reference.sampling.multinomial import exponential_key
-from ste_ops.reference.sampling.random import random_bits
 
 core = native.load().sampling
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ste_ops import surrogate as _surrogate
-from ste_ops._functions._base import FAKES, NativeFunction, fake, inverse, memory_order, needs_function
-from ste_ops._functions._curve import batched, curve_gradient, refuse_batched_parameters
+from ste_ops._functions.base import FAKES, NativeFunction, fake, inverse, memory_order, needs_function
+from ste_ops._functions.curve import batched, curve_gradient, refuse_batched_parameters
 from ste_ops._library import ops
+
+Saves: TypeAlias = Literal["nothing", "mask", "input"]
+
+# Name of each surrogate of the library, and what it keeps for the backward; its number is its place.
+SURROGATES: list[tuple[str, Saves]] = [tuple(entry.split(":")) for entry in ops.surrogates().split()]  # type: ignore[misc]
+
+
+def saves(number: int) -> Saves:
+    """What the surrogate of that number keeps for the backward."""
+    # Under torch.compile(dynamic=True) the number is a SymInt, which no list takes.
+    return SURROGATES[int(number)][1]
 
 
 def _mask_bytes(numel: int) -> int:
@@ -20,7 +30,7 @@ def _mask_bytes(numel: int) -> int:
 @fake("heaviside")
 @fake("sign")
 def _(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
-    numel = x.numel() if _surrogate.saves(surrogate) == "mask" else 0
+    numel = x.numel() if saves(surrogate) == "mask" else 0
     return torch.empty_like(x), x.new_empty(_mask_bytes(numel), dtype=torch.uint8)
 
 
@@ -48,7 +58,7 @@ class Binarize(NativeFunction):
         ctx.mark_non_differentiable(mask)
         ctx.set_materialize_grads(False)
         ctx.others = (None,) * (len(inputs) - 1)
-        ctx.saves = _surrogate.saves(surrogate)
+        ctx.saves = saves(surrogate)
         if ctx.saves == "mask":
             ctx.save_for_backward(mask)
             ctx.save_for_forward(mask)
@@ -74,7 +84,7 @@ class Binarize(NativeFunction):
     def _vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor, surrogate: int, *others: Any) -> Any:
         refuse_batched_parameters(in_dims[5])
         dim = in_dims[0]
-        if _surrogate.saves(surrogate) != "mask":
+        if saves(surrogate) != "mask":
             return cls.apply(x, surrogate, *others), (dim, None)
         # A row of the batch keeps a mask of its own, so every row is padded to whole mask bytes.
         rows, numel = _rows(x, dim)
@@ -135,6 +145,9 @@ class Ternary(Binarize):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, ...], *args: Any) -> Any:
         return Ternary._vmap(info, in_dims, *args)
+
+
+BINARIZERS: dict[str, type[Binarize]] = {"heaviside": Heaviside, "sign": Sign, "ternary": Ternary}
 
 
 class BinarizeBackward(NativeFunction):

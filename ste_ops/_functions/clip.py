@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, inverse, needs_function
+from ste_ops._functions.base import NativeFunction, fake, inverse, needs_function
 from ste_ops._library import ops
-
-FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 
 def _empty_norm(tensors: list[Tensor]) -> Tensor:

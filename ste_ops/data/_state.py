@@ -14,8 +14,8 @@ import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
+from ste_ops._random import draw_seed
 from ste_ops.data._stream import Stream
-from ste_ops.sampling._checks import draw_seed
 
 T = TypeVar("T")
 Origin = dict[str, Any]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ste_ops._library import ops
-from ste_ops.reference.sampling.random import MASK64, random_bits
-from ste_ops.sampling.alias import AliasTable
+from ste_ops._random import MASK64, random_bits
+from ste_ops.functional.sampling.alias import AliasTable
 
 Stream = Callable[[int, int, int], Tensor]
 """`stream(start, count, stride)`: numbers start, start + stride, ... of it."""

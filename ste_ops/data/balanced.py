@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from ste_ops._checks import MOST
 from ste_ops.data._state import Plan, ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data.labels import as_labels
 from ste_ops.data.weighted import CHUNK, check_positive
-from ste_ops.sampling._checks import MOST
 
 
 class _ClassBatchSampler(ResumableSampler[list[int]]):

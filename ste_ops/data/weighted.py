@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ste_ops._checks import MOST
 from ste_ops.data._state import Origin, Plan, ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
-from ste_ops.sampling._checks import MOST
-from ste_ops.sampling.alias import AliasTable
+from ste_ops.functional.sampling.alias import AliasTable
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ste_ops.clip._checks import checked_norm_type, checked_number
-from ste_ops.clip.gradient import clip_gradient_norm, clip_gradient_value
+from ste_ops._checks import checked_norm_type, checked_number
+from ste_ops.functional.clip.in_graph import clip_gradient_norm, clip_gradient_value
 
 
 def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -22,7 +22,7 @@ def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
 
 
 class ClipGradientValue(nn.Module):
-    """The identity, with the gradient clamped to ``[-clip_value, clip_value]``: `ste_ops.clip.gradient_value`.
+    """The identity, with the gradient clamped to ``[-clip_value, clip_value]``: `ste_ops.clip_gradient_value`.
 
     Put between the steps of a recurrent net it bounds what one step hands back to the one before it, where
     `clip_grad_value_` would come after the gradient has already grown over all of them. `torch.nn.LSTM` and its like
@@ -59,7 +59,7 @@ class ClipGradientValue(nn.Module):
 
 
 class ClipGradientNorm(nn.Module):
-    """The identity, with the gradient scaled to a norm of at most max_norm: `ste_ops.clip.gradient_norm`.
+    """The identity, with the gradient scaled to a norm of at most max_norm: `ste_ops.clip_gradient_norm`.
 
     Each tensor of a state has its own norm. ``dim=-1`` clips each sequence of a batch by itself, so that one of them
     does not decide for the others; None, the default, takes one norm over the batch. For recurrent nets see
@@ -68,7 +68,7 @@ class ClipGradientNorm(nn.Module):
     Args:
         max_norm: the bound, >= 0.
         norm_type: as in `ste_ops.get_total_norm`.
-        dim: the dimensions that a norm is taken over, as in `ste_ops.clip.gradient_norm`.
+        dim: the dimensions that a norm is taken over, as in `ste_ops.clip_gradient_norm`.
 
     Shape:
         A tensor, a `PackedSequence`, None, or tuples and lists of them (the state of an LSTM); the same comes out.

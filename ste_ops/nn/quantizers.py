@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-import ste_ops
+from ste_ops import functional
 from ste_ops.surrogate import Clip, Surrogate
 
 _DEFAULT = Clip(1.0)
@@ -24,9 +23,6 @@ class Quantizer(nn.Module):
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
     quantizer; nothing has to be derived from this class.
     """
-
-    # Where the operators are looked up. The tests point it at `ste_ops.reference`.
-    _operators: Any = ste_ops
 
 
 def check_integer(name: str, argument: str, value: int, least: int) -> int:
@@ -81,7 +77,7 @@ class Sign(_Step):
         super().__init__(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.sign(x, self.surrogate)
+        return functional.sign(x, self.surrogate)
 
 
 class Heaviside(_Step):
@@ -104,15 +100,15 @@ class Heaviside(_Step):
         super().__init__(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.heaviside(x, self.surrogate)
+        return functional.heaviside(x, self.surrogate)
 
 
 class Ternary(_Step):
     """`ste_ops.ternary`: +1 where x > threshold, -1 where x < -threshold, else 0; the gradient is the surrogate's.
 
     Args:
-        threshold: half the width of the dead zone, a finite number >= 0; default 0.05.
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
+        threshold: half the width of the dead zone, a finite number >= 0; default 0.05.
 
     Source: Ternary Weight Networks (Li et al., arXiv:1605.04711); the fixed threshold is that of Larq's ``SteTern``.
 
@@ -122,15 +118,15 @@ class Ternary(_Step):
         tensor([-1.,  0.,  1.])
     """
 
-    def __init__(self, threshold: float = 0.05, surrogate: Surrogate = _DEFAULT) -> None:
+    def __init__(self, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05) -> None:
         super().__init__(surrogate)
         self.threshold = check_number("Ternary", "threshold", threshold, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.ternary(x, self.threshold, self.surrogate)
+        return functional.ternary(x, self.surrogate, self.threshold)
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold}, {self.surrogate!r}"
+        return f"{self.surrogate!r}, threshold={self.threshold}"
 
 
 class StochasticRound(Quantizer):
@@ -155,18 +151,18 @@ class StochasticRound(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            return self._operators.stochastic_round(x, generator=self.generator)
-        return self._operators.round(x)
+            return functional.stochastic_round(x, generator=self.generator)
+        return functional.round(x)
 
 
 class PACT(Quantizer):
     """`ste_ops.pact`: x clipped to [0, alpha] in 2^bits - 1 steps, with alpha learned. It stands in a ReLU's place.
 
     Args:
-        bits: an integer >= 1.
         alpha: where `alpha` starts, a finite number > 0; default 10. Above most activations is the safe side: nothing
             is clipped at first, and the paper shrinks alpha with an L2 penalty, the optimizer's ``weight_decay``. Where
             it is pushed to 0 or below, it is taken as 2^-23, and its gradient still passes.
+        bits: an integer >= 1, which must be given. The order is that of `ste_ops.pact`.
 
     Attributes:
         alpha: a parameter of shape ``()``.
@@ -175,7 +171,7 @@ class PACT(Quantizer):
 
     Example:
         >>> import torch, ste_ops
-        >>> pact = ste_ops.nn.PACT(bits=2, alpha=1.5)
+        >>> pact = ste_ops.nn.PACT(alpha=1.5, bits=2)
         >>> y = pact(torch.tensor([-1.0, 0.4, 2.0]))
         >>> y.detach()
         tensor([0.0000, 0.5000, 1.5000])
@@ -184,14 +180,16 @@ class PACT(Quantizer):
         tensor(1.)
     """
 
-    def __init__(self, bits: int, alpha: float = 10.0) -> None:
+    def __init__(self, alpha: float = 10.0, bits: int | None = None) -> None:
         super().__init__()
+        if bits is None:
+            raise TypeError(f"PACT: bits must be given, as in PACT(bits=4) or PACT(10.0, 4), got alpha={alpha!r} alone")
         self.bits = check_integer("PACT", "bits", bits, 1)
         self.alpha = nn.Parameter(torch.tensor(check_number("PACT", "alpha", alpha)))
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha = self._operators.clamp(self.alpha, LEAST_STEP, math.inf)
-        return self._operators.pact(x, alpha, self.bits)
+        alpha = functional.clamp(self.alpha, LEAST_STEP, math.inf)
+        return functional.pact(x, alpha, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -216,7 +214,7 @@ class DoReFaActivation(Quantizer):
         self.bits = check_integer("DoReFaActivation", "bits", bits, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.dorefa_activation(x, self.bits)
+        return functional.dorefa_activation(x, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -241,7 +239,7 @@ class DoReFaWeight(Quantizer):
         self.bits = check_integer("DoReFaWeight", "bits", bits, 1)
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._operators.dorefa_weight(w, self.bits)
+        return functional.dorefa_weight(w, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ste_ops import functional
 from ste_ops.nn.quantizers import Quantizer, check_integer, check_number
 
 
@@ -20,7 +21,7 @@ class XNORWeight(Quantizer):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._operators.xnor_weight(w)
+        return functional.xnor_weight(w)
 
 
 class MagnitudeAwareSign(Quantizer):
@@ -36,7 +37,7 @@ class MagnitudeAwareSign(Quantizer):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._operators.magnitude_aware_sign(w)
+        return functional.magnitude_aware_sign(w)
 
 
 class BitNetWeight(Quantizer):
@@ -51,7 +52,7 @@ class BitNetWeight(Quantizer):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._operators.bitnet_weight(w)
+        return functional.bitnet_weight(w)
 
 
 class BitNetActivation(Quantizer):
@@ -74,7 +75,7 @@ class BitNetActivation(Quantizer):
         self.bits = check_integer("BitNetActivation", "bits", bits, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._operators.bitnet_activation(x, self.bits)
+        return functional.bitnet_activation(x, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -103,7 +104,7 @@ class SRSTE(Quantizer):
         self.decay = check_number("SRSTE", "decay", decay, zero=True)
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._operators.sr_ste(w, self.n, self.m, self.decay)
+        return functional.sr_ste(w, self.n, self.m, self.decay)
 
     def extra_repr(self) -> str:
         return f"n={self.n}, m={self.m}, decay={self.decay}"

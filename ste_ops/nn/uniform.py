@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ste_ops import functional
 from ste_ops.nn.quantizers import LEAST_STEP, Quantizer, check_integer, check_number
 
 
@@ -166,8 +167,8 @@ class LSQ(_Uniform):
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        step = self._operators.clamp(self.scale, LEAST_STEP, math.inf)
-        return self._operators.lsq(x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale)
+        step = functional.clamp(self.scale, LEAST_STEP, math.inf)
+        return functional.lsq(x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale)
 
 
 class FakeQuantize(_Uniform):
@@ -250,4 +251,4 @@ class FakeQuantize(_Uniform):
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        return self._operators.fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+        return functional.fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)

@@ -3,82 +3,19 @@
 The same names and signatures as `ste_ops`, in plain torch operations.
 """
 
-from ste_ops.reference.binarize import heaviside, sign, ternary
-from ste_ops.reference.clip import (
-    clip_grad_agc_,
-    clip_grad_norm_,
-    clip_grad_value_,
-    clip_gradient_norm,
-    clip_gradient_value,
-    clip_grads_with_norm_,
-    clip_per_sample_,
-    get_total_norm,
-)
-from ste_ops.reference.quantize import (
-    bitnet_activation,
-    bitnet_weight,
-    ceil,
-    clamp,
-    dorefa_activation,
-    dorefa_weight,
-    fake_quantize,
-    floor,
-    lsq,
-    magnitude_aware_sign,
-    pact,
-    round,
-    sr_ste,
-    stochastic_round,
-    trunc,
-    xnor_weight,
-)
-from ste_ops.reference.sampling import (
-    AliasTable,
-    SumTree,
-    bernoulli_ste,
-    categorical_ste,
-    multinomial,
-    residual_resample,
-    stratified_resample,
-    subset_ste,
-    systematic_resample,
-)
+from ste_ops.reference import binarize, clip, quantize, sampling
+from ste_ops.reference.binarize import *
+from ste_ops.reference.clip import *
+from ste_ops.reference.quantize import *
+from ste_ops.reference.quantize import round as round
+from ste_ops.reference.sampling import *
 
-__all__ = [
-    "AliasTable",
-    "SumTree",
-    "bernoulli_ste",
-    "bitnet_activation",
-    "bitnet_weight",
-    "categorical_ste",
-    "ceil",
-    "clamp",
-    "clip_grad_agc_",
-    "clip_grad_norm_",
-    "clip_grad_value_",
-    "clip_gradient_norm",
-    "clip_gradient_value",
-    "clip_grads_with_norm_",
-    "clip_per_sample_",
-    "dorefa_activation",
-    "dorefa_weight",
-    "fake_quantize",
-    "floor",
-    "get_total_norm",
-    "heaviside",
-    "lsq",
-    "magnitude_aware_sign",
-    "multinomial",
-    "pact",
-    "residual_resample",
-    "round",
-    "sign",
-    "sr_ste",
-    "stochastic_round",
-    "stratified_resample",
-    "subset_ste",
-    "systematic_resample",
-    "ternary",
-    "trunc",
-    "xnor_weight",
-]
+__all__: list[str] = []
+__all__ += binarize.__all__
+__all__ += clip.__all__
+__all__ += quantize.__all__
+__all__ += sampling.__all__
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "round"])

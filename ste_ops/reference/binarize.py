@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ste_ops.surrogate import Clip, Surrogate
 
+__all__ = ["heaviside", "sign", "ternary"]
+
 _DEFAULT = Clip(1.0)
 
 
@@ -39,7 +41,7 @@ def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     return _Step.apply(x, torch.where(x >= 0, 1.0, -1.0).to(x.dtype), surrogate)
 
 
-def ternary(x: Tensor, threshold: float = 0.05, surrogate: Surrogate = _DEFAULT) -> Tensor:
+def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05) -> Tensor:
     """+1 where x > threshold, -1 where x < -threshold, 0 between and NaN at NaN; backward as `surrogate` says."""
     wide = x.detach() if x.dtype.itemsize >= 4 else x.detach().float()
     level = (wide > threshold).to(x.dtype) - (wide < -threshold).to(x.dtype)

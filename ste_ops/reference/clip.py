@@ -17,9 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops.clip.result import ClipResult
+from ste_ops.functional.clip.result import ClipResult
 
 _Tensors = Tensor | Iterable[Tensor]
+
+__all__ = [
+    "clip_grad_agc_",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_gradient_norm",
+    "clip_gradient_value",
+    "clip_grads_with_norm_",
+    "clip_per_sample_",
+    "get_total_norm",
+]
 
 
 def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:

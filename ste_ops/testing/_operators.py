@@ -13,6 +13,7 @@ from ste_ops import reference
 from ste_ops import surrogate as _surrogate
 from ste_ops.reference.sampling.categorical import gumbel_noise as _noise
 from ste_ops.reference.sampling.subset import relaxed_subset as _relaxed
+from ste_ops.surrogate.base import native_surrogates
 from ste_ops.testing._case import Case, gradient_case, step_case
 from ste_ops.testing._steps import SurrogateLike
 from ste_ops.testing._windows import IntegerWindow, Window
@@ -53,7 +54,7 @@ class _Tent:
 
 def _surrogates() -> Iterator[tuple[str, Any, SurrogateLike]]:
     """Every surrogate with its defaults: what it is called, what an operator takes, what it is compared with."""
-    classes: list[Any] = list(_surrogate._CLASSES.values())
+    classes: list[Any] = list(native_surrogates())
     for surrogate in (cls() for cls in classes):
         yield repr(surrogate), surrogate, surrogate
     yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()

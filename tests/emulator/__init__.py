@@ -109,7 +109,7 @@ def build() -> Path:
 def load() -> ctypes.CDLL:
     """Builds and loads the library, and gives its operators the fake kernels of the real ones."""
     import ste_ops  # noqa: F401  registers the fake kernels
-    from ste_ops._functions._base import FAKES
+    from ste_ops._functions.base import FAKES
 
     path = str(build())
     torch.ops.load_library(path)

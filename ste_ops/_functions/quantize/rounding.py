@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake
-from ste_ops._functions.quantize._common import batch_first, new_tangent
+from ste_ops._functions.base import NativeFunction, fake
+from ste_ops._functions.mask import batch_first, new_tangent
 from ste_ops._library import ops
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, needs_function
+from ste_ops._functions.base import NativeFunction, fake, needs_function
 from ste_ops._functions.binarize import Sign
-from ste_ops._functions.quantize._common import fold_channels, new_tangent, unfold_channels
+from ste_ops._functions.mask import fold_channels, new_tangent, unfold_channels
 from ste_ops._library import ops
 from ste_ops.surrogate import Clip
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, needs_function
-from ste_ops._functions.quantize._common import batch_first, new_tangent
+from ste_ops._functions.base import NativeFunction, fake, needs_function
+from ste_ops._functions.mask import batch_first, new_tangent
 from ste_ops._library import ops
-from ste_ops.reference.quantize.sparse import kept
 
 
 @fake("sr_ste")
@@ -91,7 +90,16 @@ class SRSTEBackward(NativeFunction):
 def _decay(ctx: Any, x: Tensor) -> Tensor:
     """decay * x where w was set to 0. Second order alone comes here."""
     n, m, decay = ctx.how
-    return torch.where(kept(ctx.saved_tensors[0], n, m), 0.0, decay * x)
+    return torch.where(_kept(ctx.saved_tensors[0], n, m), 0.0, decay * x)
+
+
+def _kept(w: Tensor, n: int, m: int) -> Tensor:
+    """Whether each weight is among the n largest of its m neighbours: of equal ones the first; NaN is the largest."""
+    dim = 1 if w.dim() > 1 else 0
+    groups = w.detach().unflatten(dim, (-1, m)).abs()
+    order = torch.argsort(groups, dim=dim + 1, descending=True, stable=True)
+    first = order.narrow(dim + 1, 0, n)
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(dim + 1, first, True).flatten(dim, dim + 1)
 
 
 def _fold(batch: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, inverse, memory_order, needs_function
-from ste_ops._functions.quantize._common import (
+from ste_ops._functions.base import NativeFunction, fake, inverse, memory_order, needs_function
+from ste_ops._functions.mask import (
     as_bool,
     batch_first,
     fold_channels,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake
+from ste_ops._functions.base import NativeFunction, fake
 from ste_ops._library import ops
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, needs_function
+from ste_ops._functions.base import NativeFunction, fake, needs_function
 from ste_ops._library import ops
 
 STRAIGHT_THROUGH, GUMBEL, REINMAX = range(3)

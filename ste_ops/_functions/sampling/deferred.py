@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import fake
+from ste_ops._functions.base import fake
 
 
 @fake("refuse_states")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions._base import NativeFunction, fake, needs_function
+from ste_ops._functions.base import NativeFunction, fake, needs_function
 from ste_ops._functions.sampling.categorical import GumbelNoise, by_seed, to_front, wide
 from ste_ops._library import ops
 

@@ -1,6 +1,7 @@
 """Reference of the quantizers."""
 
-from ste_ops.reference.quantize.rounding import ceil, clamp, floor, round, stochastic_round, trunc
+from ste_ops.reference.quantize.rounding import ceil, clamp, floor, stochastic_round, trunc
+from ste_ops.reference.quantize.rounding import round as round
 from ste_ops.reference.quantize.scaled import (
     bitnet_activation,
     bitnet_weight,
@@ -11,6 +12,7 @@ from ste_ops.reference.quantize.scaled import (
 from ste_ops.reference.quantize.sparse import sr_ste
 from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
 
+# `round` is left out: a star import must not hide Python\'s own.
 __all__ = [
     "bitnet_activation",
     "bitnet_weight",
@@ -23,9 +25,12 @@ __all__ = [
     "lsq",
     "magnitude_aware_sign",
     "pact",
-    "round",
     "sr_ste",
     "stochastic_round",
     "trunc",
     "xnor_weight",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "round"])

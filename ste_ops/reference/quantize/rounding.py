@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from ste_ops._random import MASK64, draw_seed, random_bits
 from ste_ops.reference.quantize._common import through, widen
-from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits, round_scaled
+from ste_ops.reference.sampling.weights import round_scaled
 
 
 def round(x: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
     The fraction abs(x) - trunc(abs(x)) is exact and read to 64 binary places, at least 2^-64. The draw belongs to the
     element's place in memory; NaN and infinities stay.
     """
-    seed = int(draw_seed(x.device, generator)) & MASK64
+    seed = int(draw_seed("stochastic_round", x.device, generator)) & MASK64
     out = torch.empty_like(x)
     memory, values = out.detach().as_strided((out.numel(),), (1,)), torch.empty_like(out).copy_(x.detach())
     for i, value in enumerate(values.as_strided((out.numel(),), (1,)).tolist()):

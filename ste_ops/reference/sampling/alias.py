@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from ste_ops.reference.sampling.random import MASK64, check_weights, draw_seed, random_bits, round_scaled
+from ste_ops._random import MASK64, draw_seed, random_bits
+from ste_ops.reference.sampling.weights import check_weights, round_scaled
 
 
 def masses(weights: list[float]) -> list[int]:
@@ -87,7 +88,7 @@ class AliasTable:
 
     def sample(self, num_samples: int, *, generator: Generator | None = None) -> Tensor:
         """Draws under a seed from `generator`."""
-        return self.sample_at(draw_seed(self.device, generator), 0, num_samples)
+        return self.sample_at(draw_seed("AliasTable.sample", self.device, generator), 0, num_samples)
 
     def sample_at(self, seed: int | Tensor, start: int, num_samples: int, stride: int = 1) -> Tensor:
         """Draws start, start + stride, ...: 64 bits choose a column, 64 others a unit of its capacity."""

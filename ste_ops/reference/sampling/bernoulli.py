@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits, round_scaled
+from ste_ops._random import MASK64, draw_seed, random_bits
+from ste_ops.reference.sampling.weights import round_scaled
 
 
 class _Bernoulli(torch.autograd.Function):
@@ -31,4 +32,4 @@ class _Bernoulli(torch.autograd.Function):
 
 def bernoulli_ste(p: Tensor, *, generator: Generator | None = None) -> Tensor:
     """1 with probability p, p read to 64 binary places; the gradient of p is the incoming one."""
-    return _Bernoulli.apply(p, draw_seed(p.device, generator))
+    return _Bernoulli.apply(p, draw_seed("bernoulli_ste", p.device, generator))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits
+from ste_ops._random import MASK64, draw_seed, random_bits
 
 
 def categorical_ste(
@@ -18,7 +18,7 @@ def categorical_ste(
     In float64 throughout: the draw of the native operator but where two keys of float32 are nearly equal. The second
     derivative of ``"reinmax"`` is that of its published surrogate, whose stop_gradient holds part of it.
     """
-    noise = gumbel_noise(logits, draw_seed(logits.device, generator))
+    noise = gumbel_noise(logits, draw_seed("categorical_ste", logits.device, generator))
     x = logits.double()
     drawn = torch.nn.functional.one_hot((x.detach() + noise).argmax(-1), x.shape[-1]).double()
     if estimator == "straight_through":

@@ -8,8 +8,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ste_ops._random import MASK64, random_bits
 from ste_ops.reference.sampling.alias import masses
-from ste_ops.reference.sampling.random import MASK64, check_weights, random_bits
+from ste_ops.reference.sampling.weights import check_weights
 
 
 def inverse_cdf_sample(weights: Tensor, seed: int | Tensor, num_samples: int) -> Tensor:

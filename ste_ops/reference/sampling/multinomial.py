@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from ste_ops._random import MASK64, draw_seed, random_bits
 from ste_ops.reference.sampling.alias import AliasTable
 from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
-from ste_ops.reference.sampling.random import MASK64, draw_seed, random_bits
 
 
 def multinomial(
@@ -20,7 +20,7 @@ def multinomial(
     if num_samples < 1:
         raise RuntimeError(f"multinomial: num_samples must be >= 1, got {num_samples}")
     table = AliasTable(weights, _operator="multinomial", _error=RuntimeError)
-    seed = draw_seed(weights.device, generator)
+    seed = draw_seed("multinomial", weights.device, generator)
     if replacement and num_samples * 128 <= weights.shape[-1]:
         return inverse_cdf_sample(weights, seed, num_samples)
     if replacement:

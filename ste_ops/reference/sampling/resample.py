@@ -9,8 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from ste_ops._random import MASK64, draw_seed, random_bits
 from ste_ops.reference.sampling.alias import masses
-from ste_ops.reference.sampling.random import MASK64, check_weights, draw_seed, random_bits
+from ste_ops.reference.sampling.weights import check_weights
 
 
 def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
@@ -66,7 +67,7 @@ def _rows(
         raise ValueError(f"{operator}: weights must be 1-D or 2-D and not empty, got shape {tuple(weights.shape)}")
     if num_samples < 1:
         raise ValueError(f"{operator}: num_samples must be >= 1, got {num_samples}")
-    seed, drawn = int(draw_seed(weights.device, generator)) & MASK64, []
+    seed, drawn = int(draw_seed(operator, weights.device, generator)) & MASK64, []
     for row, w in enumerate(weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()):
         check_weights(w, "{}" if weights.dim() == 1 else f"({row}, {{}})", operator, ValueError)
         drawn.append(ancestors(masses(w), seed, row))

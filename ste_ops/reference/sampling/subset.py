@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from ste_ops._random import draw_seed
 from ste_ops.reference.sampling.categorical import gumbel_noise, straight_through
-from ste_ops.reference.sampling.random import draw_seed
 
 
 def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator | None = None) -> Tensor:
     """The k largest of logits plus Gumbel noise, k-hot; under the gradient of k softmaxes one after the other, each
     without what those before it took. In float64 throughout."""
-    keys = logits.double() + gumbel_noise(logits, draw_seed(logits.device, generator))
+    keys = logits.double() + gumbel_noise(logits, draw_seed("subset_ste", logits.device, generator))
     drawn = torch.zeros_like(keys).scatter(-1, keys.detach().topk(k).indices, 1.0)
     return straight_through(logits, drawn, relaxed_subset(keys, k, tau))
 

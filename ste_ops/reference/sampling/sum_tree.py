@@ -9,7 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Generator, Tensor
 
-from ste_ops.reference.sampling.random import MASK64, check_weights, draw_seed, random_bits
+from ste_ops._random import MASK64, draw_seed, random_bits
+from ste_ops.reference.sampling.weights import check_weights
 
 FANOUT = 16
 
@@ -89,7 +90,7 @@ class SumTree:
 
     def sample(self, num_samples: int, *, generator: Generator | None = None) -> Tensor:
         """Draws under a seed from `generator`."""
-        return self.sample_at(draw_seed(self._weights.device, generator), 0, num_samples)
+        return self.sample_at(draw_seed("SumTree.sample", self._weights.device, generator), 0, num_samples)
 
     def sample_at(self, seed: int | Tensor, start: int, num_samples: int) -> Tensor:
         """From the root down, 64 random bits a level; two levels share the 128 of a Philox block."""

@@ -1,0 +1,174 @@
+"""What the operators ask of their arguments. Each error names operator, argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+INTEGER = frozenset(
+    {torch.bool, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+MOST = 2**40  # draws, and elements of what is counted
+
+NonFinite = Literal["propagate", "skip", "zero"]
+_NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/core/clip/norm.h numbers them
+
+
+def check_tensor(operator: str, argument: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{operator}: {argument} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+
+
+def checked_bits(operator: str, bits: int, least: int = 1) -> int:
+    """Up to 24, the bits of float32's significand: beyond them float32 arithmetic has no level for each integer."""
+    if not isinstance(bits, int) or isinstance(bits, bool):
+        raise TypeError(f"{operator}: bits must be an integer, got {bits!r}")
+    if not least <= bits <= 24:
+        raise ValueError(f"{operator}: bits must be in [{least}, 24], got {bits}")
+    return bits
+
+
+def check_int(operator: str, name: str, value: int) -> None:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
+
+
+def check_number(operator: str, name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
+    if math.isnan(value):
+        raise ValueError(f"{operator}: {name} must not be NaN")
+
+
+def check_range(operator: str, quant_min: int, quant_max: int) -> None:
+    check_int(operator, "quant_min", quant_min)
+    check_int(operator, "quant_max", quant_max)
+    if quant_min >= quant_max:
+        raise ValueError(f"{operator}: quant_min must be less than quant_max, got {quant_min} and {quant_max}")
+
+
+def check_axis(operator: str, x: Tensor, axis: int | None) -> int:
+    """The axis counted from the front; -1 for None, which is the whole tensor."""
+    if axis is None:
+        return -1
+    check_int(operator, "axis", axis)
+    if not -x.dim() <= axis < x.dim():
+        expected = f"in [{-x.dim()}, {x.dim() - 1}]" if x.dim() else "None for a 0-d tensor"
+        raise IndexError(f"{operator}: axis must be {expected}, got {axis}")
+    return axis % x.dim()
+
+
+def check_parameter(operator: str, name: str, value: Tensor, x: Tensor, axis: int) -> None:
+    """A tensor of one element, or of one for each coordinate along the axis."""
+    channels = 1 if axis < 0 else x.shape[axis]
+    if value.dim() > 1 or value.numel() not in (1, channels):
+        expected = "one element" if axis < 0 else f"one element or {channels}, as many as x along axis {axis}"
+        raise ValueError(f"{operator}: {name} must be 0-d or 1-d with {expected}, got the shape {tuple(value.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{operator}: {name} must be on x's device, {x.device}, got {value.device}")
+
+
+def check_scale(operator: str, scale: float, dtype: torch.dtype) -> None:
+    """A number that is positive, and neither too large nor too small for the arithmetic of `dtype`."""
+    check_number(operator, "scale", scale)
+    largest = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+    if not 0 < scale <= largest or not 1 / scale <= largest:
+        raise ValueError(f"{operator}: scale must be positive and finite, and its reciprocal too, got {scale}")
+
+
+# Sampling.
+
+
+def check_logits(operator: str, logits: Tensor) -> None:
+    check_tensor(operator, "logits", logits)
+    if logits.dim() == 0:
+        raise ValueError(f"{operator}: logits must have at least one dimension, got shape ()")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{operator}: logits must have at least one category, got shape {tuple(logits.shape)}")
+
+
+def check_tau(operator: str, tau: float) -> float:
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+        raise TypeError(f"{operator}: tau must be a number, got {type(tau).__name__}")
+    if not 1e-30 <= tau <= 1e30:
+        raise ValueError(f"{operator}: tau must be in [1e-30, 1e30], got {tau}")
+    return float(tau)
+
+
+def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor:
+    """Weights as the native table takes them, or the operator's error."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{operator}: weights must be a tensor, got {type(weights).__name__}")
+    if weights.dim() not in (1, 2):
+        raise error(f"{operator}: weights must be 1-D or 2-D, got shape {tuple(weights.shape)}")
+    if weights.shape[-1] == 0:
+        raise error(f"{operator}: weights must not be empty, got shape {tuple(weights.shape)}")
+    if weights.dtype in INTEGER:
+        return weights.to(torch.float64)
+    if weights.dtype not in FLOATING:
+        allowed = "float64, float32, bfloat16, float16, an integer dtype or bool"
+        raise error(f"{operator}: weights must be {allowed}, got {weights.dtype}")
+    return weights.detach()
+
+
+def check_count(operator: str, name: str, value: int, least: int, error: type[Exception]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise error(f"{operator}: {name} must be >= {least}, got {value}")
+    if value > MOST:
+        raise error(f"{operator}: {name} must be at most 2**40, got {value}")
+
+
+def refuse_invalid(operator: str, weights: Tensor, states: Tensor, error: type[Exception]) -> None:
+    """Raises what a native pass found wrong with the weights; reads `states`, one number a row, on the host.
+
+    A number above 0 says that all is well, 0 that every weight is zero, -1 - i that weight i is the first invalid one.
+    """
+    if int(states if states.dim() == 0 else states.amin() if states.numel() else 1) > 0:
+        return
+    rows = states.reshape(-1)
+    row = int((rows <= 0).to(torch.int8).argmax())
+    state = int(rows[row])
+    if state == 0:
+        where = "" if weights.dim() == 1 else f" in row {row}"
+        raise error(f"{operator}: weights must have a positive sum, got only zeros{where}")
+    index = -1 - state
+    value = weights[index].item() if weights.dim() == 1 else weights[row, index].item()
+    place = index if weights.dim() == 1 else (row, index)
+    kind = "non-negative" if -float("inf") < value < 0 else "finite and non-negative"
+    raise error(f"{operator}: weights must be {kind}, got {value} at index {place}")
+
+
+# Clipping.
+
+
+def checked_number(operator: str, argument: str, value: float) -> float:
+    number = float(value)
+    if not number >= 0:
+        raise ValueError(f"{operator}: {argument} must be a non-negative number, got {value}")
+    return number
+
+
+def checked_norm_type(operator: str, value: float) -> float:
+    p = float(value)
+    if not (p >= 0 or p == -math.inf):
+        raise ValueError(f"{operator}: norm_type must be a non-negative number, inf or -inf, got {value}")
+    return p
+
+
+def checked_nonfinite(nonfinite: str, error_if_nonfinite: bool) -> int:
+    if nonfinite not in _NONFINITE:
+        raise ValueError(f'clip_grad_norm_: nonfinite must be "propagate", "skip" or "zero", got {nonfinite!r}')
+    if error_if_nonfinite and nonfinite != "propagate":
+        raise ValueError(
+            f"clip_grad_norm_: error_if_nonfinite raises where nonfinite={nonfinite!r} would not; ask for one"
+        )
+    return _NONFINITE[nonfinite]

@@ -1,0 +1,93 @@
+"""Functions of the steps whose surrogate is a Python callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ste_ops._functions.base import NativeFunction
+from ste_ops._functions.binarize import SURROGATES
+from ste_ops._library import ops
+
+# Whose forward makes no mask.
+_IDENTITY = [name for name, _ in SURROGATES].index("Identity")
+
+Slope = Callable[[Tensor], Tensor]
+
+
+def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope) -> Tensor:
+    """`threshold` is empty but for a ternary step."""
+    if torch.compiler.is_compiling():
+        # A callable is no argument of an opaque call; Dynamo traces it here, and autograd its derivative.
+        return SlopedStep.apply(x, slope(_wide(x)), step, threshold)
+    return CustomStep.apply(x, slope, step, threshold)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def _forward(x: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
+    return getattr(ops, step)(x, _IDENTITY, 0.0, 0.0, *threshold)[0]
+
+
+def _times(grad: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(slope == 0, 0.0, grad * slope).to(grad.dtype)
+
+
+class CustomStep(NativeFunction):
+    """Saves x and calls the callable in the backward, where autograd may differentiate it."""
+
+    @staticmethod
+    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[float, ...]) -> Tensor:
+        return _forward(x, step, threshold)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+        ctx.set_materialize_grads(False)
+        ctx.slope = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        gradient = None if grad is None else _times(grad, ctx.slope(_wide(ctx.saved_tensors[0])))
+        return gradient, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        return None if tangent is None else _times(tangent, ctx.slope(_wide(ctx.saved_tensors[0])))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *others: Any) -> Any:
+        return CustomStep.apply(x, *others), in_dims[0]
+
+
+class SlopedStep(NativeFunction):
+    """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
+
+    @staticmethod
+    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
+        return _forward(x, step, threshold)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        return (None if grad is None else _times(grad, ctx.saved_tensors[0])), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
+        return None if tangent is None else _times(tangent, ctx.saved_tensors[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, slope: Tensor, *others: Any) -> Any:
+        tensors = [t if d is None else t.movedim(d, 0) for t, d in zip((x, slope), in_dims, strict=False)]
+        return SlopedStep.apply(*tensors, *others), 0

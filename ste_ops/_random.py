@@ -1,0 +1,39 @@
+"""The seed that every draw takes from a generator, and the random bits that follow from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+MASK32 = 2**32 - 1
+MASK64 = 2**64 - 1
+
+
+def draw_seed(operator: str, device: torch.device, generator: Generator | None) -> Tensor:
+    """A seed drawn on `device`, so that neither the host nor a CUDA graph waits for it."""
+    if generator is None:
+        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    if not isinstance(generator, Generator):
+        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {type(generator).__name__}")
+    if generator.device.type != device.type:
+        raise RuntimeError(
+            f"{operator}: generator must be on the device of the draws, {device}, got one on {generator.device}"
+        )
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC'11), on 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK32, (p0 >> 32) ^ c3 ^ k1, p0 & MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & MASK32, (k1 + 0xBB67AE85) & MASK32
+    return c0, c1, c2, c3
+
+
+def random_bits(seed: int, stream: int, index: int) -> tuple[int, int]:
+    """Draw number `index` of `stream` under `seed`: two numbers of 64 random bits."""
+    words = philox((index & MASK32, index >> 32, stream & MASK32, stream >> 32), (seed & MASK32, seed >> 32 & MASK32))
+    return words[0] | words[1] << 32, words[2] | words[3] << 32

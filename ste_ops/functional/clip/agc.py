@@ -1,0 +1,82 @@
+"""Adaptive clipping: each unit's gradient against the norm of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ste_ops._checks import checked_number
+from ste_ops._library import ops
+from ste_ops.functional.clip import _lists
+from ste_ops.functional.clip._lists import check_writable, written
+
+
+def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
+    """Adaptive gradient clipping (NFNets): scales a unit's gradient where it is large beside the unit's weights.
+
+    A unit is what belongs to one index of the first dimension: an output of a linear layer, a channel that a
+    convolution puts out. A tensor with fewer than two dimensions is one unit. Where the norm of a unit's gradient
+    reaches ``clip_factor * max(norm of its weights, eps)`` it is scaled down to that. Norms are taken in float64; each
+    unit is read once, and only gradients that change are written. No host sync.
+
+    The paper clips every layer but the final linear one: leave its parameters out of the list.
+
+    Args:
+        parameters: an iterable of parameters, or one; those without a gradient are passed over. A layer that keeps its
+            outputs in another dimension than the first (``ConvTranspose``) is taken by its first dimension all the
+            same, as in timm.
+        clip_factor: the largest ratio of the norms, >= 0. The paper takes 0.01 for large batches and more for small
+            ones.
+        eps: the least that a norm of weights counts as, >= 0, so that weights of zero can move.
+
+    Raises:
+        ValueError: clip_factor or eps is negative or NaN.
+        TypeError: a gradient is sparse, integer or complex.
+        RuntimeError: a gradient's elements share memory. Nothing has been written then.
+
+    Source:
+        Brock et al., High-Performance Large-Scale Image Recognition Without Normalization (arXiv:2102.06171), equation
+        3; the defaults, the 1e-6 below the fraction and the units are those of the authors' code and of timm's
+        ``adaptive_clip_grad``.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> weight = torch.tensor([[3.0, 4.0], [0.3, 0.4]], requires_grad=True)
+        >>> weight.grad = torch.tensor([[0.03, 0.04], [0.03, 0.04]])
+        >>> ste_ops.clip_grad_agc_([weight], clip_factor=0.02)
+        >>> weight.grad
+        tensor([[0.0300, 0.0400],
+                [0.0060, 0.0080]])
+    """
+    operator = "clip_grad_agc_"
+    clip_factor = checked_number(operator, "clip_factor", clip_factor)
+    eps = checked_number(operator, "eps", eps)
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    weights, grads = [], []
+    for parameter in parameters:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"{operator}: parameters must be tensors, got {type(parameter).__name__}")
+        if parameter.grad is not None:
+            weights.append(parameter)
+            grads.append(parameter.grad)
+    if not grads:
+        return
+    with torch.no_grad():
+        try:
+            ops.clip_grad_agc_(weights, grads, clip_factor, eps)
+        except RuntimeError:
+            groups = _lists.by_device(operator, grads)
+            for index, grad in enumerate(grads):
+                if grad.is_sparse:
+                    message = f"{operator}: gradients must be strided, got {grad.layout} at index {index}"
+                    raise TypeError(message) from None
+            if len(groups) == 1:
+                raise
+            check_writable(operator, groups)
+            weight_of = dict(zip(grads, weights, strict=True))
+            for group in groups:
+                ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)
+        written(grads)

@@ -1,0 +1,190 @@
+"""Norm and scaling in one call."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ste_ops._checks import NonFinite, checked_nonfinite, checked_norm_type, checked_number
+from ste_ops._library import ops
+from ste_ops.functional.clip import _direct
+from ste_ops.functional.clip._lists import Tensors, gradients_of, listed, written
+from ste_ops.functional.clip.result import ClipResult
+from ste_ops.functional.clip.total_norm import (
+    norm_of,
+    norm_of_ranks,
+    norms_of,
+    refuse_norms_of_ranks,
+    require_finite,
+    spans_ranks,
+)
+from ste_ops.functional.clip.with_norm import scale_gradients
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@overload
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: Literal[False] = False,
+    return_result: Literal[False] = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor: ...
+
+
+@overload
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: Literal[True],
+    return_result: Literal[False] = False,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: bool = False,
+    return_result: Literal[True],
+) -> ClipResult: ...
+
+
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    nonfinite: NonFinite = "propagate",
+    return_norms: bool = False,
+    return_result: bool = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, Tensor] | ClipResult:
+    """Clips the gradients' norm, taken over all of them together, in place, as `torch.nn.utils.clip_grad_norm_`.
+
+    `get_total_norm` followed by `clip_grads_with_norm_`, in one native call: a step that needs no clipping reads each
+    gradient once and writes nothing. The gradients' version counters move either way, since on CUDA only the device
+    knows.
+
+    Args:
+        parameters: an iterable of parameters, or one; those without a gradient are passed over, and one that is listed
+            twice counts once.
+        max_norm: the bound, >= 0.
+        norm_type: as in `get_total_norm`.
+        error_if_nonfinite: raise where the norm is NaN or infinite, before anything is scaled. This waits for the
+            device.
+        foreach: taken for compatibility; there is one implementation.
+        nonfinite: what happens where the norm is NaN or infinite, decided on the device. ``"propagate"`` multiplies by
+            the coefficient as torch does: a NaN norm makes every gradient NaN. ``"skip"`` leaves every gradient as it
+            is: for a step that is skipped anyway (``GradScaler``, ``found_inf``), with the evidence kept. ``"zero"``
+            makes every gradient 0, those that were finite too: for a loop that steps without looking.
+        return_norms: give the norm of each gradient too, from the same pass; on one machine.
+        return_result: give a `ClipResult` (which has the norms); on one machine.
+        process_group: as in `get_total_norm`. Each rank scales its own parts.
+
+    Returns:
+        The norm before clipping, as `get_total_norm` gives it. With ``return_norms`` ``(total_norm, norms)``, norms 1-D
+        with one entry for each parameter that has a gradient, in their order. With ``return_result`` a `ClipResult`:
+        these two, whether it clipped, and which gradient was the first that is not finite.
+
+    Raises:
+        As `get_total_norm` and `clip_grads_with_norm_`. ValueError for another ``nonfinite``, or one beside
+        ``error_if_nonfinite``. No gradient has been written then.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> w.grad = torch.tensor([3.0, 4.0])
+        >>> ste_ops.clip_grad_norm_([w], max_norm=1.0)
+        tensor(5.)
+        >>> w.grad
+        tensor([0.6000, 0.8000])
+        >>> w.grad[0] = torch.inf
+        >>> ste_ops.clip_grad_norm_([w], max_norm=1.0, nonfinite="zero")
+        tensor(inf)
+        >>> w.grad
+        tensor([0., 0.])
+    """
+    max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
+    p = checked_norm_type("clip_grad_norm_", norm_type)
+    mode = checked_nonfinite(nonfinite, error_if_nonfinite)
+    with_norms = return_norms or return_result
+    given, parameters = parameters, listed(parameters)
+    if not (with_norms or error_if_nonfinite or process_group is not None):
+        known = _direct.clip_grad_norm(parameters, max_norm, p, mode)
+        if known is not None:
+            return known
+    grads = gradients_of("clip_grad_norm_", parameters)
+    over_ranks = spans_ranks(parameters, grads, process_group)
+    refuse_norms_of_ranks("clip_grad_norm_", with_norms and over_ranks)
+    norms = None
+    if over_ranks:
+        with torch.no_grad():
+            total_norm = norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+            if error_if_nonfinite:
+                require_finite(total_norm, p)
+            if grads:
+                scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, mode)
+    elif not grads:
+        if isinstance(given, types.GeneratorType) and not parameters:
+            message = "`parameters` is an empty generator, no gradient clipping will occur."
+            warnings.warn(message, stacklevel=2)
+        total_norm, norms = torch.tensor(0.0), torch.zeros(0)
+    else:
+        with torch.no_grad():
+            total_norm, norms = _clip_grad_norm(grads, max_norm, p, error_if_nonfinite, mode, with_norms)
+    if not with_norms:
+        return total_norm
+    assert norms is not None
+    if not return_result:
+        return total_norm, norms
+    positions = tuple(i for i, parameter in enumerate(parameters) if parameter.grad is not None)
+    return ClipResult(total_norm, norms, max_norm, positions)
+
+
+def _clip_grad_norm(
+    grads: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, nonfinite: int, with_norms: bool
+) -> tuple[Tensor, Tensor | None]:
+    norms = None
+    if not error_if_nonfinite:
+        try:
+            if with_norms:
+                total_norm, norms = ops.clip_grad_norms_(grads, max_norm, p, nonfinite)
+            else:
+                total_norm = ops.clip_grad_norm_(grads, max_norm, p, nonfinite)
+        except RuntimeError:
+            pass  # a list that needs more than one call, or has something in it to explain
+        else:
+            written(grads)
+            return total_norm, norms
+    if with_norms:
+        total_norm, norms = norms_of("clip_grad_norm_", grads, p)
+    else:
+        total_norm = norm_of("clip_grad_norm_", grads, p)
+    if error_if_nonfinite:
+        require_finite(total_norm, p)
+    scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, nonfinite)
+    return total_norm, norms

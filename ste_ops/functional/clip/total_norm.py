@@ -1,0 +1,163 @@
+"""The norm of tensors taken together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ste_ops._checks import checked_norm_type
+from ste_ops._library import ops
+from ste_ops.functional.clip import _lists, distributed
+from ste_ops.functional.clip._lists import Tensors, coalesced
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@overload
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: Literal[False] = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor: ...
+
+
+@overload
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    return_norms: bool = False,
+    process_group: ProcessGroup | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The p-norm of tensors taken together as one vector, as `torch.nn.utils.get_total_norm`.
+
+    Args:
+        tensors: an iterable of tensors, or one; float64, float32, bfloat16 and float16 may be mixed, and so may
+            devices. Any strides; expanded tensors too. Sparse COO tensors count with their coalesced values.
+        norm_type: p, any number >= 0; 2 by default. ``inf`` and ``-inf`` give the largest and the smallest magnitude, 0
+            the number of elements that are not zero.
+        error_if_nonfinite: raise where the norm is NaN or infinite. This is the one option that waits for the device.
+        foreach: taken for compatibility; there is one implementation.
+        return_norms: give the norm of each tensor too, from the same pass; on one machine.
+        process_group: where the tensors are parts that were divided among ranks by hand, the ranks that hold the other
+            parts; every one of them has to call, also without tensors. `DTensor`s need none: their norm is taken over
+            their own mesh, before that of the group.
+
+    Returns:
+        A 0-d float32 tensor, float64 if any tensor is, on the first tensor's device; 0 for an empty list or tensors
+        without elements. NaN where an element is (but for ``norm_type=0``, which counts it). With ``return_norms``
+        ``(total_norm, norms)``: norms is 1-D, of the same dtype and device, with one entry for each tensor in the
+        order of the list, one that is listed twice included.
+
+    Raises:
+        ValueError: norm_type is NaN, or negative and not -inf.
+        TypeError: a tensor is integer, complex or of a sparse layout other than COO.
+        RuntimeError: the norm is not finite and error_if_nonfinite is set.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> ste_ops.get_total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
+        tensor(5.)
+        >>> ste_ops.get_total_norm([torch.tensor([3.0]), torch.tensor([[4.0]])], return_norms=True)
+        (tensor(5.), tensor([3., 4.]))
+    """
+    p = checked_norm_type("get_total_norm", norm_type)
+    grads = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    refuse_norms_of_ranks("get_total_norm", return_norms and process_group is not None)
+    if not grads and process_group is None:
+        return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
+    with torch.no_grad():
+        if return_norms:
+            total_norm, norms = norms_of("get_total_norm", grads, p)
+        elif process_group is not None:
+            total_norm = norm_of_ranks("get_total_norm", grads, grads, p, process_group)
+        else:
+            total_norm = norm_of("get_total_norm", grads, p)
+        if error_if_nonfinite:
+            require_finite(total_norm, p)
+    return (total_norm, norms) if return_norms else total_norm
+
+
+def norm_of(operator: str, grads: list[Tensor], p: float) -> Tensor:
+    try:
+        return ops.total_norm(grads, p)
+    except (RuntimeError, TypeError):
+        groups = _lists.by_device(operator, grads)
+        if distributed.has_dtensor(grads):
+            return norm_of_ranks(operator, grads, grads, p, None)
+        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+            raise
+    norms = [ops.total_norm(coalesced(group), p).to(grads[0].device) for group in groups]
+    # A norm of norms is the norm of all, except that counts add up.
+    return ops.total_norm(norms, 1.0 if p == 0 else p)
+
+
+def norms_of(operator: str, grads: list[Tensor], p: float) -> tuple[Tensor, Tensor]:
+    """The norm of all, and of each in the order of the list."""
+    try:
+        return ops.total_norms(grads, p)
+    except (RuntimeError, TypeError):
+        groups = _lists.by_device(operator, grads)
+        refuse_norms_of_ranks(operator, distributed.has_dtensor(grads))
+        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
+            raise
+    totals: list[Tensor] = []
+    norm_of_grad: dict[Tensor, Tensor] = {}
+    for group in groups:
+        distinct = list(dict.fromkeys(group))
+        total_norm, norms = ops.total_norms(coalesced(distinct), p)
+        totals.append(total_norm.to(grads[0].device))
+        norm_of_grad |= zip(distinct, norms.to(grads[0].device).unbind(), strict=True)
+    total_norm = ops.total_norm(totals, 1.0 if p == 0 else p)
+    return total_norm, torch.stack([norm_of_grad[grad].to(total_norm.dtype) for grad in grads])
+
+
+def spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
+    """Whether other ranks wait for this one though its own gradients do not say so."""
+    return process_group is not None or (len(grads) < len(parameters) and distributed.has_dtensor(parameters))
+
+
+def norm_of_ranks(
+    operator: str, parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None
+) -> Tensor:
+    def norm(tensors: list[Tensor], p: float) -> Tensor:
+        return norm_of(operator, tensors, p)
+
+    return distributed.total_norm(parameters, grads, p, process_group, norm)
+
+
+def refuse_norms_of_ranks(operator: str, refuse: bool) -> None:
+    if refuse:
+        raise ValueError(
+            f"{operator}: the norm of each gradient (return_norms, return_result) are taken on one machine, got "
+            "DTensors or a process_group; only the total is taken over ranks"
+        )
+
+
+def require_finite(total_norm: Tensor, p: float) -> None:
+    if not math.isfinite(total_norm.item()):
+        raise RuntimeError(
+            f"The total norm of order {p} for gradients from `parameters` is non-finite, so it cannot be clipped. To "
+            "disable this error and scale the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
+        )

@@ -1,0 +1,36 @@
+"""Quantizers with straight-through gradients."""
+
+from ste_ops.functional.quantize.rounding import ceil, clamp, floor, stochastic_round, trunc
+from ste_ops.functional.quantize.rounding import round as round
+from ste_ops.functional.quantize.scaled import (
+    bitnet_activation,
+    bitnet_weight,
+    dorefa_weight,
+    magnitude_aware_sign,
+    xnor_weight,
+)
+from ste_ops.functional.quantize.sparse import sr_ste
+from ste_ops.functional.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
+
+# `round` is left out: a star import must not hide Python\'s own.
+__all__ = [
+    "bitnet_activation",
+    "bitnet_weight",
+    "ceil",
+    "clamp",
+    "dorefa_activation",
+    "dorefa_weight",
+    "fake_quantize",
+    "floor",
+    "lsq",
+    "magnitude_aware_sign",
+    "pact",
+    "sr_ste",
+    "stochastic_round",
+    "trunc",
+    "xnor_weight",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "round"])

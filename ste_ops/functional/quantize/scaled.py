@@ -1,0 +1,197 @@
+"""Quantizers whose scale is a statistic of the tensor itself: weights, and activations token by token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ste_ops._checks import check_tensor, checked_bits
+from ste_ops._functions.quantize import scaled as _functions
+
+
+def dorefa_weight(w: Tensor, bits: int) -> Tensor:
+    """Weights in ``2**bits`` levels from -1 to 1, spread by ``tanh`` and by the largest of them.
+
+    With ``n = 2**bits - 1`` and ``t = tanh(w)``, ``2 * round((t / (2 * max(abs(t))) + 0.5) * n) / n - 1``, rounded half
+    to even. The rounding passes the gradient and everything else is differentiated, the maximum too; equal maxima share
+    its gradient evenly. w is kept for the backward (that of a parameter costs no memory) and the maximum with it.
+
+    One bit is ``sign(w) * mean(abs(w))``, the mean over all of w: the gradient passes unchanged and nothing is kept.
+
+    The backward is differentiable in its incoming gradient and in w. The maximum of a w of zeros counts as the smallest
+    normal number of float32 (float64), and so its gradient is huge. A NaN anywhere makes every weight NaN. It is not
+    idempotent: a second application spreads the levels once more.
+
+    Args:
+        w: any shape and strides, float64, float32, bfloat16 or float16.
+        bits: from 1 to 24.
+
+    Returns:
+        A tensor of w's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: w is no floating tensor of those dtypes, or bits no integer.
+        ValueError: bits is not in [1, 24].
+
+    Source: DoReFa-Net, arXiv:1606.06160, eq. 9, and eq. 7 and 8 for one bit; tensorpack's ``dorefa.py``.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.tensor([-2.0, -0.1, 0.3, 1.0], requires_grad=True)
+        >>> ste_ops.dorefa_weight(w, 2).detach()
+        tensor([-1.0000, -0.3333,  0.3333,  1.0000])
+        >>> y = ste_ops.dorefa_weight(w, 1)
+        >>> y.detach()
+        tensor([-0.8500, -0.8500,  0.8500,  0.8500])
+        >>> y.sum().backward()
+        >>> w.grad
+        tensor([1., 1., 1., 1.])
+    """
+    check_tensor("dorefa_weight", "w", w)
+    bits = checked_bits("dorefa_weight", bits)
+    if bits == 1:
+        return _functions.DoReFaSign.apply(w, False)
+    return _functions.DoReFaWeight.apply(w, bits, False)[0]
+
+
+def xnor_weight(w: Tensor) -> Tensor:
+    """sign(w) times the mean of abs(w) over each output channel, and both differentiated.
+
+    An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros and passes the
+    gradient where ``abs(w) <= 1``. With ``m`` the mean of a channel of N weights its gradient is
+    ``grad * m`` there, 0 elsewhere, plus ``torch.sign(w) * sum(grad * sign(w)) / N`` everywhere. A NaN makes its
+    channel NaN. A second application changes nothing but the rounding of the mean.
+
+    w is kept for the backward (that of a parameter costs no memory) and the means with it. The backward is
+    differentiable in its incoming gradient and in w.
+
+    Args:
+        w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
+
+    Returns:
+        A tensor of w's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: w is no floating tensor of those dtypes.
+
+    Source: XNOR-Net, arXiv:1603.05279, eq. 6; the gradient of the mean is summed over the channel, which the paper's
+    own formula leaves out.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.tensor([[0.5, -1.5], [0.2, 0.0]], requires_grad=True)
+        >>> y = ste_ops.xnor_weight(w)
+        >>> y.detach()
+        tensor([[ 1.0000, -1.0000],
+                [ 0.1000,  0.1000]])
+        >>> y.sum().backward()
+        >>> w.grad
+        tensor([[1.0000, 0.0000],
+                [1.1000, 0.1000]])
+    """
+    check_tensor("xnor_weight", "w", w)
+    return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
+
+
+def magnitude_aware_sign(w: Tensor) -> Tensor:
+    """sign(w) times the mean of abs(w) over each output channel, the mean taken as a constant.
+
+    The forward is that of `xnor_weight`. The gradient is ``grad * mean`` where ``abs(w) <= 1`` and 0 elsewhere. w is
+    kept for the backward and not a mask, since that of a parameter costs no memory. The backward is differentiable in
+    its incoming gradient; to w it is constant. A second application changes nothing but the rounding of the mean.
+
+    Args:
+        w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
+
+    Returns:
+        A tensor of w's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: w is no floating tensor of those dtypes.
+
+    Source: Bi-Real Net, arXiv:1808.00278; Larq's ``magnitude_aware_sign``, whose output channels are the last
+    dimension.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.tensor([[0.5, -1.5], [0.2, 0.0]], requires_grad=True)
+        >>> y = ste_ops.magnitude_aware_sign(w)
+        >>> y.detach()
+        tensor([[ 1.0000, -1.0000],
+                [ 0.1000,  0.1000]])
+        >>> y.sum().backward()
+        >>> w.grad
+        tensor([[1.0000, 0.0000],
+                [0.1000, 0.1000]])
+    """
+    check_tensor("magnitude_aware_sign", "w", w)
+    return _functions.MagnitudeAwareSign.apply(w, w.dim() > 1)[0]
+
+
+def bitnet_weight(w: Tensor) -> Tensor:
+    """-1, 0 or 1 times the mean of abs(w) over all of w; the gradient passes.
+
+    ``round(w / mean)`` clamped to [-1, 1], times the mean, which is at least 1e-5. Nothing is kept for the backward. A
+    NaN anywhere makes every weight NaN. It is not idempotent: zeros make the next mean smaller.
+
+    Args:
+        w: any shape and strides, float64, float32, bfloat16 or float16.
+
+    Returns:
+        A tensor of w's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: w is no floating tensor of those dtypes.
+
+    Source: BitNet b1.58, arXiv:2402.17764, eq. 1 to 3, and its authors' training tips, whose code bounds the mean; it
+    multiplies by the reciprocal of the mean where this divides, which differs in the last place.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.tensor([0.9, -0.2, 0.1, -0.8], requires_grad=True)
+        >>> y = ste_ops.bitnet_weight(w)
+        >>> y.detach()
+        tensor([ 0.5000, -0.0000,  0.0000, -0.5000])
+        >>> y.sum().backward()
+        >>> w.grad
+        tensor([1., 1., 1., 1.])
+    """
+    check_tensor("bitnet_weight", "w", w)
+    return _functions.BitNetWeight.apply(w, False)
+
+
+def bitnet_activation(x: Tensor, bits: int = 8) -> Tensor:
+    """Each token in steps of its own largest magnitude; the gradient passes.
+
+    A token is a line along the last dimension. With ``n = 2**(bits - 1) - 1`` its step is ``max(abs(x)) / n``, the
+    maximum at least 1e-5, and its values are ``round(x / step)`` (half to even) clamped to [-n - 1, n], times the step.
+    Nothing is kept for the backward. A NaN makes its token NaN. A second application changes nothing but the last
+    places of the steps.
+
+    Args:
+        x: any shape and strides, float64, float32, bfloat16 or float16; without a dimension it is a token of one.
+        bits: from 2 to 24.
+
+    Returns:
+        A tensor of x's shape, dtype and memory layout.
+
+    Raises:
+        TypeError: x is no floating tensor of those dtypes, or bits no integer.
+        ValueError: bits is not in [2, 24].
+
+    Source: BitNet b1.58, arXiv:2402.17764, and its authors' training tips, whose code bounds the maximum; it multiplies
+    by the reciprocal of the step where this divides, which differs in the last place.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> x = torch.tensor([[3.0, -1.2, 0.4], [0.0, 0.0, 0.0]], requires_grad=True)
+        >>> y = ste_ops.bitnet_activation(x, bits=3)
+        >>> y.detach()
+        tensor([[ 3., -1.,  0.],
+                [ 0.,  0.,  0.]])
+        >>> y.sum().backward()
+        >>> x.grad
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
+    """
+    check_tensor("bitnet_activation", "x", x)
+    return _functions.BitNetActivation.apply(x, checked_bits("bitnet_activation", bits, least=2))
