@@ -1,5 +1,5 @@
 // Reductions over groups of elements (core/groups.h) in one pass over the memory, in an order that the shape decides:
-// the same bits at any number of threads. How results join is a struct of core/clip/norm.h: Additive sums in float64,
+// the same bits at any number of threads. How results join is a struct of core/reduction.h: Additive sums in float64,
 // Maximum takes the largest value, and a NaN wins.
 //
 //   struct Magnitude { const T* x; double operator()(int64_t i, int64_t lane) const { ... } };
@@ -10,8 +10,8 @@
 
 #include <memory>
 
-#include "core/clip/norm.h"
 #include "core/groups.h"
+#include "core/reduction.h"
 #include "cpu/loop.h"
 
 namespace ste_ops {

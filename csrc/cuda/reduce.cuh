@@ -1,6 +1,6 @@
 // Reductions over groups of elements (core/groups.h): a block for each task, then one for each group that joins its
 // parts. The order of addition follows from the shape and the dtype alone. How results join is a struct of
-// core/clip/norm.h: Additive sums in float64, Maximum takes the largest value, and a NaN wins.
+// core/reduction.h: Additive sums in float64, Maximum takes the largest value, and a NaN wins.
 //
 //   struct Magnitudes {
 //     const T* x;
@@ -16,8 +16,8 @@
 // stay the same. The terms may write as they read; what lies at or past `end` is not added.
 #pragma once
 
-#include "core/clip/norm.h"
 #include "core/groups.h"
+#include "core/reduction.h"
 #include "cuda/vector.cuh"
 #include "ops/dispatch.h"
 

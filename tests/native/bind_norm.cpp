@@ -22,7 +22,7 @@ double total_norm(Array<A> x, double p) {
     const double total = total_of(x, terms);
     if constexpr (terms.may_leave_range || (terms.may_leave_range_in_float64 && sizeof(A) == 8)) {
       if (left_range(total)) {
-        const double largest = total_of(x, Maximum{});
+        const double largest = total_of(x, Largest{});
         const auto scaled = terms.scaled(largest);
         return has_scale(largest) ? scaled.finish(total_of(x, scaled)) : largest;
       }

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/reduction.h"
 
 namespace ste_ops {
 
@@ -23,23 +24,14 @@ struct Terms {
   STE_HD double finish(double total) const { return total; }
 };
 
-// A partial result within one block is a State<A>, A being the arithmetic of the elements; between blocks it is a
-// double.
-struct Additive : Terms {
-  template <class A>
-  using State = double;
-  STE_HD static double identity() { return 0; }
-  STE_HD static double combine(double a, double b) { return a + b; }
-};
-
-struct Count : Additive {
+struct Count : Terms, Additive {
   template <class A>
   STE_HD double term(A x) const {
     return x == 0 ? 0.0 : 1.0;
   }
 };
 
-struct Sum : Additive {
+struct Sum : Terms, Additive {
   template <class A>
   STE_HD double term(A x) const {
     return magnitude(double(x));
@@ -47,7 +39,7 @@ struct Sum : Additive {
 };
 
 // x times a power of two: exact, and no division. The factor brings max|x| to between 2^-74 and 2^23.
-struct ScaledSquares : Additive {
+struct ScaledSquares : Terms, Additive {
   double factor;
   STE_HD explicit ScaledSquares(double factor) : factor(factor) {}
   STE_HD static ScaledSquares scaled(double largest) {
@@ -63,7 +55,7 @@ struct ScaledSquares : Additive {
   STE_HD double finish(double total) const { return sqrt(total) / factor; }
 };
 
-struct Squares : Additive {
+struct Squares : Terms, Additive {
   static constexpr bool may_leave_range_in_float64 = true;
   STE_HD static ScaledSquares scaled(double largest) { return ScaledSquares::scaled(largest); }
   template <class A>
@@ -73,7 +65,7 @@ struct Squares : Additive {
   STE_HD double finish(double total) const { return sqrt(total); }
 };
 
-struct Powers : Additive {
+struct Powers : Terms, Additive {
   static constexpr bool may_leave_range = true;
   double p;
   double scale;
@@ -86,22 +78,15 @@ struct Powers : Additive {
   STE_HD double finish(double total) const { return scale * pow(total, 1 / p); }
 };
 
-// A NaN wins over every number and stays: b > a is false once a is NaN.
-struct Maximum : Terms {
-  template <class A>
-  using State = A;
-  STE_HD static double identity() { return 0; }
-  template <class A>
-  STE_HD static A combine(A a, A b) {
-    return (b > a) | (b != b) ? b : a;
-  }
+struct Largest : Terms, Maximum {
   template <class A>
   STE_HD A term(A x) const {
     return magnitude(x);
   }
 };
 
-struct Minimum : Terms {
+// As Maximum does it, a NaN wins.
+struct Smallest : Terms {
   template <class A>
   using State = A;
   STE_HD static double identity() { return INFINITY; }
@@ -122,8 +107,8 @@ auto visit_norm(double p, F f) {
   if (p == 0) return f(Count{});
   if (p == 1) return f(Sum{});
   if (p == 2) return f(Squares{});
-  if (p == INFINITY) return f(Maximum{});
-  if (p == -INFINITY) return f(Minimum{});
+  if (p == INFINITY) return f(Largest{});
+  if (p == -INFINITY) return f(Smallest{});
   return f(Powers(p, 1));
 }
 

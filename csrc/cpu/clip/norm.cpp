@@ -115,7 +115,7 @@ template <class Terms>
 double norm_from(const Blocks& blocks, const Terms& terms, double total, bool has_float64) {
   if constexpr (may_leave_range<Terms>(true)) {
     if (may_leave_range<Terms>(has_float64) && left_range(total)) {
-      const double largest = total_of(blocks, Maximum{});
+      const double largest = total_of(blocks, Largest{});
       if (!has_scale(largest)) return largest;
       const auto scaled = terms.scaled(largest);
       return scaled.finish(total_of(blocks, scaled));

@@ -228,7 +228,7 @@ inline void enqueue_norm(const Launches& over, double p, bool has_float64, const
     if (norms != nullptr) launch_norms(over, terms, static_cast<const double*>(partials), norms);
     if constexpr (may_leave_range<decltype(terms)>(true)) {
       if (!may_leave_range<decltype(terms)>(has_float64)) return;
-      launch_pass(over, Maximum{}, Pass::kLargest, partials, state, out);
+      launch_pass(over, Largest{}, Pass::kLargest, partials, state, out);
       launch_pass(over, terms.scaled(1), Pass::kScaled, partials, state, out);
     }
   });

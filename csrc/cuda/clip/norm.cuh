@@ -54,7 +54,7 @@ template <class Terms, class TotalOf>
 __device__ double norm_from(Terms terms, double total, bool may_leave, TotalOf total_of) {
   if constexpr (may_leave_range<Terms>(true)) {
     if (may_leave && left_range(total)) {
-      const double largest = total_of(Maximum{});
+      const double largest = total_of(Largest{});
       if (!has_scale(largest)) return largest;
       const auto scaled = terms.scaled(largest);
       return scaled.finish(total_of(scaled));

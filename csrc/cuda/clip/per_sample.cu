@@ -68,7 +68,7 @@ __device__ double sample_total(const double* partials, int64_t count) {
 // Moves: reads 8 * partials, writes 8 * batch.
 __global__ void __launch_bounds__(kSampleThreads)
     sample_largest_kernel(const double* partials, int64_t count, double* largest) {
-  const double total = sample_total<Maximum>(partials, count);
+  const double total = sample_total<Largest>(partials, count);
   if (threadIdx.x == 0) largest[blockIdx.x] = total;
 }
 
@@ -170,7 +170,7 @@ Tensor clip_per_sample(const SampleLists& lists, double max_norm) {
   const double* read_only = partials;
   // float64 squares can leave float64's range: they are scaled by the sample's largest magnitude.
   if (lists.has_float64()) {
-    launch_partials(launch, lists, Maximum{}, nullptr, partials, blocks);
+    launch_partials(launch, lists, Largest{}, nullptr, partials, blocks);
     launch(sample_largest_kernel, batch, kSampleThreads, read_only, blocks, largest);
     launch_partials(launch, lists, ScaledSquares(1), largest, partials, blocks);
   } else {
