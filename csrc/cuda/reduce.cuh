@@ -19,7 +19,7 @@
 #include "core/groups.h"
 #include "core/reduction.h"
 #include "cuda/vector.cuh"
-#include "ops/dispatch.h"
+#include "ops/layout.h"
 
 #ifdef STE_OPS_EMULATED
 #define __grid_constant__

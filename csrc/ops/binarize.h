@@ -7,6 +7,7 @@
 #include "core/binarize/binarizers.h"
 #include "core/binarize/surrogate.h"
 #include "ops/checks.h"
+#include "ops/mask.h"
 
 namespace ste_ops {
 
@@ -24,15 +25,13 @@ std::tuple<Tensor, Tensor> binarize(
   std::optional<Tensor> mask, out;
   dispatch_surrogate(op, surrogate, a, b, [&](auto s) {
     // The small one first: a heap that serves them in this order finds the same place for `out` at every step.
-    mask = empty_vector(s.saves == Saves::mask ? mask_bytes(x.numel()) : 0, ScalarType::Byte, x);
+    mask = s.saves == Saves::mask ? new_mask(x) : empty_vector(0, ScalarType::Byte, x);
     out = new_like(x);
     if (x.numel() == 0) return;
     Tensor dense = in_layout_of(*out, x);
     dispatch_floating(op, "x", x, [&](auto type) {
       auto fill = [&](auto s) {
-        loop(
-            s, type, dense.const_data_ptr(), out->mutable_data_ptr(), static_cast<uint8_t*>(mask->mutable_data_ptr()),
-            x.numel());
+        loop(s, type, dense.const_data_ptr(), out->mutable_data_ptr(), mutable_bytes(*mask), x.numel());
       };
       // Where no mask is made the forward does not depend on the surrogate: one loop serves them all.
       if constexpr (decltype(s)::saves == Saves::mask) {
@@ -55,9 +54,7 @@ Tensor binarize_backward(const Tensor& grad, const Tensor& mask, Loop&& loop) {
   Tensor out = new_like(dense);
   if (grad.numel() == 0) return out;
   dispatch_floating(op, "grad", grad, [&](auto type) {
-    loop(
-        type, dense.const_data_ptr(), static_cast<const uint8_t*>(mask.const_data_ptr()), out.mutable_data_ptr(),
-        grad.numel());
+    loop(type, dense.const_data_ptr(), const_bytes(mask), out.mutable_data_ptr(), grad.numel());
   });
   return out;
 }

@@ -4,8 +4,7 @@
 
 #include <string>
 
-#include "core/bitmask.h"
-#include "ops/dispatch.h"
+#include "ops/layout.h"
 
 namespace ste_ops {
 
@@ -26,17 +25,6 @@ inline void check_like(
   STD_TORCH_CHECK(
       same, op, ": ", name, " must have ", other_name, "'s shape ", shape_of(x), ", got ", shape_of(tensor));
   STD_TORCH_CHECK(tensor.device() == x.device(), op, ": ", name, " and ", other_name, " must be on one device");
-}
-
-// One bit for each element of grad (core/bitmask.h).
-inline void check_mask(const char* op, const char* name, const Tensor& mask, const Tensor& grad) {
-  STD_TORCH_CHECK(
-      mask.scalar_type() == ScalarType::Byte, op, ": ", name, " must be uint8, got ",
-      torch::headeronly::toString(mask.scalar_type()));
-  STD_TORCH_CHECK(
-      mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": ", name, " must hold ",
-      mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
-  STD_TORCH_CHECK(mask.device() == grad.device(), op, ": grad and ", name, " must be on one device");
 }
 
 inline void check_seed(const char* op, const Tensor& seed, const Tensor& other, const char* name) {

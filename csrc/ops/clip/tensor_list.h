@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/clip/strided.h"
-#include "ops/dispatch.h"
+#include "ops/layout.h"
 
 namespace ste_ops {
 

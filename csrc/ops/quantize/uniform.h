@@ -7,6 +7,7 @@
 #include "core/groups.h"
 #include "core/quantize/uniform.h"
 #include "ops/checks.h"
+#include "ops/mask.h"
 
 namespace ste_ops {
 
@@ -15,10 +16,6 @@ inline Groups groups_along(const Tensor& dense, int64_t axis) {
   if (axis < 0) return whole_tensor(dense.numel());
   return channels(dense.numel(), dense.size(axis), dense.stride(axis));
 }
-
-inline Tensor new_mask(const Tensor& x) { return empty_vector(mask_bytes(x.numel()), ScalarType::Byte, x); }
-inline uint8_t* mutable_bytes(const Tensor& mask) { return static_cast<uint8_t*>(mask.mutable_data_ptr()); }
-inline const uint8_t* const_bytes(const Tensor& mask) { return static_cast<const uint8_t*>(mask.const_data_ptr()); }
 
 // Fills a tensor like x: `loop(groups, x, out)`, const T* and T* in memory order, the groups being those of the memory
 // along the axis.
