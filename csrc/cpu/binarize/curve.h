@@ -7,8 +7,7 @@
 #include <type_traits>
 
 #include "core/binarize/surrogate.h"
-#include "core/dtype.h"
-#include "cpu/loop.h"
+#include "cpu/widen.h"
 
 namespace ste_ops {
 
@@ -36,27 +35,11 @@ struct Slope {
 };
 
 template <class T>
-struct Load {
-  const T* x;
-  arithmetic_t<T>* out;
-
-  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = load(x[i]); }
-};
-
-template <class T>
 struct Multiply {
   const T* x;
   arithmetic_t<T>* out;
 
   STE_OPS_INLINE void operator()(int64_t i) const { out[i] *= load(x[i]); }
-};
-
-template <class T>
-struct Store {
-  const arithmetic_t<T>* x;
-  T* out;
-
-  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = store<T>(x[i]); }
 };
 
 // Asks for the cache lines of the tile after this one: the arithmetic of a tile is long enough to hide them.
@@ -87,12 +70,12 @@ void curve_range(const S& curve, const T* const (&factors)[2], const T* x, T* ou
       each(Slope<1, S, A>{curve, factors[0], x, out}, i, i + count);
       continue;
     }
-    each(Load<T>{factors[0] + i, grad}, 0, count);
+    each(Widen<T>{factors[0] + i, grad}, 0, count);
     if constexpr (order == 2) each(Multiply<T>{factors[1] + i, grad}, 0, count);
     if constexpr (converts) {
-      each(Load<T>{x + i, values}, 0, count);
+      each(Widen<T>{x + i, values}, 0, count);
       each(Slope<order, S, A>{curve, grad, values, results}, 0, count);
-      each(Store<T>{results, out + i}, 0, count);
+      each(Narrow<T>{results, out + i}, 0, count);
     } else {
       each(Slope<order, S, A>{curve, grad, x + i, out + i}, 0, count);
     }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/masked.h"
+#include "cpu/widen.h"
 #include "ops/quantize/uniform.h"
 
 namespace ste_ops {
@@ -111,40 +112,6 @@ struct MaskedElement {
     return {bit_cast<bits_t<T>>(store<T>(quantized.value)), quantized.inside};
   }
 };
-
-template <class T>
-struct Widen {
-  const T* x;
-  arithmetic_t<T>* out;
-  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = load(x[i]); }
-};
-
-template <class T>
-struct Narrow {
-  const arithmetic_t<T>* x;
-  T* out;
-  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = store<T>(x[i]); }
-};
-
-// Elements that the first-level cache holds with what is made of them.
-constexpr int64_t kBatch = 16 * kWord;
-
-// Calls f(x, out, i, count) for batches of [begin, end) in turn, x and out pointing to the batch in the arithmetic: for
-// 16-bit types a copy, since the compiler does not vectorize a loop that compares floats and makes 16-bit lanes of it.
-template <class T, class F>
-void in_batches(const T* x, T* out, int64_t begin, int64_t end, const F& f) {
-  for (int64_t i = begin; i < end; i += kBatch) {
-    const int64_t count = end - i < kBatch ? end - i : kBatch;
-    if constexpr (sizeof(T) == 2) {
-      arithmetic_t<T> wide[kBatch], results[kBatch];
-      each(Widen<T>{x + i, wide}, 0, count);
-      f(static_cast<const arithmetic_t<T>*>(wide), results, i, count);
-      each(Narrow<T>{results, out + i}, 0, count);
-    } else {
-      f(x + i, out + i, i, count);
-    }
-  }
-}
 
 // An element where nothing is masked.
 template <class Op, class Steps, class T>
