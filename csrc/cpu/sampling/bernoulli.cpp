@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "cpu/sampling/draws.h"
+#include "cpu/seeded.h"
 #include "ops/library.h"
 #include "ops/sampling/fault.h"
 
@@ -11,46 +12,37 @@ namespace ste_ops {
 namespace {
 
 template <class T>
-STE_OPS_INLINE bool bernoulli_batch(const bits_t<T>* p, uint64_t seed, uint64_t start, bits_t<T>* out, int64_t count) {
-  RandomBlock<kDraws> random;
-  philox_block(seed, 0, start, random);
-  bits_t<T> invalid = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = kOne<T> & bits_t<T>(-bits_t<T>(bernoulli<T>(p[i], random.low[i])));
+struct Bernoulli {
+  const bits_t<T>* p;
+  bits_t<T>* out;
+  bits_t<T> invalid = 0;  // not 0 where some p was no probability
+
+  STE_OPS_INLINE void operator()(int64_t i, uint64_t random) {
+    out[i] = kOne<T> & bits_t<T>(-bits_t<T>(bernoulli<T>(p[i], random)));
     invalid |= bits_t<T>(!is_probability<T>(p[i]));
   }
-  return invalid == 0;
-}
+};
 
-// Whether every p is a probability.
+// The place of the first p that is no probability, `numel` where there is none.
 template <class T>
-STE_OPS_CLONES bool bernoulli_stretch(
-    const bits_t<T>* p, uint64_t seed, uint64_t start, bits_t<T>* out, int64_t count) {
-  bool valid = true;
-  int64_t i = 0;
-  for (; i + kDraws <= count; i += kDraws)
-    valid &= bernoulli_batch<T>(p + i, seed, start + uint64_t(i), out + i, kDraws);
-  if (i < count) valid &= bernoulli_batch<T>(p + i, seed, start + uint64_t(i), out + i, count - i);
-  return valid;
+int64_t draw_all(const bits_t<T>* p, const uint64_t* seeds, int64_t rows, int64_t in_row, bits_t<T>* out) {
+  std::atomic<int64_t> invalid(rows * in_row);
+  for_each_stretch(seeds, rows, in_row, [&](const SeededStretch& stretch) {
+    if (each_drawn(Bernoulli<T>{p, out}, stretch).invalid == 0) return;
+    const bits_t<T>* begin = p + stretch.begin;
+    lower(invalid, std::find_if_not(begin, begin + stretch.count, is_probability<T>) - p);
+  });
+  return invalid;
 }
 
 Tensor bernoulli_cpu(Tensor p, Tensor seed) {
   return bernoulli(
       p, seed,
-      [](auto type, const Tensor&, const auto* p, const uint64_t* seed, int64_t rows, int64_t numel, auto* out) {
+      [](auto type, const Tensor&, const auto* p, const uint64_t* seed, int64_t rows, int64_t in_row, auto* out) {
         using T = typename decltype(type)::type;
-        std::atomic<int64_t> invalid(rows * numel);
-        parallel_aligned(rows * numel, kDraws, [&](int64_t begin, int64_t end) {
-          while (begin < end) {
-            int64_t row = begin / numel, first = begin % numel, count = std::min(numel - first, end - begin);
-            if (!bernoulli_stretch<T>(p + begin, seed[row], uint64_t(first), out + begin, count)) {
-              lower(invalid, std::find_if_not(p + begin, p + begin + count, is_probability<T>) - p);
-            }
-            begin += count;
-          }
-        });
-        if (invalid < rows * numel)
-          refuse("bernoulli_ste", Fault::probability(invalid, double(load(bit_cast<T>(p[invalid])))));
+        const int64_t invalid = draw_all<T>(p, seed, rows, in_row, out);
+        if (invalid == rows * in_row) return;
+        refuse("bernoulli_ste", Fault::probability(invalid, double(load(bit_cast<T>(p[invalid])))));
       });
 }
 

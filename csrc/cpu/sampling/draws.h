@@ -1,15 +1,11 @@
-// What the CPU loops over draws share.
+// The first element that is refused, of all that the threads see.
 #pragma once
 
 #include <atomic>
 
-#include "core/sampling/philox.h"
-#include "cpu/loop.h"
+#include "cpu/seeded.h"
 
 namespace ste_ops {
-
-// Draws of one pass over the registers.
-constexpr int64_t kDraws = 128;
 
 // The least of what the threads see.
 inline void lower(std::atomic<int64_t>& least, int64_t value) {

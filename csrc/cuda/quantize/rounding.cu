@@ -1,5 +1,5 @@
 #include "cuda/quantize/steps.cuh"
-#include "cuda/random.cuh"
+#include "cuda/seeded.cuh"
 #include "ops/library.h"
 #include "ops/sampling/weights.h"
 

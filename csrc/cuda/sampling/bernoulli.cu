@@ -1,7 +1,7 @@
 #include "ops/sampling/bernoulli.h"
 
-#include "cuda/random.cuh"
 #include "cuda/sampling/deferred.cuh"
+#include "cuda/seeded.cuh"
 #include "ops/library.h"
 
 namespace ste_ops {

@@ -1,4 +1,4 @@
-// Element-wise kernels that draw for every element.
+// Element-wise kernels that draw for every element, in rows of which each has a seed and counts its draws from 0.
 #pragma once
 
 #include "core/groups.h"
@@ -7,9 +7,8 @@
 
 namespace ste_ops {
 
-// out = f(x, place, 64 random bits) for the elements of `rows` rows, each of which has a seed and counts its draws from
-// 0. The next vector is on its way while this one is drawn for, which takes longer than the load. Past the end f gets
-// T{}.
+// out = f(x, place, 64 random bits) for the elements of `rows` rows. The next vector is on its way while this one is
+// drawn for, which takes longer than the load. Past the end f gets T{}.
 template <class T, class F>
 __device__ void map_drawn(const T* x, const uint64_t* seed, int64_t rows, int64_t in_row, T* out, bool aligned, F f) {
   const int64_t numel = rows * in_row;
