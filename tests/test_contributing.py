@@ -72,7 +72,7 @@ def copy(tmp_path_factory):
         shutil.copy(ROOT / name, folder)
     # The kernels of the other families take time to compile, and nothing here calls them; the module needs clipping.
     for source in (folder / "csrc" / "cpu").rglob("*.cpp"):
-        if source.name not in ("binarize.cpp", "python_list.cpp", "norm.cpp", "in_place.cpp"):
+        if source.name not in ("binarize.cpp", "curve.cpp", "python_list.cpp", "norm.cpp", "in_place.cpp"):
             source.unlink()
     return folder
 

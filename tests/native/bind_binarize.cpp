@@ -48,14 +48,14 @@ py::array_t<bool> passes16(int64_t number, double a, double b, Array<uint16_t> x
 }
 
 // -1, 0 or 1.
-template <class Step, class A>
-int level(const Step& step, A x) {
-  return int(step.above(x)) - int(step.below(x));
+template <class Binarizer, class A>
+int level(const Binarizer& binarizer, A x) {
+  return int(binarizer.above(x)) - int(binarizer.below(x));
 }
 
 template <class T>
 uint16_t bits16(uint16_t bits) {
-  return step_bits(Ternary{0.5}, T{bits}, compare(T{bits}));
+  return binarized_bits(Ternary{0.5}, T{bits}, compare(T{bits}));
 }
 
 // Bit k says whether x compares true with the constant t: >, >=, <, <=, and the same four with -t.
@@ -95,8 +95,8 @@ const Bindings binarize("binarize", [](py::module_& m) {
   m.def("power_float64", py::vectorize([](double x, double p) { return portable_power(x, p); }));
   m.def("log_float32", py::vectorize([](float x) { return portable_log(x); }));
   m.def("log_float64", py::vectorize([](double x) { return portable_log(x); }));
-  m.def("ternary_bits_float64", py::vectorize([](double x) { return step_bits(Ternary{0.5}, x, x); }));
-  m.def("ternary_bits_float32", py::vectorize([](float x) { return step_bits(Ternary{0.5}, x, x); }));
+  m.def("ternary_bits_float64", py::vectorize([](double x) { return binarized_bits(Ternary{0.5}, x, x); }));
+  m.def("ternary_bits_float32", py::vectorize([](float x) { return binarized_bits(Ternary{0.5}, x, x); }));
   m.def("ternary_bits_float16", py::vectorize([](uint16_t x) { return bits16<Half>(x); }));
   m.def("ternary_bits_bfloat16", py::vectorize([](uint16_t x) { return bits16<BFloat16>(x); }));
   m.def("surrogates", [] { return names(std::make_index_sequence<std::tuple_size_v<Surrogates>>()); });

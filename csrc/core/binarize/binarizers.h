@@ -1,5 +1,5 @@
-// The steps of the binarize family: where the forward gives an element +1 (above), where -1 (below), and whether a NaN
-// stays one; 0 elsewhere. Their gradients are the surrogates.
+// The binarizers: where the forward gives an element +1 (above), where -1 (below), and whether a NaN stays one; 0
+// elsewhere. Their gradients are the surrogates.
 #pragma once
 
 #include "core/dtype.h"
@@ -51,6 +51,7 @@ struct Ternary {
   }
 };
 
+// The bits of +1 and -1.
 template <class T>
 struct Level;
 template <>
@@ -70,14 +71,15 @@ struct Level<Half> {
   static constexpr uint16_t one = 0x3c00u, minus_one = 0xbc00u;
 };
 
-// The bits of what a step makes of x; `value` is x as the step compares it. Three constants, so nothing is converted or
-// rounded, and no integer narrower or wider than x, which would have to be spread over the lanes of a loop.
-template <class T, class Step, class A>
-STE_HD bits_t<T> step_bits(const Step& step, T x, A value) {
+// The bits of what a binarizer makes of x; `value` is x as the binarizer compares it. Three constants, so nothing is
+// converted or rounded, and no integer is narrower or wider than x, which would have to be spread over the lanes of a
+// loop.
+template <class T, class Binarizer, class A>
+STE_HD bits_t<T> binarized_bits(const Binarizer& binarizer, T x, A value) {
   using U = bits_t<T>;
-  U above = step.above(value) ? U(Level<T>::one) : U(0);
-  U bits = step.below(value) ? U(Level<T>::minus_one) : above;
-  if constexpr (Step::keeps_nan) bits = is_nan(x) ? bit_cast<U>(x) : bits;
+  U above = binarizer.above(value) ? U(Level<T>::one) : U(0);
+  U bits = binarizer.below(value) ? U(Level<T>::minus_one) : above;
+  if constexpr (Binarizer::keeps_nan) bits = is_nan(x) ? bit_cast<U>(x) : bits;
   return bits;
 }
 

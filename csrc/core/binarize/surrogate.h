@@ -1,7 +1,7 @@
-// The surrogates: the derivative that stands in for a step's own, which is zero almost everywhere.
+// The surrogates: what stands in for the derivative of a binarizer, which is zero almost everywhere.
 //
-// A surrogate is one struct here and one line in Surrogates below. It is made of the operator's two parameters and says
-// what its backward needs of the forward:
+// A surrogate is one struct here and one line in Surrogates below. It is made of the operator's two parameters, and
+// says what the backward needs of the forward:
 //   Saves::nothing  the gradient passes unchanged;
 //   Saves::mask     one bit an element: passes(x) says where the gradient passes, unchanged but for one factor;
 //   Saves::input    x itself: derivative(x) is s'(x), second(x) its own derivative (the curves, curve.h).
@@ -18,6 +18,7 @@
 
 namespace ste_ops {
 
+// 1 everywhere.
 struct Identity {
   static constexpr const char* name = "Identity";
   static constexpr Saves saves = Saves::nothing;

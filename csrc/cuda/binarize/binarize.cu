@@ -1,4 +1,5 @@
-#include "ops/binarize.h"
+// Heaviside, sign and ternary, and the backward of those whose surrogate saves a mask.
+#include "ops/binarize/binarize.h"
 
 #include "cuda/mask.cuh"
 #include "ops/library.h"
@@ -7,9 +8,9 @@ namespace ste_ops {
 namespace {
 
 // Moves: reads n * T, writes n * T + masks * (n / 8); masks is 1 where S saves one, or 0.
-template <class Step, class S, class T>
+template <class Binarizer, class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
-    binarize_kernel(Step step, S surrogate, const T* x, T* out, uint8_t* mask, int64_t numel, bool aligned) {
+    binarize_kernel(Binarizer binarizer, S surrogate, const T* x, T* out, uint8_t* mask, int64_t numel, bool aligned) {
   Vector<T> v[kChunksPerWarp];
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
@@ -23,11 +24,44 @@ __global__ void __launch_bounds__(kElementwiseThreads)
       if constexpr (S::saves == Saves::mask) {
         bits |= uint32_t(surrogate.passes(value)) << i;
       }
-      v[k].value[i] = bit_cast<T>(step_bits(step, v[k].value[i], value));
+      v[k].value[i] = bit_cast<T>(binarized_bits(binarizer, v[k].value[i], value));
     }
     write_vector(out, begin, numel, aligned, v[k]);
     if constexpr (S::saves == Saves::mask) store_mask_bits<T>(mask, begin, numel, bits);
   }
+}
+
+template <class Binarizer, class S, class T>
+void launch_binarize(
+    const Launcher& launch, Type<T>, const Binarizer& binarizer, const S& surrogate, const Binarized& call) {
+  const T* x = const_data<T>(call.x);
+  T* out = mutable_data<T>(call.out);
+  const int64_t numel = call.x.numel();
+  launch(
+      binarize_kernel<Binarizer, S, T>, elementwise_blocks<T>(numel), kElementwiseThreads, binarizer, surrogate, x, out,
+      mutable_bytes(call.mask), numel, aligned16(x) && aligned16(out));
+}
+
+template <class Binarizer>
+std::tuple<Tensor, Tensor> binarize(
+    const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b) {
+  const Launcher launch(x, op);
+  const Binarized call = prepare_binarize(op, x, surrogate);
+  dispatch_binarize(
+      op, x, surrogate, a, b, [&](auto type, const auto& s) { launch_binarize(launch, type, binarizer, s, call); });
+  return {call.out, call.mask};
+}
+
+std::tuple<Tensor, Tensor> heaviside_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("heaviside", Heaviside(), x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("sign", Sign(), x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> ternary_cuda(Tensor x, int64_t surrogate, double a, double b, double threshold) {
+  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b);
 }
 
 // Moves: reads n * U + n / 8, writes n * U.
@@ -72,127 +106,32 @@ __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
   }
 }
 
-// Two chunks of both at a time: a curve's arithmetic hides what latency the smaller number in flight leaves.
-// Moves: reads 2 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
-template <class S, class T>
-__global__ void __launch_bounds__(kElementwiseThreads) curve_backward_kernel(
-    S curve, const double* parameters, const T* grad, const T* x, T* out, int64_t numel, bool aligned) {
-  constexpr int kAhead = 2;
-  if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
-#pragma unroll 1
-  for (int first = 0; first < kChunksPerWarp; first += kAhead) {
-    Vector<T> g[kAhead], v[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      g[k] = read_vector(grad, vector_begin<T>(first + k), numel, aligned);
-      v[k] = read_vector(x, vector_begin<T>(first + k), numel, aligned);
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-#pragma unroll
-      for (int i = 0; i < Vector<T>::size; ++i) {
-        auto slope = curve.derivative(load(v[k].value[i]));
-        auto product = load(g[k].value[i]) * slope;
-        v[k].value[i] = store<T>(slope == 0 ? decltype(slope)(0) : product);
-      }
-      write_vector(out, vector_begin<T>(first + k), numel, aligned, v[k]);
-    }
+template <class T>
+void launch_binarize_backward(
+    const Launcher& launch, Type<T>, const Elementwise& call, const Tensor& mask, double factor) {
+  using U = bits_t<T>;
+  const T* grad = const_data<T>(call.x);
+  T* out = mutable_data<T>(call.out);
+  const int64_t numel = call.x.numel();
+  const bool aligned = aligned16(grad) && aligned16(out);
+  if (factor == 1) {
+    launch(
+        binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
+        reinterpret_cast<const U*>(grad), const_bytes(mask), reinterpret_cast<U*>(out), numel, aligned);
+  } else {
+    launch(
+        scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor), grad,
+        const_bytes(mask), out, numel, aligned);
   }
-}
-
-// A chunk of the three at a time.
-// Moves: reads 3 * n * T + 8 * parameters, writes n * T; parameters are those that a tensor holds.
-template <class S, class T>
-__global__ void __launch_bounds__(kElementwiseThreads) curve_second_kernel(
-    S curve, const double* parameters, const T* upper, const T* grad, const T* x, T* out, int64_t numel, bool aligned) {
-  if (parameters != nullptr) curve = S(parameters[0], parameters[1]);
-#pragma unroll 1
-  for (int k = 0; k < kChunksPerWarp; ++k) {
-    const int64_t begin = vector_begin<T>(k);
-    const Vector<T> u = read_vector(upper, begin, numel, aligned), g = read_vector(grad, begin, numel, aligned);
-    Vector<T> v = read_vector(x, begin, numel, aligned);
-#pragma unroll
-    for (int i = 0; i < Vector<T>::size; ++i) {
-      auto slope = curve.second(load(v.value[i]));
-      auto product = load(u.value[i]) * load(g.value[i]) * slope;
-      v.value[i] = store<T>(slope == 0 ? decltype(slope)(0) : product);
-    }
-    write_vector(out, begin, numel, aligned, v);
-  }
-}
-
-template <class Step>
-std::tuple<Tensor, Tensor> binarize_cuda(
-    const char* op, const Step& step, const Tensor& x, int64_t surrogate, double a, double b) {
-  Launcher launch(x, op);
-  return binarize(
-      op, x, surrogate, a, b, [&](auto s, auto type, const void* x, void* out, uint8_t* mask, int64_t numel) {
-        using T = typename decltype(type)::type;
-        launch(
-            binarize_kernel<Step, decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, step, s,
-            static_cast<const T*>(x), static_cast<T*>(out), mask, numel, aligned16(x) && aligned16(out));
-      });
-}
-
-std::tuple<Tensor, Tensor> heaviside_cuda(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize_cuda("heaviside", Heaviside(), x, surrogate, a, b);
-}
-
-std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize_cuda("sign", Sign(), x, surrogate, a, b);
-}
-
-std::tuple<Tensor, Tensor> ternary_cuda(Tensor x, int64_t surrogate, double a, double b, double threshold) {
-  return binarize_cuda("ternary", Ternary{threshold}, x, surrogate, a, b);
 }
 
 Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor) {
-  Launcher launch(grad);
-  return binarize_backward(grad, mask, [&](auto type, const void* grad, const uint8_t* mask, void* out, int64_t numel) {
-    using T = typename decltype(type)::type;
-    using U = bits_t<T>;
-    bool aligned = aligned16(grad) && aligned16(out);
-    if (factor == 1) {
-      launch(
-          binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads, static_cast<const U*>(grad),
-          mask, static_cast<U*>(out), numel, aligned);
-    } else {
-      launch(
-          scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor),
-          static_cast<const T*>(grad), mask, static_cast<T*>(out), numel, aligned);
-    }
+  const Launcher launch(grad);
+  const Elementwise call = prepare_binarize_backward(grad, mask);
+  dispatch_elements("binarize_backward", "grad", grad, [&](auto type) {
+    launch_binarize_backward(launch, type, call, mask, factor);
   });
-}
-
-Tensor curve_backward_cuda(
-    Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
-  Launcher launch(x);
-  return curve(
-      "curve_backward", {{"grad", &grad}}, x, surrogate, a, b, parameters,
-      [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
-          int64_t numel) {
-        using T = typename decltype(type)::type;
-        launch(
-            curve_backward_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s, parameters,
-            static_cast<const T*>(factors[0]), static_cast<const T*>(x), static_cast<T*>(out), numel,
-            aligned16(factors[0]) && aligned16(x) && aligned16(out));
-      });
-}
-
-Tensor curve_second_cuda(
-    Tensor upper, Tensor grad, Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
-  Launcher launch(x);
-  return curve(
-      "curve_second", {{"upper", &upper}, {"grad", &grad}}, x, surrogate, a, b, parameters,
-      [&](auto s, auto type, const double* parameters, const void* const* factors, const void* x, void* out,
-          int64_t numel) {
-        using T = typename decltype(type)::type;
-        launch(
-            curve_second_kernel<decltype(s), T>, elementwise_blocks<T>(numel), kElementwiseThreads, s, parameters,
-            static_cast<const T*>(factors[0]), static_cast<const T*>(factors[1]), static_cast<const T*>(x),
-            static_cast<T*>(out), numel,
-            aligned16(factors[0]) && aligned16(factors[1]) && aligned16(x) && aligned16(out));
-      });
+  return call.out;
 }
 
 }  // namespace
@@ -202,8 +141,6 @@ STE_OPS_CUDA_IMPL(m) {
   m.impl("sign", TORCH_BOX(&sign_cuda));
   m.impl("ternary", TORCH_BOX(&ternary_cuda));
   m.impl("binarize_backward", TORCH_BOX(&binarize_backward_cuda));
-  m.impl("curve_backward", TORCH_BOX(&curve_backward_cuda));
-  m.impl("curve_second", TORCH_BOX(&curve_second_cuda));
 }
 
 }  // namespace ste_ops
