@@ -8,6 +8,7 @@
 // A term may write as it reads, so that a gradient and the sum beside it are one pass.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "core/groups.h"
@@ -19,6 +20,9 @@ namespace ste_ops {
 // Accumulators of one row: they stay in the first-level cache, and adding lane by lane needs no reordering to become
 // vector code.
 constexpr int64_t kReduceSpan = 1024;
+
+// Whether no row holds elements of two groups, however the groups are cut into tasks.
+inline bool rows_hold_one_group(const Groups& groups) { return groups.size == 1 || groups.inner > kReduceSpan; }
 
 template <class Reduction, class State, class Term>
 STE_OPS_INLINE void add_row(const Term& term, int64_t begin, int64_t count, State* totals) {
@@ -92,52 +96,53 @@ STE_OPS_CLONES void fold_task(
   }
 }
 
+// Fills the accumulators of a task's lanes.
+template <class Reduction, class State, class Term>
+void reduce_task(const ReduceTask& task, const Term& term, State* of_lane) {
+  const int64_t filled = task.length < task.width ? task.length : task.width;
+  for (int64_t lane = 0; lane < filled; ++lane) of_lane[lane] = State(Reduction::identity());
+  for (int64_t outer = 0; outer < task.outers; ++outer) {
+    for (int64_t at = 0; at < task.length; at += task.width) {
+      const int64_t count = task.length - at < task.width ? task.length - at : task.width;
+      reduce_row<Reduction>(term, task.begin + outer * task.stride + at, count, of_lane);
+    }
+  }
+}
+
+// The totals of groups from the results of their parts, in order.
+template <class Reduction>
+void join_parts(const Partition& partition, const double* results, double* totals) {
+  const int64_t parts = partition.parts(), size = partition.groups.size;
+  for (int64_t batch = 0; batch < partition.groups.batch; ++batch) {
+    const double* of_batch = results + batch * parts * size;
+    double* out = totals + batch * size;
+    for (int64_t c = 0; c < size; ++c) out[c] = of_batch[c];
+    for (int64_t part = 1; part < parts; ++part) {
+      for (int64_t c = 0; c < size; ++c) out[c] = Reduction::combine(out[c], of_batch[part * size + c]);
+    }
+  }
+}
+
 // The total of each group, in float64. `make_term(task)` gives what one task adds: term(i, lane) for element i in lane
 // `lane` of its row. A is the arithmetic of the elements.
 template <class Reduction, class A, class MakeTerm>
 void reduce_groups(const Groups& groups, double* totals, const MakeTerm& make_term) {
   using State = typename Reduction::template State<A>;
   const Partition partition(groups, kReduceSpan, kGrain);
-  const int64_t parts = partition.parts();
+  const int64_t tasks = partition.tasks(), parts = partition.parts();
+  if (parts == 0) return std::fill(totals, totals + groups.count(), Reduction::identity());
   std::unique_ptr<double[]> kept(parts > 1 ? new double[partition.results()] : nullptr);
   double* results = parts > 1 ? kept.get() : totals;
-  const int64_t tasks = partition.tasks(), each = groups.numel() / (tasks > 0 ? tasks : 1);
-  torch::stable::parallel_for(
-      0, tasks,
-      kGrain / (each < 1        ? 1
-                : each > kGrain ? kGrain
-                                : each),
-      [&](int64_t begin, int64_t end) {
-        State of_lane[kReduceSpan];
-        for (int64_t number = begin; number < end; ++number) {
-          const ReduceTask task = partition.task(number);
-          const int64_t filled = task.length < task.width ? task.length : task.width;
-          for (int64_t lane = 0; lane < filled; ++lane) of_lane[lane] = State(Reduction::identity());
-          auto term = make_term(task);
-          for (int64_t outer = 0; outer < task.outers; ++outer) {
-            for (int64_t at = 0; at < task.length; at += task.width) {
-              const int64_t count = task.length - at < task.width ? task.length - at : task.width;
-              reduce_row<Reduction>(term, task.begin + outer * task.stride + at, count, of_lane);
-            }
-          }
-          fold_task<Reduction>(partition, task, of_lane, results);
-        }
-      });
-  if (parts == 1) return;
-  for (int64_t group = 0; group < groups.count(); ++group) {
-    if (parts == 0) totals[group] = Reduction::identity();
-  }
-  if (parts == 0) return;
-  for (int64_t batch = 0; batch < groups.batch; ++batch) {
-    const double* of_batch = results + batch * parts * groups.size;
-    double* out = totals + batch * groups.size;
-    for (int64_t c = 0; c < groups.size; ++c) out[c] = of_batch[c];
-    for (int64_t part = 1; part < parts; ++part) {
-      for (int64_t c = 0; c < groups.size; ++c) {
-        out[c] = Reduction::combine(out[c], of_batch[part * groups.size + c]);
-      }
+  const int64_t grain = kGrain / std::clamp(groups.numel() / std::max<int64_t>(tasks, 1), int64_t(1), kGrain);
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    State of_lane[kReduceSpan];
+    for (int64_t number = begin; number < end; ++number) {
+      const ReduceTask task = partition.task(number);
+      reduce_task<Reduction>(task, make_term(task), of_lane);
+      fold_task<Reduction>(partition, task, of_lane, results);
     }
-  }
+  });
+  if (parts > 1) join_parts<Reduction>(partition, results, totals);
 }
 
 }  // namespace ste_ops
