@@ -1,34 +1,36 @@
+// Rounding, clamping and stochastic rounding.
 #include "cpu/quantize/steps.h"
 #include "cpu/seeded.h"
 #include "ops/library.h"
-#include "ops/sampling/weights.h"
 
 namespace ste_ops {
 namespace {
 
-// `make(A())` is the function for the arithmetic A.
-template <class Make>
-Tensor rounded(const char* op, const Tensor& x, Make make) {
-  return map_elements(op, x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    quantize_all(Plain<decltype(make(A())), A>{make(A())}, TensorStep<A>{}, x, out, numel);
-  });
+template <class F, class T>
+void rounding_loop(Type<T> type, const F& f, const Elementwise& call) {
+  using A = arithmetic_t<T>;
+  quantize_all(type, Plain<F, A>{f}, TensorStep<A>{}, call);
 }
 
-Tensor round_cpu(Tensor x) {
-  return rounded("round", x, [](auto) { return Round(); });
+template <class F>
+Tensor rounded(const char* op, const Tensor& x) {
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) { rounding_loop(type, F(), call); });
+  return call.out;
 }
-Tensor floor_cpu(Tensor x) {
-  return rounded("floor", x, [](auto) { return Floor(); });
-}
-Tensor ceil_cpu(Tensor x) {
-  return rounded("ceil", x, [](auto) { return Ceil(); });
-}
-Tensor trunc_cpu(Tensor x) {
-  return rounded("trunc", x, [](auto) { return Trunc(); });
-}
+
+Tensor round_cpu(Tensor x) { return rounded<Round>("round", x); }
+Tensor floor_cpu(Tensor x) { return rounded<Floor>("floor", x); }
+Tensor ceil_cpu(Tensor x) { return rounded<Ceil>("ceil", x); }
+Tensor trunc_cpu(Tensor x) { return rounded<Trunc>("trunc", x); }
+
 Tensor clamp_cpu(Tensor x, double min, double max) {
-  return rounded("clamp", x, [=](auto arithmetic) { return Clamp<decltype(arithmetic)>(min, max); });
+  const Elementwise call(x);
+  dispatch_elements("clamp", "x", x, [&](auto type) {
+    using A = arithmetic_t<typename decltype(type)::type>;
+    rounding_loop(type, Clamp<A>(min, max), call);
+  });
+  return call.out;
 }
 
 template <class T>
@@ -40,14 +42,19 @@ struct StochasticRound {
   }
 };
 
+template <class T>
+void stochastic_round_loop(Type<T>, const Elementwise& call, const uint64_t* seeds, int64_t rows) {
+  const StochasticRound<T> f{const_data<T>(call.x), mutable_data<T>(call.out)};
+  for_each_stretch(seeds, rows, call.x.numel() / rows, [&](const SeededStretch& stretch) { each_drawn(f, stretch); });
+}
+
 Tensor stochastic_round_cpu(Tensor x, Tensor seed) {
-  const int64_t rows = seed_rows("stochastic_round", seed, x, "x");
-  return map_elements("stochastic_round", x, [&](const auto* x, auto* out, int64_t numel) {
-    using T = std::remove_pointer_t<decltype(out)>;
-    for_each_stretch(unsigned_data(seed), rows, numel / rows, [&](const SeededStretch& stretch) {
-      each_drawn(StochasticRound<T>{x, out}, stretch);
-    });
-  });
+  constexpr const char* op = "stochastic_round";
+  const int64_t rows = seed_rows(op, seed, x, "x");
+  const Elementwise call(x);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { stochastic_round_loop(type, call, const_data<uint64_t>(seed), rows); });
+  return call.out;
 }
 
 }  // namespace

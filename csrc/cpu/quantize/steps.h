@@ -1,6 +1,8 @@
-// Element-wise loops of the quantizers, with one step for all elements or one for each channel.
+// The loops of the element-wise quantizers, with one step for all elements or one for each channel.
 #pragma once
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/masked.h"
@@ -100,7 +102,18 @@ struct TensorStep {
   }
 };
 
-// An element and the mask that goes with it; i counts from `base`.
+// What becomes of an element where nothing is masked.
+template <class Op, class Steps, class T>
+struct Element {
+  Op op;
+  Steps steps;
+  const T* x;
+  T* out;
+
+  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = store<T>(op(load(x[i]), steps.at(i)).value); }
+};
+
+// What becomes of an element, and its mask; i counts from `base`.
 template <class Op, class Steps, class T>
 struct MaskedElement {
   Op op;
@@ -113,40 +126,65 @@ struct MaskedElement {
   }
 };
 
-// An element where nothing is masked.
-template <class Op, class Steps, class T>
-struct Element {
+// A batch in the arithmetic.
+template <class Op, class Steps, class A>
+struct MaskedBatch {
   Op op;
   Steps steps;
+  uint8_t* mask;
+
+  void operator()(const A* x, A* out, int64_t i, int64_t count) const {
+    masked_loop(MaskedElement<Op, Steps, A>{op, steps, i}, x, out, mask + i / 8, 0, count);
+  }
+};
+
+// A stretch of elements between two changes of the way in which their steps are found.
+template <class Op, class T>
+struct QuantizeStretch {
+  Op op;
   const T* x;
   T* out;
 
-  STE_OPS_INLINE void operator()(int64_t i) const { out[i] = store<T>(op(load(x[i]), steps.at(i)).value); }
+  template <class Steps>
+  void operator()(const Steps& steps, int64_t begin, int64_t end) const {
+    each(Element<Op, Steps, T>{op, steps, x, out}, begin, end);
+  }
 };
 
+template <class Op, class T>
+struct QuantizeMaskedStretch {
+  Op op;
+  const T* x;
+  T* out;
+  uint8_t* mask;
+
+  template <class Steps>
+  void operator()(const Steps& steps, int64_t begin, int64_t end) const {
+    using A = arithmetic_t<T>;
+    if constexpr (sizeof(T) == 2) {
+      in_batches(x, out, begin, end, MaskedBatch<Op, Steps, A>{op, steps, mask});
+    } else {
+      masked_loop(MaskedElement<Op, Steps, A>{op, steps, 0}, x, out, mask, begin, end);
+    }
+  }
+};
+
+template <class Steps, class Stretch>
+void each_stretch(const Steps& steps, int64_t numel, const Stretch& stretch) {
+  parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) { steps.visit(begin, end, stretch); });
+}
+
+// All elements of a call, with and without a mask.
 template <class Op, class Steps, class T>
-void quantize_all(const Op& op, const Steps& steps, const T* x, T* out, int64_t numel) {
-  parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
-    steps.visit(begin, end, [&](const auto& lanes, int64_t from, int64_t to) {
-      each(Element<Op, std::decay_t<decltype(lanes)>, T>{op, lanes, x, out}, from, to);
-    });
-  });
+void quantize_all(Type<T>, const Op& op, const Steps& steps, const Elementwise& call) {
+  const QuantizeStretch<Op, T> stretch{op, const_data<T>(call.x), mutable_data<T>(call.out)};
+  each_stretch(steps, call.x.numel(), stretch);
 }
 
 template <class Op, class Steps, class T>
-void quantize_masked(const Op& op, const Steps& steps, const T* x, T* out, uint8_t* mask, int64_t numel) {
-  using A = arithmetic_t<T>;
-  parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
-    steps.visit(begin, end, [&](const auto& lanes, int64_t from, int64_t to) {
-      const MaskedElement<Op, std::decay_t<decltype(lanes)>, A> element{op, lanes, 0};
-      if constexpr (sizeof(T) != 2) return masked_loop(element, x, out, mask, from, to);
-      in_batches(x, out, from, to, [&](const A* wide, A* results, int64_t i, int64_t count) {
-        auto moved = element;
-        moved.base = i;
-        masked_loop(moved, wide, results, mask + i / 8, 0, count);
-      });
-    });
-  });
+void quantize_masked(Type<T>, const Op& op, const Steps& steps, const Elementwise& call, const Tensor& mask) {
+  const QuantizeMaskedStretch<Op, T> stretch{op, const_data<T>(call.x), mutable_data<T>(call.out), mutable_bytes(mask)};
+  each_stretch(steps, call.x.numel(), stretch);
 }
 
 }  // namespace ste_ops

@@ -1,3 +1,4 @@
+// Fake quantization, LSQ, PACT and the activations of DoReFa.
 #include "cpu/quantize/steps.h"
 #include "cpu/reduce.h"
 #include "ops/library.h"
@@ -31,29 +32,38 @@ void with_steps(const char* op, const Quantizer& quantizer, const Groups& groups
   }
 }
 
+template <class T>
+void fake_quantize_loop(Type<T> type, const Quantizer& quantizer, const Elementwise& call, const Tensor& mask) {
+  using A = arithmetic_t<T>;
+  with_steps<A>("fake_quantize", quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
+    quantize_masked(type, quantizer.uniform<A>(), steps, call, mask);
+  });
+}
+
 std::tuple<Tensor, Tensor> fake_quantize_cpu(
     Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point, double scale_number,
     double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  Tensor mask = new_mask(x);
-  Tensor out = map_groups(op, x, axis, [&](const Groups& groups, const auto* x, auto* out) {
-    using A = decltype(load(*x));
-    with_steps<A>(op, quantizer, groups, [&](const auto& steps) {
-      quantize_masked(Uniform<A>(quant_min, quant_max), steps, x, out, mutable_bytes(mask), groups.numel());
-    });
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) { fake_quantize_loop(type, quantizer, call, mask); });
+  return {call.out, mask};
+}
+
+template <class T>
+void lsq_loop(Type<T> type, const Quantizer& quantizer, const Elementwise& call) {
+  using A = arithmetic_t<T>;
+  with_steps<A>("lsq", quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
+    quantize_all(type, quantizer.uniform<A>(), steps, call);
   });
-  return {out, mask};
 }
 
 Tensor lsq_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
-  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return map_groups("lsq", x, axis, [&](const Groups& groups, const auto* x, auto* out) {
-    using A = decltype(load(*x));
-    with_steps<A>("lsq", quantizer, groups, [&](const auto& steps) {
-      quantize_all(Uniform<A>(quant_min, quant_max), steps, x, out, groups.numel());
-    });
-  });
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const Elementwise call(x);
+  dispatch_elements("lsq", "x", x, [&](auto type) { lsq_loop(type, quantizer, call); });
+  return call.out;
 }
 
 // The gradient of x on the way, and what each element adds to that of its scale.
@@ -87,34 +97,38 @@ StepLanes<A> lanes_of(const Groups& groups, const ReduceTask& task, const std::v
 void store_totals(const std::vector<double>& totals, double factor, const Tensor& out) {
   dispatch_floating("lsq_backward", "scale", out, [&](auto type) {
     using T = typename decltype(type)::type;
-    for (size_t i = 0; i < totals.size(); ++i) {
-      static_cast<T*>(out.mutable_data_ptr())[i] = store<T>(arithmetic_t<T>(totals[i] * factor));
-    }
+    T* numbers = mutable_data<T>(out);
+    for (size_t i = 0; i < totals.size(); ++i) numbers[i] = store<T>(arithmetic_t<T>(totals[i] * factor));
   });
+}
+
+template <class T>
+void lsq_backward_loop(Type<T>, const Quantizer& quantizer, const LsqBackward& call, double grad_scale) {
+  using A = arithmetic_t<T>;
+  const Groups groups = quantizer.groups_of(call.of_x);
+  const T *grad = const_data<T>(call.grad), *x = const_data<T>(call.x);
+  T* of_x = mutable_data<T>(call.of_x);
+  const Uniform<A> op = quantizer.uniform<A>();
+  const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
+  std::vector<double> totals(groups.count());
+  if (rows_hold_one_group(groups)) {
+    reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+      return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
+    });
+  } else {
+    reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
+      return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
+    });
+  }
+  store_totals(totals, grad_scale, call.of_scale);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cpu(
     Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
-  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return lsq_backward(
-      grad, x, scale, quantizer.shared() ? -1 : axis,
-      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
-        using T = std::remove_pointer_t<decltype(of_x)>;
-        using A = arithmetic_t<T>;
-        const Uniform<A> op(quant_min, quant_max);
-        const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
-        std::vector<double> totals(groups.count());
-        if (groups.size == 1 || groups.inner > kReduceSpan) {
-          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-            return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
-          });
-        } else {
-          reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-            return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
-          });
-        }
-        store_totals(totals, grad_scale, of_scale);
-      });
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const LsqBackward call = prepare_lsq_backward(grad, x, scale);
+  dispatch_elements("lsq_backward", "x", x, [&](auto type) { lsq_backward_loop(type, quantizer, call, grad_scale); });
+  return {call.of_x, call.of_scale};
 }
 
 // The second mask of pact; what it writes beside it is of no use.
@@ -124,27 +138,39 @@ struct AboveAlpha {
   STE_OPS_INLINE Masked<A> operator()(A x, int64_t) const { return {0, x >= alpha}; }
 };
 
+// A batch in the arithmetic, with both masks.
+template <class A>
+struct PactBatch {
+  Pact<A> op;
+  uint8_t *inside, *above;
+
+  void operator()(const A* x, A* out, int64_t i, int64_t count) const {
+    masked_loop(MaskedElement<Pact<A>, SharedStep<A>, A>{op, {}, 0}, x, out, inside + i / 8, 0, count);
+    A unused[kBatch];
+    masked_loop(AboveAlpha<A>{op.alpha}, x, unused, above + i / 8, 0, count);
+  }
+};
+
+template <class T>
+void pact_loop(Type<T>, const Parameter& parameter, int64_t steps, const PactMasks& masks, const Elementwise& call) {
+  using A = arithmetic_t<T>;
+  const A alpha = *parameter.data<A>();
+  STD_TORCH_CHECK(
+      Pact<A>::is_alpha(alpha, A(steps)), "pact: alpha must be positive and finite, and ", steps, " / alpha too, got ",
+      alpha);
+  const PactBatch<A> batch{Pact<A>::of(alpha, A(steps)), mutable_bytes(masks.inside), mutable_bytes(masks.above)};
+  const T* x = const_data<T>(call.x);
+  T* out = mutable_data<T>(call.out);
+  parallel_aligned(call.x.numel(), kWord, [&](int64_t begin, int64_t end) { in_batches(x, out, begin, end, batch); });
+}
+
 std::tuple<Tensor, Tensor, Tensor> pact_cpu(Tensor x, Tensor alpha, int64_t bits) {
   const int64_t steps = steps_of_bits("pact", bits);
   const Parameter parameter("pact", "alpha", alpha, 0, x, -1);
-  Tensor inside = new_mask(x), above = new_mask(x);
-  Tensor out = map_elements("pact", x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    const A a = *parameter.data<A>();
-    STD_TORCH_CHECK(
-        Pact<A>::is_alpha(a, A(steps)), "pact: alpha must be positive and finite, and ", steps, " / alpha too, got ",
-        a);
-    const auto f = Pact<A>::of(a, A(steps));
-    parallel_aligned(numel, kWord, [&](int64_t begin, int64_t end) {
-      in_batches(x, out, begin, end, [&](const A* wide, A* results, int64_t i, int64_t count) {
-        masked_loop(
-            MaskedElement<Pact<A>, SharedStep<A>, A>{f, {}, 0}, wide, results, mutable_bytes(inside) + i / 8, 0, count);
-        A unused[kBatch];
-        masked_loop(AboveAlpha<A>{f.alpha}, wide, unused, mutable_bytes(above) + i / 8, 0, count);
-      });
-    });
-  });
-  return {out, inside, above};
+  const PactMasks masks{new_mask(x), new_mask(x)};
+  const Elementwise call(x);
+  dispatch_elements("pact", "x", x, [&](auto type) { pact_loop(type, parameter, steps, masks, call); });
+  return {call.out, masks.inside, masks.above};
 }
 
 template <class T>
@@ -183,28 +209,33 @@ void reduce_row(const PactTerm<T>& term, int64_t begin, int64_t count, double* t
   for (int64_t i = whole; i < count; ++i) totals[i] += mask_bit(above, i) ? double(load(grad[i])) : 0.0;
 }
 
+template <class T>
+void pact_backward_loop(Type<T>, const PactMasks& masks, const PactBackward& call) {
+  const PactTerm<T> term{
+      const_data<T>(call.grad), const_bytes(masks.inside), const_bytes(masks.above), mutable_data<T>(call.of_x)};
+  std::vector<double> total(1);
+  reduce_groups<Additive, arithmetic_t<T>>(
+      whole_tensor(call.grad.numel()), total.data(), [&](const ReduceTask&) { return term; });
+  store_totals(total, 1, call.of_alpha);
+}
+
 std::tuple<Tensor, Tensor> pact_backward_cpu(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {
-  return pact_backward(
-      grad, inside, above, alpha,
-      [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
-          const Tensor& of_alpha) {
-        using T = std::remove_pointer_t<decltype(of_x)>;
-        std::vector<double> total(1);
-        reduce_groups<Additive, arithmetic_t<T>>(whole_tensor(numel), total.data(), [&](const ReduceTask&) {
-          return PactTerm<T>{grad, inside, above, of_x};
-        });
-        store_totals(total, 1, of_alpha);
-      });
+  const PactMasks masks{inside, above};
+  const PactBackward call = prepare_pact_backward(grad, masks, alpha);
+  dispatch_elements("pact_backward", "grad", grad, [&](auto type) { pact_backward_loop(type, masks, call); });
+  return {call.of_x, call.of_alpha};
 }
 
 std::tuple<Tensor, Tensor> dorefa_activation_cpu(Tensor x, int64_t bits) {
-  const int64_t steps = steps_of_bits("dorefa_activation", bits);
-  Tensor mask = new_mask(x);
-  Tensor out = map_elements("dorefa_activation", x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    quantize_masked(UnitInterval<A>{A(steps)}, TensorStep<A>{}, x, out, mutable_bytes(mask), numel);
+  constexpr const char* op = "dorefa_activation";
+  const int64_t steps = steps_of_bits(op, bits);
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) {
+    using A = arithmetic_t<typename decltype(type)::type>;
+    quantize_masked(type, UnitInterval<A>{A(steps)}, TensorStep<A>{}, call, mask);
   });
-  return {out, mask};
+  return {call.out, mask};
 }
 
 }  // namespace

@@ -1,36 +1,37 @@
+// Rounding, clamping and stochastic rounding.
 #include "cuda/quantize/steps.cuh"
 #include "cuda/seeded.cuh"
 #include "ops/library.h"
-#include "ops/sampling/weights.h"
 
 namespace ste_ops {
 namespace {
 
-// `make(A())` is the function for the arithmetic A.
-template <class Make>
-Tensor rounded(const char* op, const Tensor& x, Make make) {
-  Launcher launch(x, op);
-  return map_elements(op, x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    launch_quantize<0>(
-        launch, Plain<decltype(make(A())), A>{make(A())}, NoSteps<A>(), whole_tensor(numel), x, out, MaskPointers{});
-  });
+template <class F, class T>
+void launch_rounding(const Launcher& launch, Type<T> type, const F& f, const Elementwise& call) {
+  launch_without_steps<0>(launch, type, Plain<F, arithmetic_t<T>>{f}, call, {});
 }
 
-Tensor round_cuda(Tensor x) {
-  return rounded("round", x, [](auto) { return Round(); });
+template <class F>
+Tensor rounded(const char* op, const Tensor& x) {
+  const Launcher launch(x, op);
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) { launch_rounding(launch, type, F(), call); });
+  return call.out;
 }
-Tensor floor_cuda(Tensor x) {
-  return rounded("floor", x, [](auto) { return Floor(); });
-}
-Tensor ceil_cuda(Tensor x) {
-  return rounded("ceil", x, [](auto) { return Ceil(); });
-}
-Tensor trunc_cuda(Tensor x) {
-  return rounded("trunc", x, [](auto) { return Trunc(); });
-}
+
+Tensor round_cuda(Tensor x) { return rounded<Round>("round", x); }
+Tensor floor_cuda(Tensor x) { return rounded<Floor>("floor", x); }
+Tensor ceil_cuda(Tensor x) { return rounded<Ceil>("ceil", x); }
+Tensor trunc_cuda(Tensor x) { return rounded<Trunc>("trunc", x); }
+
 Tensor clamp_cuda(Tensor x, double min, double max) {
-  return rounded("clamp", x, [=](auto arithmetic) { return Clamp<decltype(arithmetic)>(min, max); });
+  const Launcher launch(x, "clamp");
+  const Elementwise call(x);
+  dispatch_elements("clamp", "x", x, [&](auto type) {
+    using A = arithmetic_t<typename decltype(type)::type>;
+    launch_rounding(launch, type, Clamp<A>(min, max), call);
+  });
+  return call.out;
 }
 
 // One seed, or one for each of `rows` rows of numel / rows elements.
@@ -43,16 +44,25 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   });
 }
 
+template <class T>
+void launch_stochastic_round(
+    const Launcher& launch, Type<T>, const Elementwise& call, const uint64_t* seeds, int64_t rows) {
+  const T* x = const_data<T>(call.x);
+  T* out = mutable_data<T>(call.out);
+  const int64_t numel = call.x.numel();
+  launch(
+      stochastic_round_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, x, seeds, rows, numel / rows, out,
+      aligned16(x) && aligned16(out));
+}
+
 Tensor stochastic_round_cuda(Tensor x, Tensor seed) {
   constexpr const char* op = "stochastic_round";
-  Launcher launch(x);
+  const Launcher launch(x);
   const int64_t rows = seed_rows(op, seed, x, "x");
-  return map_elements(op, x, [&](const auto* x, auto* out, int64_t numel) {
-    using T = std::remove_pointer_t<decltype(out)>;
-    launch(
-        stochastic_round_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, x, unsigned_data(seed), rows,
-        numel / rows, out, aligned16(x) && aligned16(out));
-  });
+  const Elementwise call(x);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { launch_stochastic_round(launch, type, call, const_data<uint64_t>(seed), rows); });
+  return call.out;
 }
 
 }  // namespace

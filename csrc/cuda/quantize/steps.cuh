@@ -1,4 +1,4 @@
-// Element-wise kernels of the quantizers, with one step for all elements or one for each channel.
+// The kernel of the element-wise quantizers, with one step for all elements or one for each channel.
 #pragma once
 
 #include "cuda/mask.cuh"
@@ -90,13 +90,24 @@ struct MaskPointers {
   uint8_t *inside = nullptr, *above = nullptr;
 };
 
+// All elements of a call.
 template <int kMasks, class Op, class Steps, class T>
 void launch_quantize(
-    const Launcher& launch, const Op& op, const Steps& steps, const Groups& groups, const T* x, T* out,
+    const Launcher& launch, Type<T>, const Op& op, const Steps& steps, const Groups& groups, const Elementwise& call,
     MaskPointers masks) {
+  const T* x = const_data<T>(call.x);
+  T* out = mutable_data<T>(call.out);
+  const int64_t numel = call.x.numel();
   launch(
-      quantize_kernel<kMasks, Op, Steps, T>, elementwise_blocks<T>(groups.numel()), kElementwiseThreads, op, steps,
-      groups, x, out, masks.inside, masks.above, groups.numel(), aligned16(x) && aligned16(out));
+      quantize_kernel<kMasks, Op, Steps, T>, elementwise_blocks<T>(numel), kElementwiseThreads, op, steps, groups, x,
+      out, masks.inside, masks.above, numel, aligned16(x) && aligned16(out));
+}
+
+// Of functions that need no step.
+template <int kMasks, class Op, class T>
+void launch_without_steps(
+    const Launcher& launch, Type<T> type, const Op& op, const Elementwise& call, MaskPointers masks) {
+  launch_quantize<kMasks>(launch, type, op, NoSteps<arithmetic_t<T>>(), whole_tensor(call.x.numel()), call, masks);
 }
 
 }  // namespace ste_ops

@@ -1,3 +1,4 @@
+// Fake quantization, LSQ, PACT and the activations of DoReFa.
 #include "cuda/quantize/steps.cuh"
 #include "cuda/reduce.cuh"
 #include "ops/library.h"
@@ -5,32 +6,38 @@
 namespace ste_ops {
 namespace {
 
-template <int kMasks>
-Tensor quantize(const char* op, const Tensor& x, const Quantizer& quantizer, int64_t axis, MaskPointers masks) {
-  Launcher launch(x, op);
-  return map_groups(op, x, quantizer.shared() ? -1 : axis, [&](const Groups& groups, const auto* x, auto* out) {
-    using A = decltype(load(*x));
-    const Uniform<A> op(quantizer.quant_min, quantizer.quant_max);
-    if (groups.count() == 1) {
-      launch_quantize<kMasks>(launch, op, SharedStep<A>(quantizer), groups, x, out, masks);
-    } else {
-      launch_quantize<kMasks>(launch, op, DeviceSteps<A>(quantizer), groups, x, out, masks);
-    }
-  });
+template <int kMasks, class T>
+void launch_uniform(
+    const Launcher& launch, Type<T> type, const Quantizer& quantizer, const Elementwise& call, MaskPointers masks) {
+  using A = arithmetic_t<T>;
+  const Groups groups = quantizer.groups_of(call.x);
+  const Uniform<A> op = quantizer.uniform<A>();
+  if (groups.count() == 1) {
+    launch_quantize<kMasks>(launch, type, op, SharedStep<A>(quantizer), groups, call, masks);
+  } else {
+    launch_quantize<kMasks>(launch, type, op, DeviceSteps<A>(quantizer), groups, call, masks);
+  }
 }
 
 std::tuple<Tensor, Tensor> fake_quantize_cuda(
     Tensor x, std::optional<Tensor> scale, std::optional<Tensor> zero_point, double scale_number,
     double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
+  const Launcher launch(x, op);
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  Tensor mask = new_mask(x);
-  return {quantize<1>(op, x, quantizer, axis, {mutable_bytes(mask)}), mask};
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { launch_uniform<1>(launch, type, quantizer, call, {mutable_bytes(mask)}); });
+  return {call.out, mask};
 }
 
 Tensor lsq_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
-  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return quantize<0>("lsq", x, quantizer, axis, {});
+  const Launcher launch(x, "lsq");
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const Elementwise call(x);
+  dispatch_elements("lsq", "x", x, [&](auto type) { launch_uniform<0>(launch, type, quantizer, call, {}); });
+  return call.out;
 }
 
 // The gradient of x on the way, and what each element adds to that of its scale. A thread keeps the steps of its lanes.
@@ -88,23 +95,28 @@ template <class T, class Terms>
 void reduce_into(const Launcher& launch, const Groups& groups, const Terms& terms, double factor, const Tensor& out) {
   dispatch_floating("lsq_backward", "scale", out, [&](auto type) {
     using S = typename decltype(type)::type;
-    reduce_groups<Additive, T>(
-        launch, groups, out, terms, StoreTotal<S>{static_cast<S*>(out.mutable_data_ptr()), factor});
+    reduce_groups<Additive, T>(launch, groups, out, terms, StoreTotal<S>{mutable_data<S>(out), factor});
   });
+}
+
+template <class T>
+void launch_lsq_backward(
+    const Launcher& launch, Type<T>, const Quantizer& quantizer, const LsqBackward& call, double grad_scale) {
+  using A = arithmetic_t<T>;
+  const LsqTerms<T> terms{
+      quantizer.uniform<A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
+      mutable_data<T>(call.of_x)};
+  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, grad_scale, call.of_scale);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(
     Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
-  Launcher launch(x);
-  const Quantizer quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
-  return lsq_backward(
-      grad, x, scale, quantizer.shared() ? -1 : axis,
-      [&](const Groups& groups, const auto* grad, const auto* x, auto* of_x, const Tensor& of_scale) {
-        using T = std::remove_pointer_t<decltype(of_x)>;
-        using A = arithmetic_t<T>;
-        const LsqTerms<T> terms{Uniform<A>(quant_min, quant_max), DeviceSteps<A>(quantizer), grad, x, of_x};
-        reduce_into<T>(launch, groups, terms, grad_scale, of_scale);
-      });
+  const Launcher launch(x);
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const LsqBackward call = prepare_lsq_backward(grad, x, scale);
+  dispatch_elements(
+      "lsq_backward", "x", x, [&](auto type) { launch_lsq_backward(launch, type, quantizer, call, grad_scale); });
+  return {call.of_x, call.of_scale};
 }
 
 // The kernels make what they quantize with from alpha: the host does not know it.
@@ -128,18 +140,24 @@ struct PactByStep {
   }
 };
 
+template <class T>
+void launch_pact(
+    const Launcher& launch, Type<T> type, const Parameter& alpha, int64_t steps, const PactMasks& masks,
+    const Elementwise& call) {
+  using A = arithmetic_t<T>;
+  launch_quantize<2>(
+      launch, type, PactByStep<A>(), DevicePact<A>{alpha.data<A>(), A(steps)}, whole_tensor(call.x.numel()), call,
+      {mutable_bytes(masks.inside), mutable_bytes(masks.above)});
+}
+
 std::tuple<Tensor, Tensor, Tensor> pact_cuda(Tensor x, Tensor alpha, int64_t bits) {
-  Launcher launch(x);
+  const Launcher launch(x);
   const int64_t steps = steps_of_bits("pact", bits);
   const Parameter parameter("pact", "alpha", alpha, 0, x, -1);
-  Tensor inside = new_mask(x), above = new_mask(x);
-  Tensor out = map_elements("pact", x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    launch_quantize<2>(
-        launch, PactByStep<A>(), DevicePact<A>{parameter.template data<A>(), A(steps)}, whole_tensor(numel), x, out,
-        {mutable_bytes(inside), mutable_bytes(above)});
-  });
-  return {out, inside, above};
+  const PactMasks masks{new_mask(x), new_mask(x)};
+  const Elementwise call(x);
+  dispatch_elements("pact", "x", x, [&](auto type) { launch_pact(launch, type, parameter, steps, masks, call); });
+  return {call.out, masks.inside, masks.above};
 }
 
 // The gradient of x on the way, and what each element adds to that of alpha.
@@ -166,27 +184,33 @@ struct PactTerms {
   }
 };
 
+template <class T>
+void launch_pact_backward(const Launcher& launch, Type<T>, const PactMasks& masks, const PactBackward& call) {
+  const int64_t numel = call.grad.numel();
+  const PactTerms<T> terms{
+      const_data<T>(call.grad), const_bytes(masks.inside), const_bytes(masks.above), mutable_data<T>(call.of_x), numel};
+  reduce_into<T>(launch, whole_tensor(numel), terms, 1, call.of_alpha);
+}
+
 std::tuple<Tensor, Tensor> pact_backward_cuda(Tensor grad, Tensor inside, Tensor above, Tensor alpha) {
-  Launcher launch(grad);
-  return pact_backward(
-      grad, inside, above, alpha,
-      [&](const auto* grad, const uint8_t* inside, const uint8_t* above, auto* of_x, int64_t numel,
-          const Tensor& of_alpha) {
-        using T = std::remove_pointer_t<decltype(of_x)>;
-        reduce_into<T>(launch, whole_tensor(numel), PactTerms<T>{grad, inside, above, of_x, numel}, 1, of_alpha);
-      });
+  const Launcher launch(grad);
+  const PactMasks masks{inside, above};
+  const PactBackward call = prepare_pact_backward(grad, masks, alpha);
+  dispatch_elements("pact_backward", "grad", grad, [&](auto type) { launch_pact_backward(launch, type, masks, call); });
+  return {call.of_x, call.of_alpha};
 }
 
 std::tuple<Tensor, Tensor> dorefa_activation_cuda(Tensor x, int64_t bits) {
-  Launcher launch(x);
-  const int64_t steps = steps_of_bits("dorefa_activation", bits);
-  Tensor mask = new_mask(x);
-  Tensor out = map_elements("dorefa_activation", x, [&](const auto* x, auto* out, int64_t numel) {
-    using A = decltype(load(*x));
-    launch_quantize<1>(
-        launch, UnitInterval<A>{A(steps)}, NoSteps<A>(), whole_tensor(numel), x, out, {mutable_bytes(mask)});
+  constexpr const char* op = "dorefa_activation";
+  const Launcher launch(x);
+  const int64_t steps = steps_of_bits(op, bits);
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) {
+    using A = arithmetic_t<typename decltype(type)::type>;
+    launch_without_steps<1>(launch, type, UnitInterval<A>{A(steps)}, call, {mutable_bytes(mask)});
   });
-  return {out, mask};
+  return {call.out, mask};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What both backends of the quantizers do around their loops: checks, layout, allocation.
+// Calls of the uniform quantizers: parameters and their checks, layout, allocation.
 #pragma once
 
 #include <optional>
@@ -10,34 +10,6 @@
 #include "ops/mask.h"
 
 namespace ste_ops {
-
-// The groups of `dense`, which is dense, along an axis; one group where the axis is -1.
-inline Groups groups_along(const Tensor& dense, int64_t axis) {
-  if (axis < 0) return whole_tensor(dense.numel());
-  return channels(dense.numel(), dense.size(axis), dense.stride(axis));
-}
-
-// Fills a tensor like x: `loop(groups, x, out)`, const T* and T* in memory order, the groups being those of the memory
-// along the axis.
-template <class Loop>
-Tensor map_groups(const char* op, const Tensor& x, int64_t axis, Loop&& loop) {
-  Tensor out = new_like(x);
-  if (x.numel() == 0) return out;
-  Tensor dense = in_layout_of(out, x);
-  dispatch_floating(op, "x", x, [&](auto type) {
-    using T = typename decltype(type)::type;
-    loop(
-        groups_along(out, axis), static_cast<const T*>(dense.const_data_ptr()),
-        static_cast<T*>(out.mutable_data_ptr()));
-  });
-  return out;
-}
-
-// `loop(x, out, numel)`.
-template <class Loop>
-Tensor map_elements(const char* op, const Tensor& x, Loop&& loop) {
-  return map_groups(op, x, -1, [&](const Groups&, const auto* from, auto* out) { loop(from, out, x.numel()); });
-}
 
 // A scale, zero point or alpha: a tensor of one element or one for each channel, in the arithmetic of x and one after
 // the other in memory, or a number.
@@ -66,13 +38,14 @@ struct Parameter {
   // A being the arithmetic of x; null for a number.
   template <class A>
   const A* data() const {
-    return tensor ? static_cast<const A*>(tensor->const_data_ptr()) : nullptr;
+    return tensor ? const_data<A>(*tensor) : nullptr;
   }
 };
 
+// The arguments of a quantizer, checked. An axis of -1: one step for every element.
 struct Quantizer {
   Parameter scale, zero_point;
-  int64_t quant_min, quant_max;
+  int64_t quant_min, quant_max, axis;
 
   Quantizer(
       const char* op, const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& zero_point,
@@ -80,13 +53,25 @@ struct Quantizer {
       : scale(op, "scale", scale, scale_number, x, checked(op, axis, x)),
         zero_point(op, "zero_point", zero_point, zero_point_number, x, axis),
         quant_min(quant_min),
-        quant_max(quant_max) {
+        quant_max(quant_max),
+        axis(axis) {
     STD_TORCH_CHECK(
         quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ", quant_max);
   }
 
   // One step for every element.
   bool shared() const { return scale.shared() && zero_point.shared(); }
+
+  // The elements of `dense`, which has no gaps, that share a step.
+  Groups groups_of(const Tensor& dense) const {
+    if (shared()) return whole_tensor(dense.numel());
+    return channels(dense.numel(), dense.size(axis), dense.stride(axis));
+  }
+
+  template <class A>
+  Uniform<A> uniform() const {
+    return Uniform<A>(quant_min, quant_max);
+  }
 
  private:
   static int64_t checked(const char* op, int64_t axis, const Tensor& x) {
@@ -101,45 +86,42 @@ inline int64_t steps_of_bits(const char* op, int64_t bits) {
   return (int64_t(1) << bits) - 1;
 }
 
-// `reduce(groups, grad, x, of_x, of_scale)` fills of_x in its memory order and the tensor of_scale.
-template <class Reduce>
-std::tuple<Tensor, Tensor> lsq_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& scale, int64_t axis, Reduce&& reduce) {
-  constexpr const char* op = "lsq_backward";
-  check_like(op, "grad", grad, "x", x);
-  Tensor of_scale = new_like(scale);
-  if (x.numel() == 0) torch::stable::zero_(of_scale);
-  Tensor of_x = new_like(x);
-  if (x.numel() == 0) return {of_x, of_scale};
-  Tensor dense = in_layout_of(of_x, x), grads = in_layout_of(of_x, grad);
-  dispatch_floating(op, "x", x, [&](auto type) {
-    using T = typename decltype(type)::type;
-    reduce(
-        groups_along(of_x, axis), static_cast<const T*>(grads.const_data_ptr()),
-        static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(of_x.mutable_data_ptr()), of_scale);
-  });
-  return {of_x, of_scale};
+// lsq takes a quantizer without a zero point.
+inline Quantizer lsq_quantizer(
+    const Tensor& x, const Tensor& scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return Quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
 }
 
-// `reduce(grad, inside, above, of_x, numel, of_alpha)`, in row-major order here.
-template <class Reduce>
-std::tuple<Tensor, Tensor> pact_backward(
-    const Tensor& grad, const Tensor& inside, const Tensor& above, const Tensor& alpha, Reduce&& reduce) {
-  constexpr const char* op = "pact_backward";
-  check_mask(op, "inside", inside, grad);
-  check_mask(op, "above", above, grad);
-  Tensor dense = row_major(grad), of_x = new_like(dense), of_alpha = new_like(alpha);
-  if (grad.numel() == 0) {
-    torch::stable::zero_(of_alpha);
-    return {of_x, of_alpha};
-  }
-  dispatch_floating(op, "grad", grad, [&](auto type) {
-    using T = typename decltype(type)::type;
-    reduce(
-        static_cast<const T*>(dense.const_data_ptr()), const_bytes(inside), const_bytes(above),
-        static_cast<T*>(of_x.mutable_data_ptr()), grad.numel(), of_alpha);
-  });
-  return {of_x, of_alpha};
+// What lsq_backward reads, and the gradients to fill: of_x in x's memory order.
+struct LsqBackward {
+  Tensor of_scale, of_x, x, grad;
+};
+
+inline LsqBackward prepare_lsq_backward(const Tensor& grad, const Tensor& x, const Tensor& scale) {
+  check_like("lsq_backward", "grad", grad, "x", x);
+  Tensor of_scale = new_like(scale);
+  if (x.numel() == 0) torch::stable::zero_(of_scale);
+  const Elementwise call(x);
+  return {of_scale, call.out, call.x, in_layout_of(call.out, grad)};
+}
+
+// The masks of pact.
+struct PactMasks {
+  Tensor inside, above;
+};
+
+// What pact_backward reads beside its masks, and the gradients to fill, in row-major order.
+struct PactBackward {
+  Tensor of_x, of_alpha, grad;
+};
+
+inline PactBackward prepare_pact_backward(const Tensor& grad, const PactMasks& masks, const Tensor& alpha) {
+  check_mask("pact_backward", "inside", masks.inside, grad);
+  check_mask("pact_backward", "above", masks.above, grad);
+  const Elementwise call(row_major(grad));
+  Tensor of_alpha = new_like(alpha);
+  if (grad.numel() == 0) torch::stable::zero_(of_alpha);
+  return {call.out, of_alpha, call.x};
 }
 
 }  // namespace ste_ops
