@@ -1,3 +1,4 @@
+// N:M sparsity: the weights of a group are ranked against each other, many groups side by side.
 #include "ops/quantize/sparse.h"
 
 #include <algorithm>
@@ -166,9 +167,8 @@ template <class T, int M, class Rule>
 void prune_groups(Rule rule, const T* w, const T* grad, T* out, const Neighbours& g) {
   const int64_t grain = std::max<int64_t>(1, kGrain / (g.m * g.inner));
   const bool narrow = g.inner > 1 && g.inner <= kLanes / 2;
-  const auto loop = g.inner == 1 ? side_by_side_loop<T, M, Rule>
-                    : narrow     ? narrow_loop<T, M, Rule>
-                                 : wide_loop<T, M, Rule>;
+  auto* loop = narrow ? narrow_loop<T, M, Rule> : wide_loop<T, M, Rule>;
+  if (g.inner == 1) loop = side_by_side_loop<T, M, Rule>;
   torch::stable::parallel_for(0, g.groups, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(g.m, narrow);
     loop(rule, w, grad, out, g, begin, end, scratch);
@@ -176,25 +176,23 @@ void prune_groups(Rule rule, const T* w, const T* grad, T* out, const Neighbours
 }
 
 template <class T, class Rule>
-void prune(Rule rule, const void* w, const void* grad, void* out, const Neighbours& g) {
-  const auto* from = static_cast<const T*>(w);
-  const auto* gradient = static_cast<const T*>(grad);
-  auto* to = static_cast<T*>(out);
-  if (g.m == 4) return prune_groups<T, 4>(rule, from, gradient, to, g);
-  prune_groups<T, 0>(rule, from, gradient, to, g);
+void prune(Type<T>, Rule rule, const Pruning& call) {
+  const T *w = const_data<T>(call.w), *grad = const_data<T>(call.grad);
+  T* out = mutable_data<T>(call.out);
+  if (call.groups.m == 4) return prune_groups<T, 4>(rule, w, grad, out, call.groups);
+  prune_groups<T, 0>(rule, w, grad, out, call.groups);
 }
 
 Tensor sr_ste_cpu(Tensor w, int64_t n, int64_t m) {
-  return sr_ste(w, n, m, [](auto type, const void* w, void* out, const Neighbours& groups) {
-    prune<typename decltype(type)::type>(Prune{}, w, w, out, groups);
-  });
+  const Pruning call = prepare_sr_ste(w, n, m);
+  dispatch_floating("sr_ste", "w", w, [&](auto type) { prune(type, Prune{}, call); });
+  return call.out;
 }
 
 Tensor sr_ste_backward_cpu(Tensor grad, Tensor w, int64_t n, int64_t m, double decay) {
-  return sr_ste_backward(
-      grad, w, n, m, [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
-        prune<typename decltype(type)::type>(Decay{decay}, w, grad, out, groups);
-      });
+  const Pruning call = prepare_sr_ste_backward(grad, w, n, m);
+  dispatch_floating("sr_ste_backward", "w", w, [&](auto type) { prune(type, Decay{decay}, call); });
+  return call.out;
 }
 
 }  // namespace

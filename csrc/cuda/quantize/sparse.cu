@@ -1,3 +1,4 @@
+// N:M sparsity: the weights of a group are ranked against each other.
 #include "ops/quantize/sparse.h"
 
 #include <algorithm>
@@ -83,38 +84,36 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T, class Rule>
-void launch_prune(
-    const Launcher& launch, Rule rule, const void* w, const void* grad, void* out, const Neighbours& groups) {
-  const auto* from = static_cast<const T*>(w);
-  const auto* gradient = static_cast<const T*>(grad);
-  auto* to = static_cast<T*>(out);
+void launch_prune(const Launcher& launch, Type<T>, Rule rule, const Pruning& call) {
+  const T *w = const_data<T>(call.w), *grad = const_data<T>(call.grad);
+  T* out = mutable_data<T>(call.out);
+  const Neighbours& groups = call.groups;
   if constexpr (Vector<T>::size % 4 == 0) {
     if (groups.m == 4 && groups.inner == 1) {
       const int64_t numel = groups.groups * 4;
       launch(
-          sr_ste_fours_kernel<T, Rule>, elementwise_blocks<T>(numel), kElementwiseThreads, rule, from, gradient, to,
-          numel, int(groups.n), aligned16(w) && aligned16(grad) && aligned16(out));
+          sr_ste_fours_kernel<T, Rule>, elementwise_blocks<T>(numel), kElementwiseThreads, rule, w, grad, out, numel,
+          int(groups.n), aligned16(w) && aligned16(grad) && aligned16(out));
       return;
     }
   }
   launch(
       sr_ste_groups_kernel<T, Rule>, std::min<int64_t>(blocks_for(groups.groups * groups.inner, 256), INT32_MAX), 256,
-      rule, from, gradient, to, groups);
+      rule, w, grad, out, groups);
 }
 
 Tensor sr_ste_cuda(Tensor w, int64_t n, int64_t m) {
-  Launcher launch(w);
-  return sr_ste(w, n, m, [&](auto type, const void* w, void* out, const Neighbours& groups) {
-    launch_prune<typename decltype(type)::type>(launch, Prune{}, w, w, out, groups);
-  });
+  const Launcher launch(w);
+  const Pruning call = prepare_sr_ste(w, n, m);
+  dispatch_floating("sr_ste", "w", w, [&](auto type) { launch_prune(launch, type, Prune{}, call); });
+  return call.out;
 }
 
 Tensor sr_ste_backward_cuda(Tensor grad, Tensor w, int64_t n, int64_t m, double decay) {
-  Launcher launch(w);
-  return sr_ste_backward(
-      grad, w, n, m, [&](auto type, const void* w, const void* grad, void* out, const Neighbours& groups) {
-        launch_prune<typename decltype(type)::type>(launch, Decay{decay}, w, grad, out, groups);
-      });
+  const Launcher launch(w);
+  const Pruning call = prepare_sr_ste_backward(grad, w, n, m);
+  dispatch_floating("sr_ste_backward", "w", w, [&](auto type) { launch_prune(launch, type, Decay{decay}, call); });
+  return call.out;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What both backends of N:M sparsity do around their loops: checks and layout.
+// Calls of N:M sparsity: groups, checks, layout, allocation.
 #pragma once
 
 #include "core/quantize/sparse.h"
@@ -22,32 +22,21 @@ inline Neighbours neighbours_of(const char* op, const Tensor& dense, int64_t n, 
   return {dense.numel() / (m * inner), m, inner, n};
 }
 
-// `loop(Type<T>, w, out, Neighbours)` writes every element of out, in w's memory order.
-template <class Loop>
-Tensor sr_ste(const Tensor& w, int64_t n, int64_t m, Loop&& loop) {
-  Tensor out = new_like(w);
-  Tensor dense = in_layout_of(out, w);
-  const Neighbours groups = neighbours_of("sr_ste", out, n, m);
-  dispatch_floating("sr_ste", "w", w, [&](auto type) {
-    if (w.numel() > 0) loop(type, dense.const_data_ptr(), out.mutable_data_ptr(), groups);
-  });
-  return out;
+// Weights, the incoming gradient (of the forward: w) and the tensor to fill, all in w's memory order.
+struct Pruning {
+  Tensor out, w, grad;
+  Neighbours groups;
+};
+
+inline Pruning prepare_sr_ste(const Tensor& w, int64_t n, int64_t m) {
+  const Elementwise call(w);
+  return {call.out, call.x, call.x, neighbours_of("sr_ste", call.out, n, m)};
 }
 
-// `loop(Type<T>, w, grad, out, Neighbours)` likewise. The result has w's layout, whatever grad's.
-template <class Loop>
-Tensor sr_ste_backward(const Tensor& grad, const Tensor& w, int64_t n, int64_t m, Loop&& loop) {
-  constexpr const char* op = "sr_ste_backward";
-  check_like(op, "grad", grad, "w", w);
-  Tensor out = new_like(w);
-  Tensor dense = in_layout_of(out, w), dense_grad = in_layout_of(out, grad);
-  const Neighbours groups = neighbours_of(op, out, n, m);
-  dispatch_floating(op, "w", w, [&](auto type) {
-    if (w.numel() > 0) {
-      loop(type, dense.const_data_ptr(), dense_grad.const_data_ptr(), out.mutable_data_ptr(), groups);
-    }
-  });
-  return out;
+inline Pruning prepare_sr_ste_backward(const Tensor& grad, const Tensor& w, int64_t n, int64_t m) {
+  check_like("sr_ste_backward", "grad", grad, "w", w);
+  const Elementwise call(w);
+  return {call.out, call.x, in_layout_of(call.out, grad), neighbours_of("sr_ste_backward", call.out, n, m)};
 }
 
 }  // namespace ste_ops
