@@ -146,11 +146,12 @@ __global__ void __launch_bounds__(kReduceThreads)
   finish(group, total);
 }
 
-// Writes each group's total where it says, in float64.
-// Moves: reads 0, writes 8 * groups.
+// A finish that keeps the totals.
+// Moves: reads 0, writes groups * A.
+template <class A>
 struct KeepTotal {
-  double* totals;
-  __device__ void operator()(int64_t group, double total) const { totals[group] = total; }
+  A* totals;
+  __device__ void operator()(int64_t group, double total) const { totals[group] = A(total); }
 };
 
 template <class Reduction, class T, class Terms, class Finish>

@@ -1,4 +1,4 @@
-// Element-wise loops in which the elements of a group (core/groups.h) share a parameter.
+// Loops in which the elements of a group (core/groups.h) share a parameter, and reductions that give them one.
 #pragma once
 
 #include <algorithm>
@@ -194,6 +194,16 @@ void reduce_and_visit_runs(const Groups& groups, Term term, F f, const Finish& f
 #endif
     visit_runs_below_avx512<Reduction, State>(groups, term, f, finish, first, last);
   });
+}
+
+// Calls f(i, finish(group, total)) for the elements of any groups.
+template <class Reduction, class A, class Term, class F, class Finish>
+void reduce_and_visit(const Groups& groups, Term term, F f, const Finish& finish) {
+  if (are_short_runs(groups)) return reduce_and_visit_runs<Reduction, A>(groups, term, f, finish);
+  const std::vector<double> totals = reduce_each<Reduction, A>(groups, term);
+  std::vector<decltype(finish(int64_t(), double()))> parameters(groups.count());
+  for (int64_t group = 0; group < groups.count(); ++group) parameters[group] = finish(group, totals[group]);
+  each_in_groups(f, groups, parameters.data());
 }
 
 }  // namespace ste_ops

@@ -1,4 +1,4 @@
-// What both backends do around the loops of the quantizers that scale by a statistic: checks, layout, allocation.
+// Calls of the quantizers that scale by a statistic: groups, checks, layout, allocation.
 #pragma once
 
 #include <tuple>
@@ -31,31 +31,27 @@ inline Tensor new_statistic(const Tensor& x, int64_t kinds, int64_t groups) {
   return empty_vector(kinds * groups, arithmetic_type(x), x);
 }
 
-// `loop(groups, w, out, statistic)`: const T*, T* and A*, in memory order.
-template <class Loop>
-std::tuple<Tensor, Tensor> scale_weights(
-    const char* op, const Tensor& w, bool per_channel, int64_t kinds, Loop&& loop) {
+// Weights, the tensor to fill in w's memory order, and the numbers of its groups.
+struct ScaledWeights {
+  Tensor statistic, out, w;
+  Groups groups;
+};
+
+inline ScaledWeights prepare_weights(const char* op, const Tensor& w, bool per_channel, int64_t kinds) {
   Tensor statistic = new_statistic(w, kinds, group_count(op, w, per_channel));
-  Tensor out = new_like(w);
-  if (w.numel() == 0) {
-    torch::stable::zero_(statistic);
-    return {out, statistic};
-  }
-  Tensor dense = in_layout_of(out, w);
-  dispatch_floating(op, "w", w, [&](auto type) {
-    using T = typename decltype(type)::type;
-    loop(
-        groups_of_weights(out, per_channel), static_cast<const T*>(dense.const_data_ptr()),
-        static_cast<T*>(out.mutable_data_ptr()), static_cast<arithmetic_t<T>*>(statistic.mutable_data_ptr()));
-  });
-  return {out, statistic};
+  if (w.numel() == 0) torch::stable::zero_(statistic);
+  const Elementwise call(w);
+  return {statistic, call.out, call.x, groups_of_weights(call.out, per_channel)};
 }
 
-// `loop(groups, grad, w, statistic, out)`, in w's memory order and layout.
-template <class Loop>
-Tensor scale_weights_backward(
-    const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic, bool per_channel, int64_t kinds,
-    Loop&& loop) {
+// The same with the incoming gradient, and numbers that the forward has left.
+struct ScaledWeightsBackward {
+  Tensor statistic, out, w, grad;
+  Groups groups;
+};
+
+inline ScaledWeightsBackward prepare_weights_backward(
+    const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic, bool per_channel, int64_t kinds) {
   check_like(op, "grad", grad, "w", w);
   STD_TORCH_CHECK(statistic.device() == w.device(), op, ": w and the statistic must be on one device");
   const int64_t numbers = kinds * group_count(op, w, per_channel);
@@ -64,39 +60,20 @@ Tensor scale_weights_backward(
       statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
       ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype), ", got ",
       statistic.numel(), " of ", torch::headeronly::toString(statistic.scalar_type()));
-  Tensor out = new_like(w);
-  if (w.numel() == 0) return out;
-  Tensor dense = in_layout_of(out, w), grads = in_layout_of(out, grad);
-  dispatch_floating(op, "w", w, [&](auto type) {
-    using T = typename decltype(type)::type;
-    loop(
-        groups_of_weights(out, per_channel), static_cast<const T*>(grads.const_data_ptr()),
-        static_cast<const T*>(dense.const_data_ptr()), static_cast<const arithmetic_t<T>*>(statistic.const_data_ptr()),
-        static_cast<T*>(out.mutable_data_ptr()));
-  });
-  return out;
+  const Elementwise call(w);
+  return {statistic, call.out, call.x, in_layout_of(call.out, grad), groups_of_weights(call.out, per_channel)};
 }
 
+// 2^bits - 1.
 inline double dorefa_levels(int64_t bits) {
   STD_TORCH_CHECK(bits >= 2 && bits <= 24, "dorefa_weight: bits must be in [2, 24] here, got ", bits);
   return double((int64_t(1) << bits) - 1);
 }
 
-// `loop(groups, x, out)`.
-template <class Loop>
-Tensor bitnet_activation(const Tensor& x, int64_t bits, Loop&& loop) {
-  constexpr const char* op = "bitnet_activation";
-  STD_TORCH_CHECK(bits >= 2 && bits <= 24, op, ": bits must be in [2, 24], got ", bits);
-  Tensor out = new_like(x);
-  if (x.numel() == 0) return out;
-  Tensor dense = in_layout_of(out, x);
-  dispatch_floating(op, "x", x, [&](auto type) {
-    using T = typename decltype(type)::type;
-    loop(groups_of_tokens(out), static_cast<const T*>(dense.const_data_ptr()), static_cast<T*>(out.mutable_data_ptr()));
-  });
-  return out;
+// 2^(bits - 1) - 1.
+inline double bitnet_levels(int64_t bits) {
+  STD_TORCH_CHECK(bits >= 2 && bits <= 24, "bitnet_activation: bits must be in [2, 24], got ", bits);
+  return double((int64_t(1) << (bits - 1)) - 1);
 }
-
-inline double bitnet_levels(int64_t bits) { return double((int64_t(1) << (bits - 1)) - 1); }
 
 }  // namespace ste_ops
