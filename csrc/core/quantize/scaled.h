@@ -1,5 +1,5 @@
-// Quantizers whose scale is a statistic of the tensor itself, element by element. A is the arithmetic: float, or double
-// for float64. A NaN makes the statistic of its group NaN, and with it the whole group.
+// The quantizers whose scale is a statistic of the tensor itself, element by element. A is the arithmetic: float, or
+// double for float64. A NaN makes the statistic of its group NaN, and with it the whole group.
 #pragma once
 
 #include <cmath>
@@ -24,8 +24,21 @@ STE_HD A at_least(A x, A least) {
   return x < least ? least : x;
 }
 
-// BitNet's code bounds its scales by this.
-constexpr double kLeastBitNetScale = 1e-5;
+// x where it passes and 0 elsewhere, by its bits: a choice between numbers may become a branch, which stops a loop from
+// vectorizing.
+template <class A>
+STE_HD A passed_where(bool passes, A x) {
+  using U = bits_t<A>;
+  return bit_cast<A>(U(bit_cast<U>(x) & U(U(0) - U(passes))));
+}
+
+// -1, 0 or 1; of a NaN 0.
+template <class A>
+STE_HD A sign_or_zero(A x) {
+  return A(x > A(0)) - A(x < A(0));
+}
+
+// XNOR-Net (arXiv:1603.05279).
 
 // sign(w) * scale, +scale at both zeros.
 struct ScaledSign {
@@ -34,77 +47,6 @@ struct ScaledSign {
     return w >= A(0) ? scale : -scale;
   }
 };
-
-// -1, 0 or 1 times scale.
-struct BitNetWeight {
-  template <class A>
-  STE_HD A operator()(A w, A scale) const {
-    return clamp(round_even(w / scale), A(-1), A(1)) * scale;
-  }
-};
-
-template <class A>
-STE_HD A bitnet_step(double largest, double levels) {
-  return at_least(A(largest), A(kLeastBitNetScale)) / A(levels);
-}
-
-// levels = 2^(bits - 1) - 1 steps up, one more down.
-struct BitNetActivation {
-  double levels;
-  template <class A>
-  STE_HD A operator()(A x, A step) const {
-    return clamp(round_even(x / step), A(-levels - 1), A(levels)) * step;
-  }
-};
-
-template <class A>
-struct SmallestNormal;
-template <>
-struct SmallestNormal<float> {
-  static constexpr float value = 0x1p-126f;
-};
-template <>
-struct SmallestNormal<double> {
-  static constexpr double value = 0x1p-1022;
-};
-
-// What the weights of a group with that largest magnitude share: tanh(max|w|) is max|tanh(w)|, and at least the
-// smallest normal number where it divides. A weight is a maximum where its exponential is the largest weight's.
-template <class A>
-struct DoReFaScale {
-  A exponential, divisor, reciprocal;
-  bool bounded;
-
-  STE_HD static DoReFaScale of(A largest) {
-    A exponential = tanh_exponential(largest);
-    A top = tanh_of_exponential(exponential), divisor = at_least(top, SmallestNormal<A>::value);
-    return {exponential, divisor, A(1) / divisor, top < SmallestNormal<A>::value};
-  }
-};
-
-// DoReFa-Net, eq. 9, in levels = 2^bits - 1 steps. One division for the tanh and what it is divided by.
-struct DoReFaWeight {
-  double levels;
-  template <class A>
-  STE_HD A operator()(A w, A exponential, A divisor) const {
-    A size = magnitude(exponential) / ((exponential + A(2)) * divisor);
-    A unit = with_sign(size > A(1) ? A(1) : size, w);
-    return round_even((unit * A(0.5) + A(0.5)) * A(levels)) / A(levels) * A(2) - A(1);
-  }
-};
-
-// The bits of x where it passes, and 0: a choice between numbers may become a branch, which stops a loop from
-// vectorizing.
-template <class A>
-STE_HD A passed_where(bool passes, A x) {
-  using U = bits_t<A>;
-  return bit_cast<A>(U(bit_cast<U>(x) & U(U(0) - U(passes))));
-}
-
-template <class A>
-STE_HD A sign_or_zero(A x) {
-  return A(x > A(0)) - A(x < A(0));
-}
 
 // What an element adds to the gradient of its group's mean: the incoming gradient times sign(w).
 template <class A>
@@ -132,6 +74,72 @@ struct MagnitudeAwareSignBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, A scale) const {
     return passed_where(!(magnitude(w) > A(1)), grad * scale);
+  }
+};
+
+// BitNet b1.58 (arXiv:2402.17764).
+
+// BitNet's code bounds its scales by this.
+constexpr double kLeastBitNetScale = 1e-5;
+
+// -1, 0 or 1 times scale.
+struct BitNetWeight {
+  template <class A>
+  STE_HD A operator()(A w, A scale) const {
+    return clamp(round_even(w / scale), A(-1), A(1)) * scale;
+  }
+};
+
+// The step of a group with that largest magnitude.
+template <class A>
+STE_HD A bitnet_step(double largest, double levels) {
+  return at_least(A(largest), A(kLeastBitNetScale)) / A(levels);
+}
+
+// levels = 2^(bits - 1) - 1 steps up, one more down.
+struct BitNetActivation {
+  double levels;
+  template <class A>
+  STE_HD A operator()(A x, A step) const {
+    return clamp(round_even(x / step), A(-levels - 1), A(levels)) * step;
+  }
+};
+
+// DoReFa-Net (arXiv:1606.06160).
+
+template <class A>
+struct SmallestNormal;
+template <>
+struct SmallestNormal<float> {
+  static constexpr float value = 0x1p-126f;
+};
+template <>
+struct SmallestNormal<double> {
+  static constexpr double value = 0x1p-1022;
+};
+
+// What the weights of a group share, from their largest magnitude: tanh(max|w|) is max|tanh(w)|, and at least the
+// smallest normal number where it divides. A weight is a maximum where its exponential is the largest weight's.
+template <class A>
+struct DoReFaScale {
+  A exponential, divisor, reciprocal;
+  bool bounded;
+
+  STE_HD static DoReFaScale of(A largest) {
+    A exponential = tanh_exponential(largest);
+    A top = tanh_of_exponential(exponential), divisor = at_least(top, SmallestNormal<A>::value);
+    return {exponential, divisor, A(1) / divisor, top < SmallestNormal<A>::value};
+  }
+};
+
+// Eq. 9, in levels = 2^bits - 1 steps. One division for the tanh and what it is divided by.
+struct DoReFaWeight {
+  double levels;
+  template <class A>
+  STE_HD A operator()(A w, A exponential, A divisor) const {
+    A size = magnitude(exponential) / ((exponential + A(2)) * divisor);
+    A unit = with_sign(size > A(1) ? A(1) : size, w);
+    return round_even((unit * A(0.5) + A(0.5)) * A(levels)) / A(levels) * A(2) - A(1);
   }
 };
 

@@ -9,7 +9,7 @@
 
 namespace ste_ops {
 
-// From here on every number of its type is whole, and the next below are 1 apart.
+// From here on every number of the type is whole, and up to twice as much they are 1 apart.
 template <class A>
 struct Whole;
 template <>
@@ -118,7 +118,7 @@ STE_HD bool is_scale(A scale) {
   return is_positive_and_finite(scale) && is_positive_and_finite(A(1) / scale);
 }
 
-// An invalid scale makes every element NaN where the host could not look at it.
+// An invalid scale, which a host that does not wait for the device cannot refuse, makes every element NaN.
 template <class A>
 STE_HD Step<A> step_of(A scale, A zero_point) {
   const A inverse = A(1) / scale, nan = bit_cast<A>(kNaN<A>);
