@@ -21,14 +21,10 @@ Tensor refuse_states_cpu(Tensor weights, Tensor states, std::string op) {
       });
 }
 
-// On the CPU nothing is deferred.
-void raise_deferred_cpu(Tensor) {}
-
 }  // namespace
 
 STE_OPS_CPU_IMPL(m) {
   m.impl("refuse_states", TORCH_BOX(&refuse_states_cpu));
-  m.impl("raise_deferred", TORCH_BOX(&raise_deferred_cpu));
 }
 
 }  // namespace ste_ops

@@ -1,6 +1,6 @@
 #include "ops/sampling/bernoulli.h"
 
-#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/fault.cuh"
 #include "cuda/seeded.cuh"
 #include "ops/library.h"
 

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/fault.cuh"
 #include "cuda/sampling/tiles.cuh"
 #include "ops/library.h"
 

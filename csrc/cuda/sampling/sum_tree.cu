@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cuda/sampling/deferred.cuh"
+#include "cuda/sampling/fault.cuh"
 #include "cuda/sampling/tiles.cuh"
 #include "cuda/vector.cuh"
 #include "ops/library.h"

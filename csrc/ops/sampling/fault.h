@@ -1,5 +1,5 @@
 // What can be wrong with the values of an argument, and the words for it. Where the host sees the values the operator
-// raises at once; a CUDA kernel reports the fault instead (csrc/cuda/sampling/row_states.cuh).
+// raises at once; a CUDA kernel reports the fault instead (csrc/cuda/sampling/fault.cuh).
 #pragma once
 
 #include <cmath>

@@ -1,13 +1,15 @@
-// Errors that a kernel finds while the host is far ahead. A kernel writes the first one into a record of its device,
-// which lies in pinned memory that host and device share; the host reads that without a call to the device, so that a
-// later operator raises it without waiting, also where a CUDA graph replays the kernel.
+// The faults that a kernel finds while the host is far ahead. A kernel writes the first one into a record of its
+// device, which lies in pinned memory that host and device share; the host reads that without a call to the device, so
+// that a later operator raises it without waiting, also where a CUDA graph replays the kernel.
 //
 //   DeferredErrors errors(weights, "multinomial");  // in the launcher; raises what an earlier call has left
 //   launch(kernel, blocks, threads, ..., errors);
 //   if (!is_weight<T>(w)) errors.report(Fault::weight(row, i, load(...)));  // in the kernel
 #pragma once
 
-#include "cuda/launch.cuh"
+#include <string>
+
+#include "cuda/sampling/tiles.cuh"
 #include "ops/sampling/fault.h"
 
 namespace ste_ops {
