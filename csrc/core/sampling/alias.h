@@ -28,19 +28,6 @@ STE_HD uint64_t multiply_high(uint64_t a, uint64_t b) {
 #endif
 }
 
-// What is known of a row of n weights while its table is built.
-struct Row {
-  uint64_t largest = 0;       // the greatest magnitude
-  uint64_t invalid = 0;       // n - index of the first weight that is negative, NaN or infinite; 0 where none is
-  uint64_t coarse_total = 0;  // sum of the coarse masses
-  uint64_t total = 0;         // sum of the masses
-};
-
-template <class T>
-STE_HD int64_t mass_exponent(const Row& row, int64_t n) {
-  return mass_exponent(coarse_exponent<T>(row.largest, n), row.coarse_total, n);
-}
-
 // Masses that sum to `total` are padded so that n columns hold them without a rest: an item whose masses stretch from
 // prefix p to prefix p' is given padded(p') - padded(p). That adds less than n units in all, spread in proportion to
 // mass; an item of mass zero gets none and no item loses any. The total is 0 or at least n, which mass.h sees to.

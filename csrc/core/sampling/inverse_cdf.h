@@ -14,9 +14,4 @@ STE_HD uint64_t uniform_below(const Random128& random, uint64_t total) {
   return multiply_high(low_bits(random), total) + carry;
 }
 
-// The total mass as operators return it: 0 where every weight is zero, -1 - i where weight i is the first invalid one.
-STE_HD int64_t total_of(const Row& row, int64_t n) {
-  return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
-}
-
 }  // namespace ste_ops

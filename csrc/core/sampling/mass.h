@@ -125,4 +125,22 @@ STE_HD int64_t mass_exponent(int64_t coarse_exponent, uint64_t coarse_sum, int64
   return coarse_exponent + 61 - bit_width(coarse_sum + uint64_t(n));
 }
 
+// What is known of a row of n weights while their masses are chosen.
+struct Row {
+  uint64_t largest = 0;       // the greatest magnitude
+  uint64_t invalid = 0;       // n - index of the first weight that is negative, NaN or infinite; 0 where none is
+  uint64_t coarse_total = 0;  // sum of the coarse masses
+  uint64_t total = 0;         // sum of the masses
+};
+
+template <class T>
+STE_HD int64_t mass_exponent(const Row& row, int64_t n) {
+  return mass_exponent(coarse_exponent<T>(row.largest, n), row.coarse_total, n);
+}
+
+// The total mass as operators return it: 0 where every weight is zero, -1 - i where weight i is the first invalid one.
+STE_HD int64_t total_of(const Row& row, int64_t n) {
+  return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
+}
+
 }  // namespace ste_ops

@@ -1,6 +1,8 @@
+// Builds alias tables and draws from them.
 #include "ops/sampling/alias.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "cpu/sampling/alias.h"
 #include "cpu/sampling/draws.h"
@@ -9,10 +11,19 @@
 namespace ste_ops {
 namespace {
 
+template <class T>
+void build_tables(const AliasTables& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n;
+  const BuildRows<T> build{
+      call.weights.bits<T>(), n, mutable_unsigned_data(call.table), mutable_typed_data<int64_t>(call.capacity)};
+  if (n > kGrain) return build(0, rows);
+  torch::stable::parallel_for(0, rows, kGrain / n, build);
+}
+
 std::tuple<Tensor, Tensor> alias_table_cpu(Tensor weights) {
-  return alias_table(weights, [](auto type, const Tensor&, auto... arguments) {
-    build_tables<typename decltype(type)::type>(arguments...);
-  });
+  const AliasTables call(weights);
+  dispatch_weights(call.op, call.weights, [&](auto type) { build_tables<typename decltype(type)::type>(call); });
+  return {call.table, call.capacity};
 }
 
 // The columns of a batch are known before the first entry is read, so that the reads overlap.
@@ -33,11 +44,13 @@ STE_OPS_CLONES void draw_stretch(
     AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, uint64_t stride, int64_t count,
     int64_t* out) {
   int64_t i = 0;
-  for (; i + kDraws <= count; i += kDraws)
+  for (; i + kDraws <= count; i += kDraws) {
     draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, kDraws);
+  }
   // A batch of random numbers costs as much as a fifth of it one by one.
-  if (count - i >= kDraws / 5)
+  if (count - i >= kDraws / 5) {
     return draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, count - i);
+  }
   for (; i < count; ++i) {
     Random128 random = philox_draw(seed, row, start + stride * uint64_t(i));
     uint64_t column = draw.column(low_bits(random));
@@ -45,27 +58,50 @@ STE_OPS_CLONES void draw_stretch(
   }
 }
 
+// Draws begin .. end - 1 of all rows, laid end to end.
+struct DrawFromTables {
+  const uint64_t* table;
+  const int64_t* capacity;
+  uint64_t seed;
+  int64_t n;
+  uint64_t start, stride;
+  int64_t num_samples;
+  int64_t* out;
+
+  void operator()(int64_t begin, int64_t end) const {
+    while (begin < end) {
+      const int64_t row = begin / num_samples, first = begin % num_samples;
+      const int64_t count = std::min(num_samples - first, end - begin);
+      draw(row, start + stride * uint64_t(first), count, out + begin);
+      begin += count;
+    }
+  }
+
+ private:
+  void draw(int64_t row, uint64_t from, int64_t count, int64_t* drawn) const {
+    if (capacity[row] <= 0) {
+      std::fill(drawn, drawn + count, -1);
+      return;
+    }
+    draw_stretch(AliasDraw(n, capacity[row]), table + row * n, seed, uint64_t(row), from, stride, count, drawn);
+  }
+};
+
 Tensor alias_sample_cpu(
     Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples, int64_t stride) {
-  return alias_sample(
-      table, capacity, seed, start, num_samples, stride,
-      [](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
-         uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
-        parallel_aligned(rows * num_samples, kDraws, [&](int64_t begin, int64_t end) {
-          while (begin < end) {
-            int64_t row = begin / num_samples, first = begin % num_samples;
-            int64_t count = std::min(num_samples - first, end - begin);
-            if (capacity[row] > 0) {
-              draw_stretch(
-                  AliasDraw(n, capacity[row]), table + row * n, *seed, uint64_t(row), start + stride * uint64_t(first),
-                  stride, count, out + begin);
-            } else {
-              std::fill(out + begin, out + begin + count, -1);
-            }
-            begin += count;
-          }
-        });
-      });
+  const AliasDraws call = prepare_alias_draws(table, capacity, seed, start, num_samples, stride);
+  if (call.out.numel() == 0) return call.out;
+  const DrawFromTables draw{
+      unsigned_data(call.table),
+      typed_data<int64_t>(call.capacity),
+      *unsigned_data(call.seed),
+      call.n,
+      call.start,
+      call.stride,
+      num_samples,
+      mutable_typed_data<int64_t>(call.out)};
+  parallel_aligned(call.rows * num_samples, kDraws, draw);
+  return call.out;
 }
 
 }  // namespace

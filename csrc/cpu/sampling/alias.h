@@ -96,15 +96,19 @@ class RowBuilder {
   std::unique_ptr<uint64_t[]> heavy_bits_;
 };
 
+// The tables of rows first .. last - 1.
 template <class T>
-void build_tables(const bits_t<T>* weights, int64_t rows, int64_t n, uint64_t* table, int64_t* capacity) {
-  auto build = [&](int64_t first, int64_t last) {
+struct BuildRows {
+  const bits_t<T>* weights;
+  int64_t n;
+  uint64_t* table;
+  int64_t* capacity;
+
+  void operator()(int64_t first, int64_t last) const {
     RowBuilder<T> builder(n);
     for (int64_t row = first; row < last; ++row) capacity[row] = builder.build(weights + row * n, table + row * n);
-  };
-  if (n > kGrain) return build(0, rows);
-  torch::stable::parallel_for(0, rows, kGrain / n, build);
-}
+  }
+};
 
 }  // namespace
 }  // namespace ste_ops

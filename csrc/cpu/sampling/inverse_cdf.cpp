@@ -1,4 +1,7 @@
+// Draws by the inverse CDF: sums of short tiles of a row, then one tile a draw.
 #include "ops/sampling/inverse_cdf.h"
+
+#include <tuple>
 
 #include "cpu/sampling/masses.h"
 #include "ops/library.h"
@@ -13,6 +16,61 @@ constexpr int64_t kSumTile = 128;
 // Draws whose reads overlap.
 constexpr int64_t kOverlap = 16;
 
+// The masses of a row, summed before each tile.
+template <class T>
+struct SummedRow {
+  const bits_t<T>* weights;
+  int64_t n, exponent;
+  uint64_t total;
+  const std::vector<uint64_t>& before;
+
+  // The last tile that begins at or before a unit of the masses laid end to end, without a branch to mispredict.
+  int64_t tile_at(uint64_t unit) const {
+    const uint64_t* low = before.data();
+    for (size_t count = before.size(); count > 1; count -= count / 2) {
+      low += int64_t(choose(low[count / 2] <= unit, count / 2, 0));
+    }
+    return low - before.data();
+  }
+
+  void prefetch(int64_t tile) const {
+    const bits_t<T>* w = weights + tile * kSumTile;
+    for (int64_t at = 0; at < kSumTile; at += 64 / int64_t(sizeof(T))) __builtin_prefetch(w + at);
+  }
+
+  // The item in the tile whose stretch has the unit in it.
+  int64_t item_at(int64_t tile, uint64_t unit) const {
+    int64_t begin = tile * kSumTile;
+    uint64_t masses[kSumTile];
+    mass_tile<T>(weights + begin, std::min(kSumTile, n - begin), exponent, masses);
+    uint64_t left = unit - before[tile];
+    int64_t i = 0;
+    for (; left >= masses[i]; ++i) left -= masses[i];
+    return begin + i;
+  }
+};
+
+// Draws first .. last - 1 of a row, so many at a time that their reads overlap.
+template <class T>
+struct DrawFromRow {
+  SummedRow<T> row;
+  uint64_t seed, number;
+  int64_t* out;
+
+  void operator()(int64_t first, int64_t last) const {
+    for (int64_t i = first; i < last; i += kOverlap) {
+      uint64_t units[kOverlap];
+      int64_t tiles[kOverlap], count = std::min(kOverlap, last - i);
+      for (int64_t k = 0; k < count; ++k) {
+        units[k] = uniform_below(philox_draw(seed, number, uint64_t(i + k)), row.total);
+        tiles[k] = row.tile_at(units[k]);
+        row.prefetch(tiles[k]);
+      }
+      for (int64_t k = 0; k < count; ++k) out[i + k] = row.item_at(tiles[k], units[k]);
+    }
+  }
+};
+
 // Rows of n weights, one after the other.
 template <class T>
 class RowDrawer {
@@ -22,57 +80,24 @@ class RowDrawer {
   // Returns the total.
   int64_t draw(const bits_t<T>* weights, uint64_t seed, uint64_t number, int64_t num_samples, int64_t* out) {
     Row row = tiles_.measure(weights);
-    int64_t exponent = 0;
-    if (row.invalid == 0 && row.largest != 0) {
-      exponent = mass_exponent<T>(row, n_);
-      tiles_.each([&](int64_t, int64_t begin, int64_t count) {
-        mass_sums<T>(weights + begin, count, exponent, kSumTile, before_.data() + begin / kSumTile);
-      });
-      for (uint64_t& before : before_) {
-        uint64_t sum = before;
-        before = row.total;
-        row.total += sum;
-      }
-    }
-    if (total_of(row, n_) <= 0) {
+    const int64_t exponent = row.invalid == 0 && row.largest != 0 ? mass_exponent<T>(row, n_) : 0;
+    if (row.invalid == 0 && row.largest != 0) row.total = sum_masses(weights, exponent);
+    const int64_t total = total_of(row, n_);
+    if (total <= 0) {
       std::fill(out, out + num_samples, -1);
-      return total_of(row, n_);
+      return total;
     }
-    torch::stable::parallel_for(0, num_samples, kGrain / 128, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i += kOverlap) {
-        uint64_t units[kOverlap];
-        int64_t tiles[kOverlap], count = std::min(kOverlap, last - i);
-        for (int64_t k = 0; k < count; ++k) {
-          units[k] = uniform_below(philox_draw(seed, number, uint64_t(i + k)), row.total);
-          tiles[k] = tile_at(units[k]);
-          const bits_t<T>* w = weights + tiles[k] * kSumTile;
-          for (int64_t at = 0; at < kSumTile; at += 64 / int64_t(sizeof(T))) __builtin_prefetch(w + at);
-        }
-        for (int64_t k = 0; k < count; ++k) out[i + k] = item_at(weights, exponent, tiles[k], units[k]);
-      }
-    });
-    return total_of(row, n_);
+    const DrawFromRow<T> draw{{weights, n_, exponent, row.total, before_}, seed, number, out};
+    torch::stable::parallel_for(0, num_samples, kGrain / 128, draw);
+    return total;
   }
 
  private:
-  // The last tile that begins at or before a unit of the masses laid end to end, without a branch to mispredict.
-  int64_t tile_at(uint64_t unit) const {
-    const uint64_t* low = before_.data();
-    for (size_t count = before_.size(); count > 1; count -= count / 2) {
-      low += int64_t(choose(low[count / 2] <= unit, count / 2, 0));
-    }
-    return low - before_.data();
-  }
-
-  // The item in the tile whose stretch has the unit in it.
-  int64_t item_at(const bits_t<T>* weights, int64_t exponent, int64_t tile, uint64_t unit) const {
-    int64_t begin = tile * kSumTile;
-    uint64_t masses[kSumTile];
-    mass_tile<T>(weights + begin, std::min(kSumTile, n_ - begin), exponent, masses);
-    uint64_t left = unit - before_[tile];
-    int64_t i = 0;
-    for (; left >= masses[i]; ++i) left -= masses[i];
-    return begin + i;
+  uint64_t sum_masses(const bits_t<T>* weights, int64_t exponent) {
+    tiles_.each([&](int64_t, int64_t begin, int64_t count) {
+      mass_sums<T>(weights + begin, count, exponent, kSumTile, before_.data() + begin / kSumTile);
+    });
+    return exclusive_scan(before_);
   }
 
   int64_t n_;
@@ -80,21 +105,39 @@ class RowDrawer {
   std::vector<uint64_t> before_;  // the mass before each tile
 };
 
+template <class T>
+struct DrawRows {
+  const bits_t<T>* weights;
+  uint64_t seed;
+  int64_t n, num_samples;
+  int64_t *out, *total;
+
+  void operator()(int64_t first, int64_t last) const {
+    RowDrawer<T> drawer(n);
+    for (int64_t row = first; row < last; ++row) {
+      total[row] = drawer.draw(weights + row * n, seed, uint64_t(row), num_samples, out + row * num_samples);
+    }
+  }
+};
+
+template <class T>
+void draw_rows(const InverseCdfDraws& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n;
+  const DrawRows<T> draw{
+      call.weights.bits<T>(),
+      *unsigned_data(call.seed),
+      n,
+      call.num_samples,
+      mutable_typed_data<int64_t>(call.out),
+      mutable_typed_data<int64_t>(call.total)};
+  if (n > kGrain) return draw(0, rows);
+  torch::stable::parallel_for(0, rows, kGrain / n, draw);
+}
+
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {
-  return inverse_cdf_sample(
-      weights, seed, num_samples,
-      [](auto type, const Tensor&, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
-         int64_t num_samples, int64_t* out, int64_t* total) {
-        using T = typename decltype(type)::type;
-        auto draw = [&](int64_t first, int64_t last) {
-          RowDrawer<T> drawer(n);
-          for (int64_t row = first; row < last; ++row) {
-            total[row] = drawer.draw(weights + row * n, *seed, uint64_t(row), num_samples, out + row * num_samples);
-          }
-        };
-        if (n > kGrain) return draw(0, rows);
-        torch::stable::parallel_for(0, rows, kGrain / n, draw);
-      });
+  const InverseCdfDraws call = prepare_inverse_cdf_draws(weights, seed, num_samples);
+  dispatch_weights(call.op, call.weights, [&](auto type) { draw_rows<typename decltype(type)::type>(call); });
+  return {call.out, call.total};
 }
 
 }  // namespace

@@ -69,6 +69,17 @@ STE_OPS_CLONES void mass_sums(const bits_t<T>* weights, int64_t count, int64_t e
   }
 }
 
+// Sums become the sums before each; returns that of all.
+inline uint64_t exclusive_scan(std::vector<uint64_t>& sums) {
+  uint64_t total = 0;
+  for (uint64_t& sum : sums) {
+    const uint64_t value = sum;
+    sum = total;
+    total += value;
+  }
+  return total;
+}
+
 // A row of n weights in tiles, which threads take side by side.
 template <class T>
 class RowTiles {

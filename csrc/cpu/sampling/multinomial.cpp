@@ -1,3 +1,4 @@
+// Draws without replacement: the least keys of each row, found in stretches of it.
 #include "ops/sampling/multinomial.h"
 
 #include "cpu/sampling/race.h"
@@ -25,65 +26,98 @@ void check_row(
   if (positive < k) refuse(op, Fault::too_few(row, k, positive));
 }
 
-// A row on as many threads as there are, each with a stretch of it.
+// Runs parts first .. last - 1 of a row of n, each over a stretch of it.
 template <class T>
-void draw_row(
-    const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t number, int64_t n, int64_t k, int64_t threads,
-    const std::string& op, int64_t* out) {
-  double threshold = guess_threshold<T>(weights, seed, row, n, k);
-  const int64_t stretch = (n + threads - 1) / threads;
-  while (true) {
-    std::vector<Least> parts(size_t((n + stretch - 1) / stretch), Least(k, threshold));
-    auto run = [&](int64_t first, int64_t last) {
-      for (int64_t p = first; p < last; ++p) {
-        parts[size_t(p)].template run<T>(weights, seed, row, p * stretch, std::min((p + 1) * stretch, n));
-      }
-    };
-    if (parts.size() == 1) {
-      run(0, 1);
-    } else {
-      torch::stable::parallel_for(0, int64_t(parts.size()), 1, run);
+struct RunParts {
+  const bits_t<T>* weights;
+  uint64_t seed, row;
+  int64_t n, stretch;
+  std::vector<Least>& parts;
+
+  void operator()(int64_t first, int64_t last) const {
+    for (int64_t p = first; p < last; ++p) {
+      parts[size_t(p)].template run<T>(weights, seed, row, p * stretch, std::min((p + 1) * stretch, n));
     }
-    check_row<T>(parts, weights, n, number, k, op);
-    int64_t kept = 0;
-    for (const Least& part : parts) kept += int64_t(part.kept.size());
-    if (kept >= k) {
-      Finish(parts, k, out);
-      return;
-    }
-    threshold = std::numeric_limits<double>::infinity();  // the sample misled
   }
+};
+
+template <class T>
+struct DrawRow {
+  const bits_t<T>* weights;
+  uint64_t seed;
+  int64_t n, k;
+  bool one_row;
+  const std::string& op;
+  int64_t* out;
+
+  // On so many threads, each with a stretch of the row.
+  void operator()(int64_t row, int64_t threads) const {
+    const bits_t<T>* of_row = weights + row * n;
+    const int64_t stretch = (n + threads - 1) / threads;
+    double threshold = guess_threshold<T>(of_row, seed, uint64_t(row), n, k);
+    while (true) {
+      std::vector<Least> parts(size_t((n + stretch - 1) / stretch), Least(k, threshold));
+      const RunParts<T> run{of_row, seed, uint64_t(row), n, stretch, parts};
+      if (parts.size() == 1) {
+        run(0, 1);
+      } else {
+        torch::stable::parallel_for(0, int64_t(parts.size()), 1, run);
+      }
+      check_row<T>(parts, of_row, n, one_row ? -1 : row, k, op);
+      int64_t kept = 0;
+      for (const Least& part : parts) kept += int64_t(part.kept.size());
+      if (kept >= k) {
+        Finish(parts, k, out + row * k);
+        return;
+      }
+      threshold = std::numeric_limits<double>::infinity();  // the guess misled
+    }
+  }
+};
+
+// Draws rows first .. last - 1, up to one that cannot be drawn, which it notes.
+template <class T>
+struct TryRows {
+  const DrawRow<T>& draw;
+  std::atomic<int64_t>& faulty;
+
+  void operator()(int64_t first, int64_t last) const {
+    for (int64_t row = first; row < last; ++row) {
+      try {
+        draw(row, 1);
+      } catch (const std::runtime_error&) {
+        return lower(faulty, row);
+      }
+    }
+  }
+};
+
+template <class T>
+void draw_rows(const DistinctDraws& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n;
+  const DrawRow<T> draw{
+      call.weights.bits<T>(),
+      *unsigned_data(call.seed),
+      n,
+      call.num_samples,
+      call.weights.one_row,
+      call.op,
+      mutable_typed_data<int64_t>(call.out)};
+  if (n > kGrain) {
+    const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), n / kGrain + 1);
+    for (int64_t row = 0; row < rows; ++row) draw(row, threads);
+    return;
+  }
+  // The first row at fault is the one to name.
+  std::atomic<int64_t> faulty(rows);
+  torch::stable::parallel_for(0, rows, kGrain / n, TryRows<T>{draw, faulty});
+  if (faulty < rows) draw(faulty, 1);
 }
 
 Tensor multinomial_without_replacement_cpu(Tensor weights, Tensor seed, int64_t num_samples, std::string op) {
-  return draw_without_replacement(
-      weights, seed, num_samples, op.c_str(),
-      [&](auto type, const Tensor& weights, const auto* w, const uint64_t* seed, int64_t rows, int64_t n,
-          int64_t* out) {
-        using T = typename decltype(type)::type;
-        auto draw = [&](int64_t row, int64_t threads) {
-          draw_row<T>(
-              w + row * n, *seed, uint64_t(row), row_number(weights, row), n, num_samples, threads, op,
-              out + row * num_samples);
-        };
-        if (n > kGrain) {
-          int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), n / kGrain + 1);
-          for (int64_t row = 0; row < rows; ++row) draw(row, threads);
-          return;
-        }
-        // The first row at fault is the one to name.
-        std::atomic<int64_t> faulty(rows);
-        torch::stable::parallel_for(0, rows, kGrain / n, [&](int64_t first, int64_t last) {
-          for (int64_t row = first; row < last; ++row) {
-            try {
-              draw(row, 1);
-            } catch (const std::runtime_error&) {
-              return lower(faulty, row);
-            }
-          }
-        });
-        if (faulty < rows) draw(faulty, 1);
-      });
+  const DistinctDraws call = prepare_distinct_draws(weights, seed, num_samples, op);
+  dispatch_weights(op.c_str(), call.weights, [&](auto type) { draw_rows<typename decltype(type)::type>(call); });
+  return call.out;
 }
 
 }  // namespace

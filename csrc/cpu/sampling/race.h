@@ -129,18 +129,18 @@ class Least {
   double threshold_, bound_;
 };
 
-// A threshold that k keys are expected to stay below, and more than enough of them; from a sample.
+// A threshold that k keys, and more than enough of them, are expected to stay below: guessed from the keys of some.
 template <class T>
 double guess_threshold(const bits_t<T>* weights, uint64_t seed, uint64_t row, int64_t n, int64_t k) {
-  constexpr int64_t kSample = 8192;
+  constexpr int64_t kGuessed = 8192;
   const double infinity = std::numeric_limits<double>::infinity();
-  const double expected = double(k) / double(n) * kSample;
+  const double expected = double(k) / double(n) * kGuessed;
   const int64_t rank = int64_t(expected + 5 * std::sqrt(expected) + 10);
-  if (n < 8 * kSample || rank >= kSample) return infinity;
-  std::vector<double> keys(kSample);
-  for (int64_t i = 0; i < kSample; ++i) {
+  if (n < 8 * kGuessed || rank >= kGuessed) return infinity;
+  std::vector<double> keys(kGuessed);
+  for (int64_t i = 0; i < kGuessed; ++i) {
     // One place, at random, of each of as many stretches: weights may be periodic.
-    const int64_t stretch = n / kSample;
+    const int64_t stretch = n / kGuessed;
     const uint64_t place = (uint64_t(i) * 0x9E3779B97F4A7C15u >> 32) * uint64_t(stretch) >> 32;
     const int64_t index = i * stretch + int64_t(place);
     if (!is_weight<T>(weights[index])) return infinity;

@@ -1,3 +1,4 @@
+// Resampling of particles: sums of masses, then a merge of the positions with them.
 #include "ops/sampling/resample.h"
 
 #include <algorithm>
@@ -60,7 +61,7 @@ class RowResampler {
   int64_t resample(Resampling scheme, const bits_t<T>* weights, uint64_t seed, uint64_t number, int64_t* out) {
     Row row = tiles_.measure(weights);
     if (row.invalid == 0 && row.largest != 0) sum_masses(weights, row);
-    const int64_t total = resampled_total(row, n_);
+    const int64_t total = total_of(row, n_);
     if (total <= 0) {
       std::fill(out, out + num_samples_, -1);
     } else if (scheme == Resampling::kResidual) {
@@ -78,19 +79,8 @@ class RowResampler {
     tiles_.each([&](int64_t t, int64_t begin, int64_t count) {
       before_[t] = mass_tile<T>(weights + begin, count, exponent, up_to_.get() + begin);
     });
-    row.total = scan(before_);
+    row.total = exclusive_scan(before_);
     tiles_.each([&](int64_t t, int64_t begin, int64_t count) { sum_up(up_to_.get() + begin, count, before_[t]); });
-  }
-
-  // Sums become those before each; returns the sum of all.
-  static uint64_t scan(std::vector<uint64_t>& sums) {
-    uint64_t total = 0;
-    for (uint64_t& sum : sums) {
-      uint64_t value = sum;
-      sum = total;
-      total += value;
-    }
-    return total;
   }
 
   void ancestors(const uint64_t* up_to, const Positions& positions, int64_t count, int64_t* out) const {
@@ -110,27 +100,9 @@ class RowResampler {
       units_.reset(new uint64_t[n_]);
       first_.reset(new int64_t[std::min(n_, num_samples_)]);
     }
-    tiles_.each([&](int64_t t, int64_t begin, int64_t count) {
-      uint64_t sum = 0, before = before_[t];
-      for (int64_t i = begin; i < begin + count; ++i) {
-        copied_[i] = sum += copies.of(up_to_[i] - before).whole;
-        before = up_to_[i];
-      }
-      copied_before_[t] = sum;
-    });
-    const uint64_t copied = scan(copied_before_), rest = uint64_t(num_samples_) - copied;
-    tiles_.each([&](int64_t t, int64_t begin, int64_t count) {
-      uint64_t before = before_[t];
-      Bucket bucket = Bucket::after(before, copied_before_[t], copies);
-      for (int64_t i = begin; i < begin + count; ++i) {
-        copied_[i] += copied_before_[t];
-        Bucket next = bucket.plus(copies.of(up_to_[i] - before).rest, total);
-        if (next.number != bucket.number) first_[next.number] = i;
-        units_[i] = next.units;
-        bucket = next;
-        before = up_to_[i];
-      }
-    });
+    tiles_.each([&](int64_t t, int64_t begin, int64_t count) { count_copies(copies, t, begin, count); });
+    const uint64_t copied = exclusive_scan(copied_before_), rest = uint64_t(num_samples_) - copied;
+    tiles_.each([&](int64_t t, int64_t begin, int64_t count) { lay_residues(copies, t, begin, count); });
     if (copied > 0) ancestors(copied_.get(), Positions::counting(copied), int64_t(copied), out);
     const int64_t batches = (int64_t(rest) + kDraws - 1) / kDraws;
     torch::stable::parallel_for(0, batches, 16, [&](int64_t begin, int64_t end) {
@@ -139,6 +111,30 @@ class RowResampler {
         draw_residues(seed, number, uint64_t(k), count, rest, total, out + int64_t(copied) + k);
       }
     });
+  }
+
+  // The copies up to each particle of a tile, from the tile's beginning.
+  void count_copies(const Copies& copies, int64_t t, int64_t begin, int64_t count) {
+    uint64_t sum = 0, before = before_[t];
+    for (int64_t i = begin; i < begin + count; ++i) {
+      copied_[i] = sum += copies.of(up_to_[i] - before).whole;
+      before = up_to_[i];
+    }
+    copied_before_[t] = sum;
+  }
+
+  // Where the residues of a tile end; its copies are counted from the row's beginning.
+  void lay_residues(const Copies& copies, int64_t t, int64_t begin, int64_t count) {
+    uint64_t before = before_[t];
+    Bucket bucket = Bucket::after(before, copied_before_[t], copies);
+    for (int64_t i = begin; i < begin + count; ++i) {
+      copied_[i] += copied_before_[t];
+      Bucket next = bucket.plus(copies.of(up_to_[i] - before).rest, copies.total);
+      if (next.number != bucket.number) first_[next.number] = i;
+      units_[i] = next.units;
+      bucket = next;
+      before = up_to_[i];
+    }
   }
 
   // What a batch reads is known before the first read, so that the reads overlap.
@@ -163,29 +159,43 @@ class RowResampler {
   std::unique_ptr<int64_t[]> first_;
 };
 
+template <class T>
+struct ResampleRows {
+  Resampling scheme;
+  const bits_t<T>* weights;
+  uint64_t seed;
+  int64_t n, num_samples;
+  int64_t *out, *total;
+
+  void operator()(int64_t first, int64_t last) const {
+    RowResampler<T> resampler(n, num_samples);
+    for (int64_t row = first; row < last; ++row) {
+      int64_t* drawn = out + row * num_samples;
+      total[row] = resampler.resample(scheme, weights + row * n, seed, uint64_t(row), drawn);
+    }
+  }
+};
+
+template <class T>
+void resample_rows(const ResampleCall& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n, num_samples = call.num_samples;
+  const bits_t<T>* weights = call.weights.bits<T>();
+  int64_t* total = mutable_typed_data<int64_t>(call.total);
+  const ResampleRows<T> resample{
+      call.scheme, weights, *unsigned_data(call.seed), n, num_samples, mutable_typed_data<int64_t>(call.out), total};
+  if (n + num_samples > kGrain) {
+    resample(0, rows);
+  } else {
+    torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), resample);
+  }
+  const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
+  if (row < rows) refuse(call.op, fault_of_state<T>(total[row], weights, n, row, call.weights.one_row));
+}
+
 Tensor resample(const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed, int64_t num_samples) {
-  return resampled(
-      op, weights, seed, num_samples,
-      [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
-          int64_t num_samples, int64_t* out, int64_t* total) {
-        using T = typename decltype(type)::type;
-        auto each = [&](int64_t first, int64_t last) {
-          RowResampler<T> row_resampler(n, num_samples);
-          for (int64_t row = first; row < last; ++row) {
-            total[row] =
-                row_resampler.resample(scheme, weights + row * n, *seed, uint64_t(row), out + row * num_samples);
-          }
-        };
-        if (n + num_samples > kGrain) {
-          each(0, rows);
-        } else {
-          torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), each);
-        }
-        const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
-        if (row == rows) return;
-        double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
-        refuse(op, fault_of_state(total[row], like.dim() == 1 ? -1 : row, value));
-      });
+  const ResampleCall call = prepare_resample(op, scheme, weights, seed, num_samples);
+  dispatch_weights(op, call.weights, [&](auto type) { resample_rows<typename decltype(type)::type>(call); });
+  return call.out;
 }
 
 Tensor systematic_resample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {

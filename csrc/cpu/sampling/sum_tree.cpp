@@ -1,7 +1,9 @@
+// The loops over a tree of sums: to build it, to update it and to draw from it.
 #include "ops/sampling/sum_tree.h"
 
 #include <algorithm>
 #include <atomic>
+#include <tuple>
 #include <vector>
 
 #include "cpu/sampling/draws.h"
@@ -59,13 +61,23 @@ STE_OPS_CLONES __attribute__((flatten)) void sum_nodes(
 }
 
 template <class T>
+struct SumNodes {
+  const TreeShape& shape;
+  const bits_t<T>* weights;
+  uint64_t* nodes;
+  int level;
+  const int64_t* listed;
+
+  void operator()(int64_t begin, int64_t end) const { sum_nodes<T>(shape, weights, nodes, level, listed, begin, end); }
+};
+
+template <class T>
 void sum_level(
     const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* listed,
     int64_t count) {
-  if (count <= kNodes) return sum_nodes<T>(shape, weights, nodes, level, listed, 0, count);
-  torch::stable::parallel_for(0, count, kNodes, [&](int64_t begin, int64_t end) {
-    sum_nodes<T>(shape, weights, nodes, level, listed, begin, end);
-  });
+  const SumNodes<T> sum{shape, weights, nodes, level, listed};
+  if (count <= kNodes) return sum(0, count);
+  torch::stable::parallel_for(0, count, kNodes, sum);
 }
 
 template <class T>
@@ -81,16 +93,27 @@ STE_OPS_CLONES bool all_indices(const int64_t* index, int64_t count, int64_t n) 
   return invalid == 0;
 }
 
-// The first entry that is no weight, or whose index (where there are any) is none below n; `count` where all are well.
+// Lowers `first` to the first entry that is no weight, or whose index (where there are any) is none below n.
 template <class T>
-int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n) {
-  std::atomic<int64_t> first(count);
-  auto inspect = [&](int64_t begin, int64_t end) {
+struct InspectEntries {
+  const bits_t<T>* weights;
+  const int64_t* index;
+  int64_t n;
+  std::atomic<int64_t>& first;
+
+  void operator()(int64_t begin, int64_t end) const {
     if (all_weights<T>(weights + begin, end - begin) && (!index || all_indices(index + begin, end - begin, n))) return;
     for (int64_t i = begin; i < end; ++i) {
       if (!is_weight<T>(weights[i]) || (index && uint64_t(index[i]) >= uint64_t(n))) return lower(first, i);
     }
-  };
+  }
+};
+
+// The first entry that is wrong; `count` where all are well.
+template <class T>
+int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n) {
+  std::atomic<int64_t> first(count);
+  const InspectEntries<T> inspect{weights, index, n, first};
   if (count <= kGrain) {
     inspect(0, count);
   } else {
@@ -99,18 +122,23 @@ int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t coun
   return first;
 }
 
+template <class T>
+void build_tree(const TreeBuild& call) {
+  const TreeShape& shape = call.shape;
+  const bits_t<T>* weights = call.weights.bits<T>();
+  const int64_t n = shape.count[0], wrong = first_wrong<T>(weights, nullptr, n, n);
+  *mutable_typed_data<int64_t>(call.verdict) = wrong < n ? -1 - wrong : 1;
+  if (wrong < n) return;
+  uint64_t* nodes = mutable_unsigned_data(call.nodes);
+  for (int level = 1; level <= shape.levels; ++level) {
+    sum_level<T>(shape, weights, nodes, level, nullptr, shape.count[level]);
+  }
+}
+
 std::tuple<Tensor, Tensor> sum_tree_cpu(Tensor weights) {
-  return sum_tree(
-      weights,
-      [](auto type, const Tensor&, const auto* weights, const TreeShape& shape, uint64_t* nodes, int64_t* verdict) {
-        using T = typename decltype(type)::type;
-        const int64_t n = shape.count[0], wrong = first_wrong<T>(weights, nullptr, n, n);
-        *verdict = wrong < n ? -1 - wrong : 1;
-        if (wrong < n) return;
-        for (int level = 1; level <= shape.levels; ++level) {
-          sum_level<T>(shape, weights, nodes, level, nullptr, shape.count[level]);
-        }
-      });
+  const TreeBuild call = prepare_tree_build(weights);
+  dispatch_weights(call.op, call.weights, [&](auto type) { build_tree<typename decltype(type)::type>(call); });
+  return {call.nodes, call.verdict};
 }
 
 // The distinct parents of the listed children, each marked when it is met for the first time.
@@ -143,15 +171,17 @@ void apply_update(const TreeShape& shape, const TreeUpdate<bits_t<T>>& update) {
   }
 }
 
+template <class T>
+void update_tree(const TreeUpdateCall& call) {
+  const TreeUpdate<bits_t<T>> update = call.update<T>();
+  const int64_t n = call.shape.count[0], wrong = first_wrong<T>(update.value, update.index, update.count, n);
+  if (wrong < update.count) refuse(kTreeUpdate, fault_of_update<T>(update, wrong, n));
+  if (update.count > 0) apply_update<T>(call.shape, update);
+}
+
 void sum_tree_update_cpu(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
-  sum_tree_update(
-      weights, nodes, indices, values, [](auto type, const Tensor&, const TreeShape& shape, const auto& update) {
-        using T = typename decltype(type)::type;
-        const int64_t n = shape.count[0];
-        const int64_t wrong = first_wrong<T>(update.value, update.index, update.count, n);
-        if (wrong < update.count) refuse(kTreeUpdate, fault_of_update<T>(update, wrong, n));
-        if (update.count > 0) apply_update<T>(shape, update);
-      });
+  const TreeUpdateCall call = prepare_tree_update(weights, nodes, indices, values);
+  dispatch_floating(call.op, "weights", weights, [&](auto type) { update_tree<typename decltype(type)::type>(call); });
 }
 
 // All draws of a batch go down a level together, so that their reads overlap.
@@ -173,20 +203,33 @@ STE_OPS_CLONES __attribute__((flatten)) void draw_batch(
   std::copy(node, node + count, out);
 }
 
+// Batches begin .. end - 1 of the draws.
+struct DrawBatches {
+  const TreeShape& shape;
+  const uint64_t* nodes;
+  uint64_t seed, start;
+  int64_t num_samples;
+  int64_t* out;
+
+  void operator()(int64_t begin, int64_t end) const {
+    for (int64_t i = begin * kDraws; i < std::min(end * kDraws, num_samples); i += kDraws) {
+      int64_t count = std::min(kDraws, num_samples - i);
+      draw_batch(shape, nodes, seed, start + uint64_t(i), count, out + i);
+    }
+  }
+};
+
 Tensor sum_tree_sample_cpu(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
-  return sum_tree_sample(
-      nodes, n, seed, start, num_samples,
-      [](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start, int64_t num_samples,
-         int64_t* out) {
-        if (nodes[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
-        const int64_t batches = (num_samples + kDraws - 1) / kDraws;
-        torch::stable::parallel_for(0, batches, kBatches, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin * kDraws; i < std::min(end * kDraws, num_samples); i += kDraws) {
-            int64_t count = std::min(kDraws, num_samples - i);
-            draw_batch(shape, nodes, *seed, start + uint64_t(i), count, out + i);
-          }
-        });
-      });
+  const TreeDraws call = prepare_tree_draws(nodes, n, seed, start, num_samples);
+  if (num_samples == 0) return call.out;
+  const TreeShape& shape = call.shape;
+  const uint64_t* sums = unsigned_data(nodes);
+  int64_t* out = mutable_typed_data<int64_t>(call.out);
+  const DrawBatches draw{shape, sums, *unsigned_data(seed), call.start, num_samples, out};
+  if (sums[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
+  const int64_t batches = (num_samples + kDraws - 1) / kDraws;
+  torch::stable::parallel_for(0, batches, kBatches, draw);
+  return call.out;
 }
 
 }  // namespace

@@ -1,4 +1,7 @@
+// Builds alias tables and draws from them.
 #include "ops/sampling/alias.h"
+
+#include <tuple>
 
 #include "cuda/sampling/alias.cuh"
 #include "cuda/vector.cuh"
@@ -53,27 +56,27 @@ __global__ void __launch_bounds__(kSamplingThreads, 2) alias_sample_kernel(
 
 std::tuple<Tensor, Tensor> alias_table_cuda(Tensor weights) {
   Launcher launch(weights);
-  return alias_table(weights, [&](auto type, auto... arguments) {
-    build_tables<typename decltype(type)::type>(launch, arguments...);
-  });
+  const AliasTables call(weights);
+  dispatch_weights(
+      call.op, call.weights, [&](auto type) { build_tables<typename decltype(type)::type>(launch, call); });
+  return {call.table, call.capacity};
 }
 
 Tensor alias_sample_cuda(
     Tensor table, Tensor capacity, Tensor seed, int64_t start, int64_t num_samples, int64_t stride) {
   Launcher launch(table);
-  return alias_sample(
-      table, capacity, seed, start, num_samples, stride,
-      [&](const Tensor&, const uint64_t* table, const int64_t* capacity, const uint64_t* seed, int64_t rows, int64_t n,
-          uint64_t start, uint64_t stride, int64_t num_samples, int64_t* out) {
-        int lane_bits = 0;
-        while (kDraws << lane_bits < num_samples && 1 << lane_bits < kSamplingThreads) ++lane_bits;
-        const int64_t most = resident_blocks(launch);
-        const int64_t x = std::min(blocks_for(num_samples, kDraws << lane_bits), most);
-        const int64_t y = blocks_for(rows, kSamplingThreads >> lane_bits);
-        launch(
-            alias_sample_kernel, {x, std::min(y, blocks_for(most, x))}, kSamplingThreads, table, capacity, seed, rows,
-            n, start, stride, num_samples, lane_bits, out);
-      });
+  const AliasDraws call = prepare_alias_draws(table, capacity, seed, start, num_samples, stride);
+  if (call.out.numel() == 0) return call.out;
+  int lane_bits = 0;
+  while (kDraws << lane_bits < num_samples && 1 << lane_bits < kSamplingThreads) ++lane_bits;
+  const int64_t most = resident_blocks(launch);
+  const int64_t x = std::min(blocks_for(num_samples, kDraws << lane_bits), most);
+  const int64_t y = std::min(blocks_for(call.rows, kSamplingThreads >> lane_bits), blocks_for(most, x));
+  launch(
+      alias_sample_kernel, {x, y}, kSamplingThreads, unsigned_data(table), typed_data<int64_t>(capacity),
+      unsigned_data(seed), call.rows, call.n, call.start, call.stride, num_samples, lane_bits,
+      mutable_typed_data<int64_t>(call.out));
+  return call.out;
 }
 
 }  // namespace

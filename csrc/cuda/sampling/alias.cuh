@@ -39,7 +39,29 @@ __device__ inline void pad_masses(
   }
 }
 
-// Sums what is heavy in a tile. An item without a mass is light.
+// What is heavy among masses: by how much it exceeds the capacity in all, and of how many items it is. An item without
+// a mass is light.
+struct HeavySums {
+  uint64_t excess = 0, heavies = 0;
+};
+
+// The padded masses of this thread's items of a tile, what is before each, and what of them is heavy.
+template <class T>
+__device__ HeavySums padded_tile(
+    const Tiles& tiles, int64_t tile, const bits_t<T>* weights, const Row& row, uint64_t mass_before, Columns column,
+    uint64_t (&masses)[kTileItems], uint64_t (&before)[kTileItems]) {
+  tile_masses<T>(tiles, tile, weights, row, masses);
+  pad_masses(masses, mass_before, column, before);
+  HeavySums sums;
+#pragma unroll
+  for (int k = 0; k < kTileItems; ++k) {
+    sums.excess += exceeds(masses[k], column.capacity);
+    sums.heavies += masses[k] > column.capacity;
+  }
+  return sums;
+}
+
+// Sums what is heavy in a tile.
 // Moves: reads rows * n * T + 8 * tiles + 40 * rows, writes 16 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
@@ -47,17 +69,10 @@ __global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
     uint64_t* tile_excess, uint64_t* tile_heavies) {
   for (int64_t tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
     const int64_t row = tiles.row(tile);
-    const Columns column = columns[row];
-    uint64_t masses[kTileItems], before[kTileItems], excess = 0, heavies = 0;
-    tile_masses<T>(tiles, tile, weights, rows[row], masses);
-    pad_masses(masses, mass_before[tile], column, before);
-#pragma unroll
-    for (int k = 0; k < kTileItems; ++k) {
-      excess += exceeds(masses[k], column.capacity);
-      heavies += masses[k] > column.capacity;
-    }
-    excess = block_sum(excess);
-    heavies = block_sum(heavies);
+    uint64_t masses[kTileItems], before[kTileItems];
+    const HeavySums sums =
+        padded_tile<T>(tiles, tile, weights, rows[row], mass_before[tile], columns[row], masses, before);
+    const uint64_t excess = block_sum(sums.excess), heavies = block_sum(sums.heavies);
     if (threadIdx.x == 0) {
       tile_excess[tile] = excess;
       tile_heavies[tile] = heavies;
@@ -84,17 +99,14 @@ __global__ void __launch_bounds__(kSamplingThreads) place_kernel(
     const Columns column = columns[row];
     uint64_t* bound = bounds + row * bounds_of(tiles.n);
     Item* item = items + row * items_of(tiles.n);
-    uint64_t masses[kTileItems], before[kTileItems], excess = 0, heavies = 0;
-    tile_masses<T>(tiles, tile, weights, rows[row], masses);
-    pad_masses(masses, mass_before[tile], column, before);
+    uint64_t masses[kTileItems], before[kTileItems];
+    const HeavySums sums = padded_tile<T>(tiles, tile, weights, rows[row], mass_before[tile], column, masses, before);
 #pragma unroll
     for (int k = 0; k < kTileItems; ++k) {
-      excess += exceeds(masses[k], column.capacity);
-      heavies += masses[k] > column.capacity;
       kept_masses[k][threadIdx.x] = masses[k];
       kept_before[k][threadIdx.x] = before[k];
     }
-    TileSums<uint64_t> excess_sums(excess, excess_before[tile]), heavy_sums(heavies, heavies_before[tile]);
+    TileSums<uint64_t> excess_sums(sums.excess, excess_before[tile]), heavy_sums(sums.heavies, heavies_before[tile]);
 #pragma unroll 1
     for (int k = 0; k < kTileItems; ++k) {
       const int64_t i = tile_item(begin, k);
@@ -170,19 +182,21 @@ void pair_items(
 }
 
 template <class T>
-void build_tables(
-    const Launcher& launch, const Tensor& like, const bits_t<T>* weights, int64_t rows, int64_t n, uint64_t* table,
-    int64_t* capacity) {
-  Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
+void build_tables(const Launcher& launch, const AliasTables& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n;
+  const Tensor& like = call.weights.dense;
+  const Tiles tiles(rows, n);
   auto allocate = [&](int64_t numel) { return empty_vector(numel, ScalarType::Long, like); };
-  Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
-  Tensor column_memory = allocate(rows * int64_t(sizeof(Columns) / 8));
+  Tensor row_memory = zero_rows(like, rows), column_memory = allocate(rows * int64_t(sizeof(Columns) / 8));
   Tensor row_sums = allocate(rows), tile_sums = allocate(3 * tiles.count());
   Tensor bound_memory = allocate(rows * bounds_of(n));
-  Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
-  Columns* columns = static_cast<Columns*>(column_memory.mutable_data_ptr());
+  const bits_t<T>* weights = call.weights.bits<T>();
+  uint64_t* table = mutable_unsigned_data(call.table);
+  int64_t* capacity = mutable_typed_data<int64_t>(call.capacity);
+  Row* row = mutable_typed_data<Row>(row_memory);
+  Columns* columns = mutable_typed_data<Columns>(column_memory);
   uint64_t* mass_before = mutable_unsigned_data(tile_sums);
-  AliasScratch scratch{
+  const AliasScratch scratch{
       columns,
       mass_before,
       mass_before + tiles.count(),
@@ -190,9 +204,7 @@ void build_tables(
       mutable_unsigned_data(row_sums),
       mutable_unsigned_data(bound_memory)};
   const int64_t most = resident_blocks(launch), blocks = std::min(tiles.count(), most);
-  launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
+  measure_tiles<T>(launch, tiles, weights, row, mass_before);
   launch(scan_mass_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, columns, capacity);
   launch(
       pad_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, columns, scratch.excess_before,

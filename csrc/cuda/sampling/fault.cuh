@@ -50,4 +50,16 @@ struct DeferredErrors {
   }
 };
 
+// By one block: the first row that at_fault(row) finds to be, for its first thread; -1 where there is none, and for the
+// other threads.
+template <class F>
+__device__ int64_t first_fault(int64_t rows, F at_fault) {
+  uint64_t first = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
+    if (at_fault(row)) first = Greater()(first, uint64_t(rows - row));
+  }
+  first = block_reduce(first, Greater(), uint64_t(0));
+  return first == 0 || threadIdx.x != 0 ? -1 : rows - int64_t(first);
+}
+
 }  // namespace ste_ops

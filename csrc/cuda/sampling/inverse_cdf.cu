@@ -1,4 +1,7 @@
+// Draws by the inverse CDF: a block to a draw.
 #include "ops/sampling/inverse_cdf.h"
+
+#include <tuple>
 
 #include "cuda/sampling/masses.cuh"
 #include "ops/library.h"
@@ -54,27 +57,30 @@ __global__ void __launch_bounds__(kSamplingThreads) inverse_cdf_sample_kernel(
   }
 }
 
+template <class T>
+void draw_rows(const Launcher& launch, const InverseCdfDraws& call) {
+  const int64_t rows = call.weights.rows;
+  const Tiles tiles(rows, call.weights.n);
+  Tensor row_memory = zero_rows(call.weights.dense, rows);
+  Tensor sums = empty_vector(tiles.count(), ScalarType::Long, call.weights.dense);
+  const bits_t<T>* weights = call.weights.bits<T>();
+  Row* row = mutable_typed_data<Row>(row_memory);
+  uint64_t* mass_before = mutable_unsigned_data(sums);
+  const int64_t most = resident_blocks(launch);
+  measure_tiles<T>(launch, tiles, weights, row, mass_before);
+  launch(
+      scan_total_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row,
+      mutable_typed_data<int64_t>(call.total));
+  launch(
+      inverse_cdf_sample_kernel<T>, std::min(rows * call.num_samples, most), kSamplingThreads, tiles, weights, row,
+      mass_before, unsigned_data(call.seed), call.num_samples, mutable_typed_data<int64_t>(call.out));
+}
+
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
   Launcher launch(weights);
-  return inverse_cdf_sample(
-      weights, seed, num_samples,
-      [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
-          int64_t num_samples, int64_t* out, int64_t* total) {
-        using T = typename decltype(type)::type;
-        Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
-        Tensor row_memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
-        Tensor sums = empty_vector(tiles.count(), ScalarType::Long, like);
-        Row* row = static_cast<Row*>(row_memory.mutable_data_ptr());
-        uint64_t* mass_before = mutable_unsigned_data(sums);
-        const int64_t most = resident_blocks(launch), blocks = std::min(tiles.count(), most);
-        launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-        launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-        launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
-        launch(scan_total_kernel, std::min(rows, most), kSamplingThreads, tiles, mass_before, row, total);
-        launch(
-            inverse_cdf_sample_kernel<T>, std::min(rows * num_samples, most), kSamplingThreads, tiles, weights, row,
-            mass_before, seed, num_samples, out);
-      });
+  const InverseCdfDraws call = prepare_inverse_cdf_draws(weights, seed, num_samples);
+  dispatch_weights(call.op, call.weights, [&](auto type) { draw_rows<typename decltype(type)::type>(launch, call); });
+  return {call.out, call.total};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "core/sampling/alias.h"
 #include "cuda/sampling/tiles.cuh"
 #include "cuda/vector.cuh"
+#include "ops/dispatch.h"
 
 namespace ste_ops {
 
@@ -170,6 +171,21 @@ __device__ void tile_masses(
   const int64_t exponent = mass_exponent<T>(row, tiles.n);
 #pragma unroll
   for (int k = 0; k < kTileItems; ++k) masses[k] = mass<T>(weight[k], exponent);
+}
+
+// What is known of rows before their first weight is looked at.
+inline Tensor zero_rows(const Tensor& like, int64_t rows) {
+  return torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
+}
+
+// All of the rows but their totals, and the mass of every tile.
+template <class T>
+void measure_tiles(
+    const Launcher& launch, const Tiles& tiles, const bits_t<T>* weights, Row* rows, uint64_t* tile_mass) {
+  const int64_t blocks = std::min(tiles.count(), resident_blocks(launch));
+  launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, rows);
+  launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, rows);
+  launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, rows, tile_mass);
 }
 
 }  // namespace ste_ops

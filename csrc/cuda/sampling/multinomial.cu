@@ -1,8 +1,9 @@
-#include "core/sampling/philox.h"
+// Draws without replacement: the least keys of each row, selected tile by tile or sorted.
 #include "ops/sampling/multinomial.h"
 
 #include <array>
 
+#include "core/sampling/philox.h"
 #include "cuda/sampling/fault.cuh"
 #include "cuda/sampling/tiles.cuh"
 #include "ops/library.h"
@@ -96,9 +97,7 @@ __global__ void __launch_bounds__(kSamplingThreads)
       keys[tile * selected + i] = tile_keys[i];
       indices[tile * selected + i] = tile_indices[i];
     }
-    if (states != nullptr) {
-      add_state(state, states[row]);
-    }
+    if (states != nullptr) add_state(state, states[row]);
     __syncthreads();  // the arrays are free for the next tile
   }
 }
@@ -135,14 +134,10 @@ template <class T>
 __global__ void report_rows_kernel(
     int64_t rows, int64_t n, bool one_row, int64_t num_samples, const bits_t<T>* weights, const RowState* states,
     DeferredErrors errors) {
-  uint64_t first = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
-    bool fault = states[row].invalid != 0 || states[row].positive < uint64_t(num_samples);
-    if (fault) first = Greater()(first, uint64_t(rows - row));
-  }
-  first = block_reduce(first, Greater(), uint64_t(0));
-  if (first == 0 || threadIdx.x != 0) return;
-  const int64_t row = rows - int64_t(first), number = one_row ? -1 : row;
+  const int64_t row = first_fault(
+      rows, [&](int64_t row) { return states[row].invalid != 0 || states[row].positive < uint64_t(num_samples); });
+  if (row < 0) return;
+  const int64_t number = one_row ? -1 : row;
   const RowState state = states[row];
   if (state.invalid != 0) {
     const int64_t index = n - int64_t(state.invalid);
@@ -168,14 +163,14 @@ Keys select(
     int64_t numel = tiles.count() * selected;
     return Keys{empty_vector(numel, ScalarType::Double, like), empty_vector(numel, ScalarType::Long, like)};
   };
-  Tiles tiles{rows, source.n, blocks_for(source.n, kSamplingTile)};
+  Tiles tiles(rows, source.n);
   Keys from = allocate(tiles);
   launch(
       select_kernel<KeySource<T>>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source, selected,
       from.key(), from.index(), states);
   while (tiles.per_row > 1) {
     const int64_t left = tiles.per_row * selected;
-    tiles = {rows, left, blocks_for(left, kSamplingTile)};
+    tiles = Tiles(rows, left);
     Keys to = allocate(tiles);
     launch(
         select_kernel<Selected>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles,
@@ -190,7 +185,7 @@ template <class T>
 Keys sort_all(const Launcher& launch, const Tensor& like, KeySource<T> source, int64_t rows, RowState* states) {
   const int64_t sizes[2] = {rows, source.n}, strides[2] = {source.n, 1};
   Tensor keys = empty_strided({sizes, 2}, {strides, 2}, ScalarType::Double, like);
-  Tiles tiles{rows, source.n, blocks_for(source.n, kSamplingTile)};
+  Tiles tiles(rows, source.n);
   launch(
       exponential_keys_kernel<T>, std::min(tiles.count(), kMaxBlocks), kSamplingThreads, tiles, source,
       static_cast<double*>(keys.mutable_data_ptr()), states);
@@ -201,26 +196,28 @@ Keys sort_all(const Launcher& launch, const Tensor& like, KeySource<T> source, i
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
+template <class T>
+void draw_rows(const Launcher& launch, const DeferredErrors& errors, const DistinctDraws& call) {
+  const int64_t rows = call.weights.rows, n = call.weights.n, k = call.num_samples;
+  const Tensor& like = call.weights.dense;
+  Tensor memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(RowState) / 8)}, ScalarType::Long);
+  RowState* states = mutable_typed_data<RowState>(memory);
+  const KeySource<T> source{call.weights.bits<T>(), unsigned_data(call.seed), n};
+  const bool few = k <= kMostSelected;
+  const Keys drawn = few ? select(launch, like, source, rows, k, states) : sort_all(launch, like, source, rows, states);
+  launch(
+      drawn_kernel, grid_for(rows * k), kSamplingThreads, rows, k, few ? k : n, drawn.key(), drawn.index(), states,
+      mutable_typed_data<int64_t>(call.out));
+  launch(report_rows_kernel<T>, 1, kSamplingThreads, rows, n, call.weights.one_row, k, source.weights, states, errors);
+}
+
 Tensor multinomial_without_replacement_cuda(Tensor weights, Tensor seed, int64_t num_samples, std::string op) {
   Launcher launch(weights);
   DeferredErrors errors(weights, permanent(op));
-  return draw_without_replacement(
-      weights, seed, num_samples, op.c_str(),
-      [&](auto type, const Tensor& like, const auto* weights, const uint64_t* seed, int64_t rows, int64_t n,
-          int64_t* out) {
-        using T = typename decltype(type)::type;
-        Tensor memory = torch::stable::new_zeros(like, {rows * int64_t(sizeof(RowState) / 8)}, ScalarType::Long);
-        RowState* states = static_cast<RowState*>(memory.mutable_data_ptr());
-        KeySource<T> source{weights, seed, n};
-        const bool few = num_samples <= kMostSelected;
-        Keys drawn = few ? select(launch, like, source, rows, num_samples, states)
-                         : sort_all(launch, like, source, rows, states);
-        launch(
-            drawn_kernel, std::min(blocks_for(rows * num_samples, kSamplingThreads), kMaxBlocks), kSamplingThreads,
-            rows, num_samples, few ? num_samples : n, drawn.key(), drawn.index(), states, out);
-        launch(
-            report_rows_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, num_samples, weights, states, errors);
-      });
+  const DistinctDraws call = prepare_distinct_draws(weights, seed, num_samples, op);
+  dispatch_weights(
+      op.c_str(), call.weights, [&](auto type) { draw_rows<typename decltype(type)::type>(launch, errors, call); });
+  return call.out;
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+// Resampling of particles: sums of masses, and a search in them for each ancestor.
 #include "ops/sampling/resample.h"
 
 #include <algorithm>
@@ -10,8 +11,6 @@ namespace ste_ops {
 namespace {
 
 constexpr int kDrawsPerThread = 4;
-
-int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
 
 // What the particles of all rows are resampled from: `up_to` are the sums of their masses, and for residual resampling
 // `copied` the sums of their copies, `units` and `first` as ResidueDraw takes them.
@@ -29,7 +28,7 @@ __global__ void positions_kernel(
     uint64_t sum = scan_row(tile_mass + row * tiles.per_row, tiles.per_row);
     if (threadIdx.x != 0) continue;
     rows[row].total = sum;
-    total[row] = resampled_total(rows[row], tiles.n);
+    total[row] = total_of(rows[row], tiles.n);
     if (scheme == Resampling::kSystematic) {
       positions[row] = Positions::systematic(sum, uint64_t(num_samples), *seed, uint64_t(row));
     } else {
@@ -156,60 +155,44 @@ __global__ void residual_kernel(
 template <class T>
 __global__ void report_totals_kernel(
     int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights, const int64_t* total, DeferredErrors errors) {
-  uint64_t first = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
-    if (total[row] <= 0) first = Greater()(first, uint64_t(rows - row));
-  }
-  first = block_reduce(first, Greater(), uint64_t(0));
-  if (first == 0 || threadIdx.x != 0) return;
-  int64_t row = rows - int64_t(first);
-  double value = total[row] < 0 ? double(load(bit_cast<T>(weights[row * n - 1 - total[row]]))) : 0.0;
-  errors.report(fault_of_state(total[row], one_row ? -1 : row, value));
+  const int64_t row = first_fault(rows, [&](int64_t row) { return total[row] <= 0; });
+  if (row >= 0) errors.report(fault_of_state<T>(total[row], weights, n, row, one_row));
 }
 
-// What a launch needs beside its arguments.
-struct Scratch {
-  Tensor memory;
-  uint64_t* data;
-  Scratch(const Tensor& like, int64_t words)
-      : memory(torch::stable::new_zeros(like, {words}, ScalarType::Long)), data(mutable_unsigned_data(memory)) {}
-  template <class V>
-  V* as() const {
-    return reinterpret_cast<V*>(data);
-  }
-};
-
 template <class T>
-void resample_rows(
-    const Launcher& launch, const DeferredErrors& errors, Resampling scheme, const Tensor& like,
-    const bits_t<T>* weights, const uint64_t* seed, int64_t rows, int64_t n, int64_t num_samples, int64_t* out,
-    int64_t* total) {
-  const bool residual = scheme == Resampling::kResidual;
+void resample_rows(const Launcher& launch, const DeferredErrors& errors, const ResampleCall& call) {
+  const bool residual = call.scheme == Resampling::kResidual;
+  const int64_t rows = call.weights.rows, n = call.weights.n, num_samples = call.num_samples;
   const int64_t buckets = std::min(n, num_samples);
-  Tiles tiles{rows, n, blocks_for(n, kSamplingTile)};
-  Scratch row_memory(like, rows * int64_t(sizeof(Row) / 8)),
-      position_memory(like, rows * int64_t(sizeof(Positions) / 8));
+  const Tensor& like = call.weights.dense;
+  const Tiles tiles(rows, n);
   auto allocate = [&](int64_t words) { return empty_vector(words, ScalarType::Long, like); };
+  const int64_t words_of_position = int64_t(sizeof(Positions) / 8);
+  Tensor row_memory = zero_rows(like, rows);
+  Tensor position_memory = torch::stable::new_zeros(like, {rows * words_of_position}, ScalarType::Long);
   Tensor sums = allocate(2 * tiles.count() + rows), up_to = allocate(rows * n);
   Tensor of_residues = allocate(residual ? 2 * rows * n : 0), of_buckets = allocate(residual ? rows * buckets : 0);
-  Row* row = row_memory.as<Row>();
-  Positions* positions = position_memory.as<Positions>();
+
+  const bits_t<T>* weights = call.weights.bits<T>();
+  const uint64_t* seed = unsigned_data(call.seed);
+  int64_t *out = mutable_typed_data<int64_t>(call.out), *total = mutable_typed_data<int64_t>(call.total);
+  Row* row = mutable_typed_data<Row>(row_memory);
+  Positions* positions = mutable_typed_data<Positions>(position_memory);
   uint64_t* mass_before = mutable_unsigned_data(sums);
   uint64_t *copied_before = mass_before + tiles.count(), *row_copied = copied_before + tiles.count();
   uint64_t* residues = mutable_unsigned_data(of_residues);
-  Particles particles{
+  const Particles particles{
       mutable_unsigned_data(up_to), residues, residues + (residual ? rows * n : 0),
-      static_cast<int64_t*>(of_buckets.mutable_data_ptr())};
+      mutable_typed_data<int64_t>(of_buckets)};
+
   const int64_t most = resident_blocks(launch);
   const int64_t blocks = std::min(tiles.count(), most), row_blocks = std::min(rows, most);
   const int64_t out_blocks = grid_for(blocks_for(rows * num_samples, kDrawsPerThread));
-  launch(inspect_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(coarse_kernel<T>, blocks, kSamplingThreads, tiles, weights, row);
-  launch(tile_mass_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before);
+  measure_tiles<T>(launch, tiles, weights, row, mass_before);
   launch(
-      positions_kernel, row_blocks, kSamplingThreads, tiles, scheme, num_samples, seed, mass_before, row, positions,
-      total);
-  launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, like.dim() == 1, weights, total, errors);
+      positions_kernel, row_blocks, kSamplingThreads, tiles, call.scheme, num_samples, seed, mass_before, row,
+      positions, total);
+  launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, call.weights.one_row, weights, total, errors);
   launch(
       sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
       particles.up_to, copied_before);
@@ -230,9 +213,10 @@ Tensor resample(
     const Launcher& launch, const char* op, Resampling scheme, const Tensor& weights, const Tensor& seed,
     int64_t num_samples) {
   DeferredErrors errors(weights, op);
-  return resampled(op, weights, seed, num_samples, [&](auto type, auto... arguments) {
-    resample_rows<typename decltype(type)::type>(launch, errors, scheme, arguments...);
-  });
+  const ResampleCall call = prepare_resample(op, scheme, weights, seed, num_samples);
+  dispatch_weights(
+      op, call.weights, [&](auto type) { resample_rows<typename decltype(type)::type>(launch, errors, call); });
+  return call.out;
 }
 
 Tensor systematic_resample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {

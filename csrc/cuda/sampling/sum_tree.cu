@@ -1,6 +1,7 @@
+// The kernels of a tree of sums: to build it, to update it and to draw from it.
 #include "ops/sampling/sum_tree.h"
 
-#include <algorithm>
+#include <tuple>
 
 #include "cuda/sampling/fault.cuh"
 #include "cuda/sampling/tiles.cuh"
@@ -9,8 +10,6 @@
 
 namespace ste_ops {
 namespace {
-
-int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
 
 // The kFanout numbers from `begin` on, of which there are `count`, in accesses of 16 bytes; 0 past the end.
 template <class B>
@@ -110,19 +109,24 @@ void judge(
   launch(verdict_kernel, 1, kWarpSize, unsigned_data(wrong), count, verdict);
 }
 
+template <class T>
+void build_tree(const Launcher& launch, const TreeBuild& call) {
+  const TreeShape& shape = call.shape;
+  const bits_t<T>* weights = call.weights.bits<T>();
+  int64_t* verdict = mutable_typed_data<int64_t>(call.verdict);
+  judge<T>(launch, call.weights.dense, weights, nullptr, shape.count[0], shape.count[0], verdict);
+  for (int level = 1; level <= shape.levels; ++level) {
+    launch(
+        sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, weights,
+        mutable_unsigned_data(call.nodes), level, verdict);
+  }
+}
+
 std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
   Launcher launch(weights);
-  return sum_tree(
-      weights, [&](auto type, const Tensor& like, const auto* weights, const TreeShape& shape, uint64_t* nodes,
-                   int64_t* verdict) {
-        using T = typename decltype(type)::type;
-        judge<T>(launch, like, weights, nullptr, shape.count[0], shape.count[0], verdict);
-        for (int level = 1; level <= shape.levels; ++level) {
-          launch(
-              sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, weights, nodes, level,
-              verdict);
-        }
-      });
+  const TreeBuild call = prepare_tree_build(weights);
+  dispatch_weights(call.op, call.weights, [&](auto type) { build_tree<typename decltype(type)::type>(launch, call); });
+  return {call.nodes, call.verdict};
 }
 
 // Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
@@ -163,38 +167,41 @@ __global__ void report_update_kernel(
   if (grid_index() == 0 && *verdict != 1) errors.report(fault_of_update<T>(update, -1 - *verdict, n));
 }
 
+template <class T>
+void update_tree(const Launcher& launch, const DeferredErrors& errors, const TreeUpdateCall& call) {
+  const TreeShape& shape = call.shape;
+  const TreeUpdate<bits_t<T>> update = call.update<T>();
+  const int64_t count = update.count, blocks = grid_for(count);
+  if (count == 0) return;
+  Tensor judged = empty_verdict(call.weights), claims = empty_vector(count, ScalarType::Byte, call.weights);
+  int64_t* verdict = mutable_typed_data<int64_t>(judged);
+  bool* claimed = mutable_typed_data<bool>(claims);
+  judge<T>(launch, call.weights, update.value, update.index, count, shape.count[0], verdict);
+  launch(report_update_kernel<T>, 1, kWarpSize, update, shape.count[0], verdict, errors);
+  launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+  launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
+  launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
+  for (int level = 1; level <= shape.levels; ++level) {
+    if (count >= shape.count[level]) {
+      launch(
+          sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, update.weights, update.nodes,
+          level, verdict);
+      continue;
+    }
+    launch(claim_kernel, blocks, kSamplingThreads, shape, update.nodes, level, update.index, count, verdict, claimed);
+    launch(
+        sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes, level, update.index,
+        count, verdict, claimed);
+  }
+}
+
 void sum_tree_update_cuda(Tensor weights, Tensor nodes, Tensor indices, Tensor values) {
   Launcher launch(weights);
   DeferredErrors errors(weights, kTreeUpdate);
-  sum_tree_update(
-      weights, nodes, indices, values, [&](auto type, const Tensor& like, const TreeShape& shape, const auto& update) {
-        using T = typename decltype(type)::type;
-        const int64_t count = update.count, blocks = grid_for(count);
-        if (count == 0) return;
-        Tensor judged = empty_verdict(like);
-        int64_t* verdict = static_cast<int64_t*>(judged.mutable_data_ptr());
-        judge<T>(launch, like, update.value, update.index, count, shape.count[0], verdict);
-        launch(report_update_kernel<T>, 1, kWarpSize, update, shape.count[0], verdict, errors);
-        launch(forget_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-        launch(contend_kernel, blocks, kSamplingThreads, shape, update.nodes, update.index, count, verdict);
-        launch(write_kernel<bits_t<T>>, blocks, kSamplingThreads, shape, update, verdict);
-        Tensor claims = empty_vector(count, ScalarType::Byte, like);
-        bool* claimed = static_cast<bool*>(claims.mutable_data_ptr());
-        for (int level = 1; level <= shape.levels; ++level) {
-          if (count < shape.count[level]) {
-            launch(
-                claim_kernel, blocks, kSamplingThreads, shape, update.nodes, level, update.index, count, verdict,
-                claimed);
-            launch(
-                sum_changed_kernel<T>, blocks, kSamplingThreads, shape, update.weights, update.nodes, level,
-                update.index, count, verdict, claimed);
-          } else {
-            launch(
-                sum_level_kernel<T>, grid_for(shape.count[level]), kSamplingThreads, shape, update.weights,
-                update.nodes, level, verdict);
-          }
-        }
-      });
+  const TreeUpdateCall call = prepare_tree_update(weights, nodes, indices, values);
+  dispatch_floating(call.op, "weights", weights, [&](auto type) {
+    update_tree<typename decltype(type)::type>(launch, errors, call);
+  });
 }
 
 // Moves: no fixed number: 128 bytes at most of each level read and 8 written for a draw.
@@ -220,14 +227,11 @@ __global__ void sum_tree_sample_kernel(
 Tensor sum_tree_sample_cuda(Tensor nodes, int64_t n, Tensor seed, int64_t start, int64_t num_samples) {
   Launcher launch(nodes);
   DeferredErrors errors(nodes, kTreeSample);
-  return sum_tree_sample(
-      nodes, n, seed, start, num_samples,
-      [&](const TreeShape& shape, const uint64_t* nodes, const uint64_t* seed, uint64_t start, int64_t num_samples,
-          int64_t* out) {
-        launch(
-            sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, shape, nodes, seed, start, num_samples,
-            out, errors);
-      });
+  const TreeDraws call = prepare_tree_draws(nodes, n, seed, start, num_samples);
+  launch(
+      sum_tree_sample_kernel, grid_for(num_samples), kSamplingThreads, call.shape, unsigned_data(nodes),
+      unsigned_data(seed), call.start, num_samples, mutable_typed_data<int64_t>(call.out), errors);
+  return call.out;
 }
 
 }  // namespace

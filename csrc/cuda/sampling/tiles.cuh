@@ -21,9 +21,13 @@ inline int64_t resident_blocks(const Launcher& launch) {
   return std::min<int64_t>(int64_t(launch.multiprocessors()) * (kThreadsOfMultiprocessor / kSamplingThreads), 65535);
 }
 
+// A block for as many items as it has threads, or a grid that strides over more.
+inline int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
+
 // The tiles of all rows, by number.
 struct Tiles {
   int64_t rows, n, per_row;
+  Tiles(int64_t rows, int64_t n) : rows(rows), n(n), per_row(blocks_for(n, kSamplingTile)) {}
   STE_HD int64_t count() const { return rows * per_row; }
   STE_HD int64_t row(int64_t tile) const { return divided(tile, per_row); }
   STE_HD int64_t offset(int64_t tile) const { return row(tile) * n; }

@@ -1,39 +1,33 @@
-// What both backends of the alias table do around their loops.
+// The calls of the alias table, checked and allocated for the backends.
 #pragma once
-
-#include <tuple>
 
 #include "core/sampling/alias.h"
 #include "ops/sampling/weights.h"
 
 namespace ste_ops {
 
-// `build(Type<T>, like, weights, rows, n, deficit, excess, table, capacity)` fills the last two; weights are bits_t<T>,
-// deficit and excess scratch.
-template <class Build>
-std::tuple<Tensor, Tensor> alias_table(const Tensor& weights, Build&& build) {
-  constexpr const char* op = "alias_table";
-  check_weights(op, weights);
-  Distributions shape(weights);
-  Tensor dense = row_major(weights);
-  Tensor table = empty_int64(dense.sizes(), dense);
-  Tensor capacity = empty_row_state(dense);
-  if (weights.numel() == 0) return {table, capacity};
-  dispatch_floating(op, "weights", dense, [&](auto type) {
-    using T = typename decltype(type)::type;
-    build(
-        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), shape.rows, shape.n,
-        mutable_unsigned_data(table), static_cast<int64_t*>(capacity.mutable_data_ptr()));
-  });
-  return {table, capacity};
-}
+// Tables to build: one, with its capacity, for each row.
+struct AliasTables {
+  static constexpr const char* op = "alias_table";
+  Weights weights;
+  Tensor table, capacity;
 
-// `draw(like, table, capacity, seed, rows, n, start, stride, num_samples, out)` fills out with draws start,
-// start + stride, ... of each row.
-template <class Draw>
-Tensor alias_sample(
-    const Tensor& table, const Tensor& capacity, const Tensor& seed, int64_t start, int64_t num_samples, int64_t stride,
-    Draw&& draw) {
+  explicit AliasTables(const Tensor& x)
+      : weights(op, x), table(empty_int64(x.sizes(), x)), capacity(empty_row_state(x)) {}
+};
+
+// Draws start, start + stride, ... from each row of a table.
+struct AliasDraws {
+  Tensor table, capacity, seed;
+  int64_t rows, n;
+  uint64_t start, stride;
+  int64_t num_samples;
+  Tensor out;
+};
+
+inline AliasDraws prepare_alias_draws(
+    const Tensor& table, const Tensor& capacity, const Tensor& seed, int64_t start, int64_t num_samples,
+    int64_t stride) {
   constexpr const char* op = "alias_sample";
   STD_TORCH_CHECK(
       (table.dim() == 1 || table.dim() == 2) && table.scalar_type() == ScalarType::Long && table.is_contiguous(), op,
@@ -50,15 +44,9 @@ Tensor alias_sample(
   STD_TORCH_CHECK(
       num_samples <= (INT64_MAX - start) / stride, op, ": the draws must have numbers below 2^63, got start ", start,
       ", num_samples ", num_samples, ", stride ", stride);
-  int64_t sizes[2] = {shape.rows, num_samples};
-  Tensor out = table.dim() == 2 ? empty_int64({sizes, 2}, table) : empty_int64({sizes + 1, 1}, table);
-  if (out.numel() == 0) return out;
-  STD_TORCH_CHECK(shape.n > 0, op, ": table must not be empty");
-  draw(
-      table, unsigned_data(table), static_cast<const int64_t*>(capacity.const_data_ptr()), unsigned_data(seed),
-      shape.rows, shape.n, uint64_t(start), uint64_t(stride), num_samples,
-      static_cast<int64_t*>(out.mutable_data_ptr()));
-  return out;
+  Tensor out = empty_draws(table, num_samples);
+  STD_TORCH_CHECK(shape.n > 0 || out.numel() == 0, op, ": table must not be empty");
+  return {table, capacity, seed, shape.rows, shape.n, uint64_t(start), uint64_t(stride), num_samples, out};
 }
 
 }  // namespace ste_ops

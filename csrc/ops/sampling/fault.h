@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/macros.h"
+#include "core/dtype.h"
 
 namespace ste_ops {
 
@@ -75,10 +75,13 @@ inline std::string words(const std::string& op, const Fault& fault) {
   throw std::runtime_error(words(op, fault));
 }
 
-// The fault that a row's state tells (csrc/registration.cpp), with the value of the weight where it is one; a state
-// above 0 tells none.
-STE_HD Fault fault_of_state(int64_t state, int64_t row, double value) {
-  return state == 0 ? Fault::only_zeros(row) : Fault::weight(row, -1 - state, value);
+// The fault that the state of a row of n weights tells (csrc/registration.cpp): 0 where all are zero, -1 - i where
+// weight i is the first invalid one; a state above 0 tells none.
+template <class T>
+STE_HD Fault fault_of_state(int64_t state, const bits_t<T>* weights, int64_t n, int64_t row, bool one_row) {
+  const int64_t number = one_row ? -1 : row, index = -1 - state;
+  if (state == 0) return Fault::only_zeros(number);
+  return Fault::weight(number, index, double(load(bit_cast<T>(weights[row * n + index]))));
 }
 
 }  // namespace ste_ops

@@ -1,4 +1,4 @@
-// What both backends of resampling do around their loops.
+// The calls of resampling, checked and allocated for the backends.
 #pragma once
 
 #include "core/sampling/resample.h"
@@ -12,33 +12,25 @@ enum class Resampling { kSystematic, kStratified, kResidual };
 // Most draws of a row: fewer than the units of its total.
 constexpr int64_t kMostResampled = int64_t(1) << 40;
 
-// What is found of a row: its total mass, 0 where every weight is zero, -1 - i where weight i is the first invalid one.
-STE_HD int64_t resampled_total(const Row& row, int64_t n) {
-  return row.invalid != 0 ? int64_t(row.invalid) - 1 - n : int64_t(row.total);
-}
+// `num_samples` ancestors for each row. A backend fills `total` too, and refuses the first row whose total is not
+// positive.
+struct ResampleCall {
+  const char* op;
+  Resampling scheme;
+  Weights weights;
+  Tensor seed;
+  int64_t num_samples;
+  Tensor out, total;
+};
 
-// `resample(Type<T>, like, weights, seed, rows, n, num_samples, out, total)` fills the last two and refuses the first
-// row whose total is not positive; weights are bits_t<T>.
-template <class Resample>
-Tensor resampled(const char* op, const Tensor& weights, const Tensor& seed, int64_t num_samples, Resample&& resample) {
-  check_weights(op, weights);
-  check_one_seed(op, seed, weights, "weights");
+inline ResampleCall prepare_resample(
+    const char* op, Resampling scheme, const Tensor& x, const Tensor& seed, int64_t num_samples) {
+  const Weights weights(op, x);
+  check_one_seed(op, seed, x, "weights");
   STD_TORCH_CHECK(
       num_samples >= 1 && num_samples <= kMostResampled, op, ": num_samples must be in [1, ", kMostResampled, "], got ",
       num_samples);
-  Distributions shape(weights);
-  Tensor dense = row_major(weights);
-  int64_t sizes[2] = {shape.rows, num_samples};
-  Tensor out = weights.dim() == 2 ? empty_int64({sizes, 2}, dense) : empty_int64({sizes + 1, 1}, dense);
-  Tensor total = empty_row_state(dense);
-  if (weights.numel() == 0) return out;
-  dispatch_floating(op, "weights", dense, [&](auto type) {
-    using T = typename decltype(type)::type;
-    resample(
-        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), unsigned_data(seed), shape.rows, shape.n,
-        num_samples, static_cast<int64_t*>(out.mutable_data_ptr()), static_cast<int64_t*>(total.mutable_data_ptr()));
-  });
-  return out;
+  return {op, scheme, weights, seed, num_samples, empty_draws(x, num_samples), empty_row_state(x)};
 }
 
 }  // namespace ste_ops

@@ -1,7 +1,5 @@
-// What both backends of the sum tree do around their loops.
+// The calls of the sum tree, checked and allocated for the backends.
 #pragma once
-
-#include <tuple>
 
 #include "core/sampling/sum_tree.h"
 #include "ops/sampling/fault.h"
@@ -20,23 +18,21 @@ inline void check_tree(const char* op, const Tensor& nodes, int64_t n) {
       op, ": nodes must be those that sum_tree made for ", n, " weights, got ", nodes.numel());
 }
 
-// `build(Type<T>, like, weights, shape, nodes, verdict)` fills the last two; nodes come in as zeros.
-template <class Build>
-std::tuple<Tensor, Tensor> sum_tree(const Tensor& weights, Build&& build) {
-  constexpr const char* op = "sum_tree";
-  STD_TORCH_CHECK(weights.dim() == 1, op, ": weights must be 1-D, got ", weights.dim(), "-D");
-  check_weights(op, weights);
-  Tensor dense = row_major(weights);
-  TreeShape shape(dense.numel());
-  Tensor nodes = torch::stable::new_zeros(dense, {shape.numel}, ScalarType::Long);
-  Tensor verdict = empty_verdict(dense);
-  dispatch_floating(op, "weights", dense, [&](auto type) {
-    using T = typename decltype(type)::type;
-    build(
-        type, dense, static_cast<const bits_t<T>*>(dense.const_data_ptr()), shape, mutable_unsigned_data(nodes),
-        static_cast<int64_t*>(verdict.mutable_data_ptr()));
-  });
-  return {nodes, verdict};
+// A tree to build; the nodes come in as zeros.
+struct TreeBuild {
+  static constexpr const char* op = "sum_tree";
+  Weights weights;
+  TreeShape shape;
+  Tensor nodes, verdict;
+};
+
+inline TreeBuild prepare_tree_build(const Tensor& x) {
+  constexpr const char* op = TreeBuild::op;
+  STD_TORCH_CHECK(x.dim() == 1, op, ": weights must be 1-D, got ", x.dim(), "-D");
+  const Weights weights(op, x);
+  const TreeShape shape(weights.n);
+  Tensor nodes = torch::stable::new_zeros(weights.dense, {shape.numel}, ScalarType::Long);
+  return {weights, shape, nodes, empty_verdict(x)};
 }
 
 // An update as the backends take it.
@@ -60,11 +56,23 @@ STE_HD Fault fault_of_update(const TreeUpdate<bits_t<T>>& update, int64_t i, int
 constexpr const char* kTreeUpdate = "SumTree.update";
 constexpr const char* kTreeSample = "SumTree.sample";
 
-// `update(Type<T>, like, shape, TreeUpdate)` writes nothing where an entry is wrong.
-template <class Update>
-void sum_tree_update(
-    const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values, Update&& update) {
-  constexpr const char* op = "sum_tree_update_";
+// Values to write at the indices; nothing is written where an entry is wrong.
+struct TreeUpdateCall {
+  static constexpr const char* op = "sum_tree_update_";
+  Tensor weights, nodes, index, value;
+  TreeShape shape;
+
+  template <class T>
+  TreeUpdate<bits_t<T>> update() const {
+    return {
+        mutable_typed_data<bits_t<T>>(weights), mutable_unsigned_data(nodes), typed_data<int64_t>(index),
+        typed_data<bits_t<T>>(value), index.numel()};
+  }
+};
+
+inline TreeUpdateCall prepare_tree_update(
+    const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values) {
+  constexpr const char* op = TreeUpdateCall::op;
   STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous(), op, ": weights must be 1-D and contiguous");
   check_tree(op, nodes, weights.numel());
   STD_TORCH_CHECK(indices.dim() == 1 && indices.scalar_type() == ScalarType::Long, op, ": indices must be 1-D int64");
@@ -75,34 +83,26 @@ void sum_tree_update(
   STD_TORCH_CHECK(
       nodes.device() == weights.device() && indices.device() == weights.device() && values.device() == weights.device(),
       op, ": all tensors must be on one device");
-  Tensor index = row_major(indices), value = row_major(values);
-  dispatch_floating(op, "weights", weights, [&](auto type) {
-    using T = typename decltype(type)::type;
-    TreeUpdate<bits_t<T>> changes{
-        static_cast<bits_t<T>*>(weights.mutable_data_ptr()), mutable_unsigned_data(nodes),
-        static_cast<const int64_t*>(index.const_data_ptr()), static_cast<const bits_t<T>*>(value.const_data_ptr()),
-        index.numel()};
-    update(type, weights, TreeShape(weights.numel()), changes);
-  });
+  return {weights, nodes, row_major(indices), row_major(values), TreeShape(weights.numel())};
 }
 
-// `draw(shape, nodes, seed, start, num_samples, out)` fills out with draws start, start + 1, ...; -1 where the sum of
-// all weights is zero.
-template <class Draw>
-Tensor sum_tree_sample(
-    const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples, Draw&& draw) {
+// Draws start, start + 1, ...; -1 where the sum of all weights is zero.
+struct TreeDraws {
+  Tensor nodes, seed;
+  TreeShape shape;
+  uint64_t start;
+  int64_t num_samples;
+  Tensor out;
+};
+
+inline TreeDraws prepare_tree_draws(
+    const Tensor& nodes, int64_t n, const Tensor& seed, int64_t start, int64_t num_samples) {
   constexpr const char* op = "sum_tree_sample";
   check_tree(op, nodes, n);
   check_one_seed(op, seed, nodes, "nodes");
   STD_TORCH_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
   STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
-  Tensor out = empty_int64({&num_samples, 1}, nodes);
-  if (num_samples > 0) {
-    draw(
-        TreeShape(n), unsigned_data(nodes), unsigned_data(seed), uint64_t(start), num_samples,
-        static_cast<int64_t*>(out.mutable_data_ptr()));
-  }
-  return out;
+  return {nodes, seed, TreeShape(n), uint64_t(start), num_samples, empty_int64({&num_samples, 1}, nodes)};
 }
 
 }  // namespace ste_ops
