@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <vector>
+
 #include "ops/dispatch.h"
 
 namespace ste_ops {
@@ -53,5 +55,24 @@ struct Elementwise {
   Tensor out, x;
   explicit Elementwise(const Tensor& given) : out(new_like(given)), x(in_layout_of(out, given)) {}
 };
+
+// Row-major, of the first `dims` sizes of x.
+inline Tensor new_row_major(const Tensor& x, int64_t dims, ScalarType dtype) {
+  std::vector<int64_t> sizes(dims), strides(dims);
+  int64_t stride = 1;
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    sizes[d] = x.size(d);
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  return empty_strided({sizes.data(), size_t(dims)}, {strides.data(), size_t(dims)}, dtype, x);
+}
+
+// A row-major result in the layout that an operator promises: that of x where x is dense.
+inline Tensor in_layout_of_input(const Tensor& x, const Tensor& result) {
+  if (x.is_contiguous()) return result;
+  Tensor out = torch::stable::empty_like(x);
+  return torch::stable::copy_(out, result);
+}
 
 }  // namespace ste_ops

@@ -1,3 +1,4 @@
+// Draws of k out of n, and the gradients of their relaxation.
 #include "ops/sampling/subset.h"
 
 #include "cpu/sampling/short_subsets.h"
@@ -22,49 +23,87 @@ void choose(const A* keys, int64_t n, int64_t k, A* copy, T* out) {
   }
 }
 
+template <class T>
+bool is_finite_logit(T x) {
+  return load(x) >= -kHuge<arithmetic_t<T>>;
+}
+
+// The first row that cannot be drawn from, and the first with fewer than k to choose from.
+struct FirstFaults {
+  std::atomic<int64_t> invalid, few;
+  explicit FirstFaults(int64_t rows) : invalid(rows), few(rows) {}
+
+  // Whether row number `row` has k to choose from.
+  template <class A>
+  bool inspect(int64_t row, A largest, int64_t finite, int64_t k) {
+    if (!is_drawable(largest)) {
+      lower(invalid, row);
+    } else if (finite < k) {
+      lower(few, row);
+    }
+    return is_drawable(largest) && finite >= k;
+  }
+};
+
+// Draws from the rows of a block.
+template <class T>
+struct ChooseInShortRows {
+  using A = arithmetic_t<T>;
+  int64_t n, k;
+  T* out;
+  FirstFaults& faults;
+
+  void operator()(int64_t row, int64_t count, const A* largest, const A* keys) const {
+    A finite[kRowTile];
+    choose_in_short_rows(keys, count, n, k, finite, out + row * n);
+    for (int64_t r = 0; r < count; ++r) faults.inspect(row + r, largest[r], int64_t(finite[r]), k);
+  }
+};
+
+template <class T>
+struct ChooseInRows {
+  using A = arithmetic_t<T>;
+  int64_t n, k;
+  T* out;
+  FirstFaults& faults;
+
+  void operator()(int64_t row, int64_t count, const A* largest, const A* keys) const {
+    const auto copy = scratch<A>(n);
+    for (int64_t r = 0; r < count; ++r) {
+      const A* of_row = keys + r * n;
+      const int64_t finite = std::count_if(of_row, of_row + n, is_finite_logit<A>);
+      if (faults.inspect(row + r, largest[r], finite, k)) choose<T>(of_row, n, k, copy.get(), out + (row + r) * n);
+    }
+  }
+};
+
+template <class T>
+void refuse_few(const char* op, const T* x, int64_t n, int64_t row, int64_t k) {
+  const int64_t above = std::count_if(x + row * n, x + (row + 1) * n, is_finite_logit<T>);
+  STD_TORCH_CHECK(
+      false, op, ": k must be at most ", above, ", the number of categories above -inf in row ", row, ", got ", k);
+}
+
+template <class T>
+void draw_subsets(const SubsetDraws& call) {
+  const RowShape& shape = call.logits.shape;
+  const T* x = typed_data<T>(call.logits.dense);
+  const uint64_t* seeds = unsigned_data(call.logits.seed);
+  T* out = mutable_typed_data<T>(call.out);
+  FirstFaults faults(shape.rows);
+  if (has_short_rows(shape)) {
+    each_short_rows(shape, x, seeds, true, ChooseInShortRows<T>{shape.n, call.k, out, faults});
+  } else {
+    each_rows(shape, x, seeds, true, ChooseInRows<T>{shape.n, call.k, out, faults});
+  }
+  if (faults.invalid < shape.rows) refuse_row(call.op, x, shape.n, faults.invalid.load());
+  if (faults.few < shape.rows) refuse_few(call.op, x, shape.n, faults.few.load(), call.k);
+}
+
 Tensor subset_cpu(Tensor logits, Tensor seed, int64_t k) {
-  return subset(
-      logits, seed, k,
-      [](auto type, const Tensor&, const RowShape& shape, int64_t k, const auto* x, const uint64_t* seeds, auto* out) {
-        using T = typename decltype(type)::type;
-        using A = arithmetic_t<T>;
-        const int64_t n = shape.n;
-        std::atomic<int64_t> invalid(shape.rows), few(shape.rows);
-        // Whether row number `row` has k to choose from.
-        const auto inspect = [&](int64_t row, A largest, int64_t finite) {
-          if (!is_drawable(largest)) {
-            lower(invalid, row);
-          } else if (finite < k) {
-            lower(few, row);
-          }
-          return is_drawable(largest) && finite >= k;
-        };
-        if (has_short_rows(shape)) {
-          each_short_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
-            A finite[kRowTile];
-            choose_in_short_rows(keys, count, n, k, finite, out + row * n);
-            for (int64_t r = 0; r < count; ++r) inspect(row + r, largest[r], int64_t(finite[r]));
-          });
-        } else {
-          each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A* largest, const A* keys) {
-            auto copy = scratch<A>(n);
-            for (int64_t r = 0; r < count; ++r) {
-              const A* of_row = keys + r * n;
-              const auto finite = std::count_if(of_row, of_row + n, [](A key) { return key >= -kHuge<A>; });
-              if (inspect(row + r, largest[r], finite)) choose<T>(of_row, n, k, copy.get(), out + (row + r) * n);
-            }
-          });
-        }
-        if (invalid < shape.rows) refuse_row("subset_ste", x, n, invalid.load());
-        if (few < shape.rows) {
-          const int64_t row = few;
-          const auto above =
-              std::count_if(x + row * n, x + (row + 1) * n, [](T value) { return load(value) >= -kHuge<A>; });
-          STD_TORCH_CHECK(
-              false, "subset_ste: k must be at most ", above, ", the number of categories above -inf in row ", row,
-              ", got ", k);
-        }
-      });
+  const SubsetDraws call = prepare_subset_draws(logits, seed, k);
+  dispatch_logits(call.op, call.logits, [&](auto type) { draw_subsets<typename decltype(type)::type>(call); });
+  return in_layout_of_input(logits, call.out);
 }
 
 template <class A>
@@ -198,24 +237,51 @@ struct SubsetRow {
   }
 };
 
+template <class T>
+struct ShortSubsetsBackward {
+  using A = arithmetic_t<T>;
+  int64_t n, k;
+  A inv_tau;
+  const T* grad;
+  T* out;
+
+  void operator()(int64_t row, int64_t count, const A*, const A* keys) const {
+    short_subsets_backward(keys, grad + row * n, count, n, k, inv_tau, out + row * n);
+  }
+};
+
+template <class T>
+struct SubsetsBackward {
+  using A = arithmetic_t<T>;
+  int64_t n, k;
+  A inv_tau;
+  const T* grad;
+  T* out;
+
+  void operator()(int64_t row, int64_t count, const A*, const A* keys) const {
+    SubsetRow<A> one(n, k, inv_tau);
+    for (int64_t r = 0; r < count; ++r) one.backward(keys + r * n, grad + (row + r) * n, out + (row + r) * n);
+  }
+};
+
+template <class T>
+void subset_gradients(const SubsetGradient& call) {
+  const RowShape& shape = call.logits.shape;
+  const T *x = typed_data<T>(call.logits.dense), *grad = typed_data<T>(call.grad);
+  const uint64_t* seeds = unsigned_data(call.logits.seed);
+  const auto inv_tau = arithmetic_t<T>(call.inv_tau);
+  T* out = mutable_typed_data<T>(call.out);
+  if (has_short_rows(shape)) {
+    each_short_rows(shape, x, seeds, true, ShortSubsetsBackward<T>{shape.n, call.k, inv_tau, grad, out});
+  } else {
+    each_rows(shape, x, seeds, true, SubsetsBackward<T>{shape.n, call.k, inv_tau, grad, out});
+  }
+}
+
 Tensor subset_backward_cpu(Tensor grad, Tensor logits, Tensor seed, int64_t k, double tau) {
-  return subset_backward(
-      grad, logits, seed, k, tau,
-      [](auto type, const Tensor&, const RowShape& shape, int64_t k, auto inv_tau, const auto* grad, const auto* x,
-         const uint64_t* seeds, auto* out) {
-        using T = typename decltype(type)::type;
-        using A = arithmetic_t<T>;
-        const int64_t n = shape.n;
-        if (has_short_rows(shape)) {
-          return each_short_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
-            short_subsets_backward(keys, grad + row * n, count, n, k, inv_tau, out + row * n);
-          });
-        }
-        each_rows(shape, x, seeds, true, [&](int64_t row, int64_t count, const A*, const A* keys) {
-          SubsetRow<A> one(n, k, inv_tau);
-          for (int64_t r = 0; r < count; ++r) one.backward(keys + r * n, grad + (row + r) * n, out + (row + r) * n);
-        });
-      });
+  const SubsetGradient call = prepare_subset_gradient(grad, logits, seed, k, tau);
+  dispatch_logits(call.op, call.logits, [&](auto type) { subset_gradients<typename decltype(type)::type>(call); });
+  return in_layout_of_input(logits, call.out);
 }
 
 }  // namespace

@@ -1,3 +1,6 @@
+// Draws from softmax(logits), their gradients, and the noise that they take.
+#include <tuple>
+
 #include "core/groups.h"
 #include "cuda/sampling/logit_rows.cuh"
 #include "ops/library.h"
@@ -32,19 +35,27 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
+template <class T>
+struct LaunchDraws {
+  const Launcher& launch;
+  const CategoricalDraws& call;
+
+  template <class Team>
+  void operator()(Team team, int64_t blocks) const {
+    launch(
+        categorical_kernel<T, Team>, std::min(blocks, kMaxRowBlocks), kRowThreads, team, call.logits.shape,
+        typed_data<T>(call.logits.dense), unsigned_data(call.logits.seed), mutable_typed_data<T>(call.out),
+        mutable_typed_data<int64_t>(call.index));
+  }
+};
+
 std::tuple<Tensor, Tensor> categorical_cuda(Tensor logits, Tensor seed) {
   Launcher launch(logits);
-  return categorical(
-      logits, seed,
-      [&](auto type, const Tensor&, const RowShape& shape, const auto* x, const uint64_t* seeds, auto* out,
-          int64_t* index) {
-        using T = typename decltype(type)::type;
-        with_team(shape, [&](auto team, int64_t blocks) {
-          launch(
-              categorical_kernel<T, decltype(team)>, std::min(blocks, kMaxRowBlocks), kRowThreads, team, shape, x,
-              seeds, out, index);
-        });
-      });
+  const CategoricalDraws call(logits, seed);
+  dispatch_logits(call.op, call.logits, [&](auto type) {
+    with_team(call.logits.shape, LaunchDraws<typename decltype(type)::type>{launch, call});
+  });
+  return {in_layout_of_input(logits, call.out), call.index};
 }
 
 // What an element of the row is to its softmax: e^z, and the same at tau = 1.
@@ -102,22 +113,37 @@ __global__ void __launch_bounds__(kRowThreads) categorical_backward_kernel(
   }
 }
 
+template <class T, class Team>
+auto kernel_of(Estimator estimator) {
+  switch (estimator) {
+    case kGumbel: return categorical_backward_kernel<T, Team, kGumbel>;
+    case kReinMax: return categorical_backward_kernel<T, Team, kReinMax>;
+    default: return categorical_backward_kernel<T, Team, kStraightThrough>;
+  }
+}
+
+template <class T>
+struct LaunchGradient {
+  const Launcher& launch;
+  const CategoricalGradient& call;
+
+  template <class Team>
+  void operator()(Team team, int64_t blocks) const {
+    const Logits& logits = call.logits;
+    launch(
+        kernel_of<T, Team>(call.estimator), std::min(blocks, kMaxRowBlocks), kRowThreads, team, logits.shape,
+        arithmetic_t<T>(call.inv_tau), typed_data<T>(call.grad), typed_data<T>(logits.dense),
+        unsigned_data(logits.seed), typed_data<int64_t>(call.index), mutable_typed_data<T>(call.out));
+  }
+};
+
 Tensor categorical_backward_cuda(Tensor grad, Tensor logits, Tensor seed, Tensor index, int64_t estimator, double tau) {
   Launcher launch(logits);
-  return categorical_backward(
-      grad, logits, seed, index, estimator, tau,
-      [&](auto type, const Tensor&, const RowShape& shape, Estimator estimator, auto inv_tau, const auto* grad,
-          const auto* x, const uint64_t* seeds, const int64_t* index, auto* out) {
-        using T = typename decltype(type)::type;
-        with_team(shape, [&](auto team, int64_t blocks) {
-          using Team = decltype(team);
-          auto* kernel = estimator == kGumbel    ? categorical_backward_kernel<T, Team, kGumbel>
-                         : estimator == kReinMax ? categorical_backward_kernel<T, Team, kReinMax>
-                                                 : categorical_backward_kernel<T, Team, kStraightThrough>;
-          launch(
-              kernel, std::min(blocks, kMaxRowBlocks), kRowThreads, team, shape, inv_tau, grad, x, seeds, index, out);
-        });
-      });
+  const CategoricalGradient call = prepare_categorical_gradient(grad, logits, seed, index, estimator, tau);
+  dispatch_logits(call.op, call.logits, [&](auto type) {
+    with_team(call.logits.shape, LaunchGradient<typename decltype(type)::type>{launch, call});
+  });
+  return in_layout_of_input(logits, call.out);
 }
 
 // Moves: reads 8 * seeds, writes rows * n * A.
@@ -130,15 +156,20 @@ __global__ void gumbel_noise_kernel(RowShape shape, const uint64_t* seeds, A* ou
   }
 }
 
+template <class A>
+void fill_noise(const Launcher& launch, const GumbelNoise& call) {
+  const RowShape& shape = call.logits.shape;
+  launch(
+      gumbel_noise_kernel<A>, std::min(blocks_for(shape.rows * shape.n, kRowThreads), kMaxRowBlocks), kRowThreads,
+      shape, unsigned_data(call.logits.seed), mutable_typed_data<A>(call.out));
+}
+
 Tensor gumbel_noise_cuda(Tensor logits, Tensor seed) {
   Launcher launch(logits);
-  return gumbel_noise(
-      logits, seed, [&](auto type, const Tensor&, const RowShape& shape, const uint64_t* seeds, auto* out) {
-        using A = typename decltype(type)::type;
-        launch(
-            gumbel_noise_kernel<A>, std::min(blocks_for(shape.rows * shape.n, kRowThreads), kMaxRowBlocks), kRowThreads,
-            shape, seeds, out);
-      });
+  const GumbelNoise call(logits, seed);
+  dispatch_logits(
+      call.op, call.logits, [&](auto type) { fill_noise<arithmetic_t<typename decltype(type)::type>>(launch, call); });
+  return call.out;
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+// Draws of k out of n, and the gradients of their relaxation.
 #include "ops/sampling/subset.h"
 
 #include "cuda/sampling/logit_rows.cuh"
@@ -166,49 +167,62 @@ int64_t busy_blocks(const Launcher& launch, const Team& team, int64_t blocks, in
   return std::min({blocks, int64_t(launch.multiprocessors()) * 8, std::max<int64_t>(fit, 1)});
 }
 
-template <class A>
-A* device_memory(Tensor& memory) {
-  return static_cast<A*>(memory.mutable_data_ptr());
-}
+template <class T>
+struct LaunchSubsets {
+  const Launcher& launch;
+  const SubsetDraws& call;
+
+  template <class Team>
+  void operator()(Team team, int64_t all_blocks) const {
+    using A = arithmetic_t<T>;
+    const Logits& logits = call.logits;
+    const int64_t n = logits.shape.n, blocks = busy_blocks(launch, team, all_blocks, n * int64_t(sizeof(A)));
+    Tensor keys = empty_vector(blocks * team.per_block() * n, arithmetic_type(logits.dense), logits.dense);
+    launch(
+        subset_kernel<T, Team>, blocks, kRowThreads, team, logits.shape, call.k, typed_data<T>(logits.dense),
+        unsigned_data(logits.seed), mutable_typed_data<T>(call.out), mutable_typed_data<A>(keys));
+  }
+};
 
 Tensor subset_cuda(Tensor logits, Tensor seed, int64_t k) {
   Launcher launch(logits);
-  return subset(
-      logits, seed, k,
-      [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, const auto* x, const uint64_t* seeds,
-          auto* out) {
-        using T = typename decltype(type)::type;
-        using A = arithmetic_t<T>;
-        with_team(shape, [&](auto team, int64_t blocks) {
-          blocks = busy_blocks(launch, team, blocks, shape.n * int64_t(sizeof(A)));
-          Tensor keys = empty_vector(blocks * team.per_block() * shape.n, arithmetic_type(like), like);
-          launch(
-              subset_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, k, x, seeds, out,
-              device_memory<A>(keys));
-        });
-      });
+  const SubsetDraws call = prepare_subset_draws(logits, seed, k);
+  dispatch_logits(call.op, call.logits, [&](auto type) {
+    with_team(call.logits.shape, LaunchSubsets<typename decltype(type)::type>{launch, call});
+  });
+  return in_layout_of_input(logits, call.out);
 }
+
+template <class T>
+struct LaunchSubsetGradients {
+  const Launcher& launch;
+  const SubsetGradient& call;
+
+  template <class Team>
+  void operator()(Team team, int64_t all_blocks) const {
+    using A = arithmetic_t<T>;
+    const Logits& logits = call.logits;
+    const SubsetPlan plan(call.k);
+    const int64_t numbers = SubsetMemory<A>::numbers(logits.shape.n, plan);
+    const int64_t bytes_of_steps = call.k * int64_t(sizeof(SubsetStep<A>));
+    const int64_t blocks = busy_blocks(launch, team, all_blocks, numbers * int64_t(sizeof(A)) + bytes_of_steps);
+    const int64_t teams = blocks * team.per_block();
+    Tensor memory = empty_vector(teams * numbers, arithmetic_type(logits.dense), logits.dense);
+    Tensor steps = empty_vector(teams * bytes_of_steps, ScalarType::Byte, logits.dense);
+    launch(
+        subset_backward_kernel<T, Team>, blocks, kRowThreads, team, logits.shape, plan, A(call.inv_tau),
+        typed_data<T>(call.grad), typed_data<T>(logits.dense), unsigned_data(logits.seed),
+        mutable_typed_data<T>(call.out), mutable_typed_data<A>(memory), mutable_typed_data<SubsetStep<A>>(steps));
+  }
+};
 
 Tensor subset_backward_cuda(Tensor grad, Tensor logits, Tensor seed, int64_t k, double tau) {
   Launcher launch(logits);
-  return subset_backward(
-      grad, logits, seed, k, tau,
-      [&](auto type, const Tensor& like, const RowShape& shape, int64_t k, auto inv_tau, const auto* grad,
-          const auto* x, const uint64_t* seeds, auto* out) {
-        using T = typename decltype(type)::type;
-        using A = arithmetic_t<T>;
-        const SubsetPlan plan(k);
-        const int64_t numbers = SubsetMemory<A>::numbers(shape.n, plan), step = int64_t(sizeof(SubsetStep<A>));
-        with_team(shape, [&](auto team, int64_t blocks) {
-          blocks = busy_blocks(launch, team, blocks, numbers * int64_t(sizeof(A)) + k * step);
-          const int64_t teams = blocks * team.per_block();
-          Tensor memory = empty_vector(teams * numbers, arithmetic_type(like), like);
-          Tensor steps = empty_vector(teams * k * step, ScalarType::Byte, like);
-          launch(
-              subset_backward_kernel<T, decltype(team)>, blocks, kRowThreads, team, shape, plan, inv_tau, grad, x,
-              seeds, out, device_memory<A>(memory), device_memory<SubsetStep<A>>(steps));
-        });
-      });
+  const SubsetGradient call = prepare_subset_gradient(grad, logits, seed, k, tau);
+  dispatch_logits(call.op, call.logits, [&](auto type) {
+    with_team(call.logits.shape, LaunchSubsetGradients<typename decltype(type)::type>{launch, call});
+  });
+  return in_layout_of_input(logits, call.out);
 }
 
 }  // namespace

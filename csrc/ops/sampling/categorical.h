@@ -1,10 +1,8 @@
-// What both backends of the draws from softmax(logits) do around their loops.
+// The calls of the draws from softmax(logits), checked and allocated for the backends.
 #pragma once
 
-#include <tuple>
-#include <vector>
-
 #include "core/sampling/categorical.h"
+#include "ops/layout.h"
 #include "ops/sampling/weights.h"
 
 namespace ste_ops {
@@ -18,23 +16,21 @@ inline RowShape row_shape(const char* op, const Tensor& logits, const Tensor& se
   return RowShape(rows, n, rows > 0 ? rows / seeds : 1);
 }
 
-// Row-major, of the first `dims` sizes of x.
-inline Tensor new_row_major(const Tensor& x, int64_t dims, ScalarType dtype) {
-  std::vector<int64_t> sizes(dims), strides(dims);
-  int64_t stride = 1;
-  for (int64_t d = dims - 1; d >= 0; --d) {
-    sizes[d] = x.size(d);
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
-  }
-  return empty_strided({sizes.data(), size_t(dims)}, {strides.data(), size_t(dims)}, dtype, x);
-}
+// Logits as the backends take them, row-major, and the seeds of their rows.
+struct Logits {
+  RowShape shape;
+  Tensor dense, seed;
+  Logits(const char* op, const Tensor& logits, const Tensor& seed)
+      : shape(row_shape(op, logits, seed)), dense(row_major(logits)), seed(seed) {}
 
-// A row-major result in the layout that an operator promises: that of x where x is dense.
-inline Tensor in_layout_of_input(const Tensor& x, const Tensor& result) {
-  if (x.is_contiguous()) return result;
-  Tensor out = torch::stable::empty_like(x);
-  return torch::stable::copy_(out, result);
+  // Row-major, one number for each logit.
+  Tensor empty_result(ScalarType dtype) const { return new_row_major(dense, dense.dim(), dtype); }
+};
+
+// Calls f(Type<T>{}) for the dtype of the logits, if there are any.
+template <class F>
+void dispatch_logits(const char* op, const Logits& logits, F&& f) {
+  if (logits.shape.rows > 0) dispatch_floating(op, "logits", logits.dense, f);
 }
 
 inline double check_tau(const char* op, double tau) {
@@ -42,66 +38,51 @@ inline double check_tau(const char* op, double tau) {
   return 1 / tau;
 }
 
-// `draw(Type<T>, like, shape, x, seed, out, index)`.
-template <class Draw>
-std::tuple<Tensor, Tensor> categorical(const Tensor& logits, const Tensor& seed, Draw&& draw) {
-  constexpr const char* op = "categorical_ste";
-  const RowShape shape = row_shape(op, logits, seed);
-  Tensor dense = row_major(logits), out = new_row_major(logits, logits.dim(), logits.scalar_type());
-  Tensor index = new_row_major(logits, logits.dim() - 1, ScalarType::Long);
-  if (shape.rows > 0) {
-    dispatch_floating(op, "logits", dense, [&](auto type) {
-      using T = typename decltype(type)::type;
-      draw(
-          type, dense, shape, static_cast<const T*>(dense.const_data_ptr()), unsigned_data(seed),
-          static_cast<T*>(out.mutable_data_ptr()), static_cast<int64_t*>(index.mutable_data_ptr()));
-    });
-  }
-  return {in_layout_of_input(logits, out), index};
-}
+// One draw from each row: its one-hot vector in `out`, its number in `index`.
+struct CategoricalDraws {
+  static constexpr const char* op = "categorical_ste";
+  Logits logits;
+  Tensor out, index;
 
-// `pull(Type<T>, like, shape, estimator, inv_tau, grad, x, seed, index, out)`.
-template <class Pull>
-Tensor categorical_backward(
-    const Tensor& grad, const Tensor& logits, const Tensor& seed, const Tensor& index, int64_t estimator, double tau,
-    Pull&& pull) {
-  constexpr const char* op = "categorical_backward";
-  const RowShape shape = row_shape(op, logits, seed);
-  check_like(op, "grad", grad, "logits", logits);
+  CategoricalDraws(const Tensor& x, const Tensor& seed)
+      : logits(op, x, seed),
+        out(logits.empty_result(x.scalar_type())),
+        index(new_row_major(x, x.dim() - 1, ScalarType::Long)) {}
+};
+
+// The gradient `out` of the logits of draws, whose numbers are `index`.
+struct CategoricalGradient {
+  static constexpr const char* op = "categorical_backward";
+  Logits logits;
+  Tensor grad, index;
+  Estimator estimator;
+  double inv_tau;
+  Tensor out;
+};
+
+inline CategoricalGradient prepare_categorical_gradient(
+    const Tensor& grad, const Tensor& x, const Tensor& seed, const Tensor& index, int64_t estimator, double tau) {
+  constexpr const char* op = CategoricalGradient::op;
+  const Logits logits(op, x, seed);
+  check_like(op, "grad", grad, "logits", x);
   STD_TORCH_CHECK(estimator >= 0 && estimator <= kReinMax, op, ": estimator must be 0, 1 or 2, got ", estimator);
+  const bool one_for_each_row = index.numel() == logits.shape.rows && index.scalar_type() == ScalarType::Long &&
+                                index.is_contiguous() && index.device() == x.device();
   STD_TORCH_CHECK(
-      estimator == kStraightThrough || (index.numel() == shape.rows && index.scalar_type() == ScalarType::Long &&
-                                        index.is_contiguous() && index.device() == logits.device()),
-      op, ": index must hold ", shape.rows, " int64 on logits' device");
+      estimator == kStraightThrough || one_for_each_row, op, ": index must hold ", logits.shape.rows,
+      " int64 on logits' device");
   const double inv_tau = check_tau(op, tau);
-  Tensor dense = row_major(logits), grads = row_major(grad);
-  Tensor out = new_row_major(logits, logits.dim(), logits.scalar_type());
-  if (shape.rows > 0) {
-    dispatch_floating(op, "logits", dense, [&](auto type) {
-      using T = typename decltype(type)::type;
-      pull(
-          type, dense, shape, Estimator(estimator), arithmetic_t<T>(inv_tau),
-          static_cast<const T*>(grads.const_data_ptr()), static_cast<const T*>(dense.const_data_ptr()),
-          unsigned_data(seed), static_cast<const int64_t*>(index.const_data_ptr()),
-          static_cast<T*>(out.mutable_data_ptr()));
-    });
-  }
-  return in_layout_of_input(logits, out);
+  return {logits, row_major(grad), index, Estimator(estimator), inv_tau, logits.empty_result(x.scalar_type())};
 }
 
-// `fill(Type<A>, like, shape, seed, out)`: the noise that the draws of these logits take, in their arithmetic.
-template <class Fill>
-Tensor gumbel_noise(const Tensor& logits, const Tensor& seed, Fill&& fill) {
-  constexpr const char* op = "gumbel_noise";
-  const RowShape shape = row_shape(op, logits, seed);
-  Tensor out = new_row_major(logits, logits.dim(), arithmetic_type(logits));
-  if (shape.rows > 0) {
-    dispatch_floating(op, "logits", logits, [&](auto type) {
-      using A = arithmetic_t<typename decltype(type)::type>;
-      fill(Type<A>{}, logits, shape, unsigned_data(seed), static_cast<A*>(out.mutable_data_ptr()));
-    });
-  }
-  return out;
-}
+// The noise that the draws of these logits take, in their arithmetic.
+struct GumbelNoise {
+  static constexpr const char* op = "gumbel_noise";
+  Logits logits;
+  Tensor out;
+
+  GumbelNoise(const Tensor& x, const Tensor& seed)
+      : logits(op, x, seed), out(logits.empty_result(arithmetic_type(x))) {}
+};
 
 }  // namespace ste_ops
