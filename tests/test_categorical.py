@@ -195,6 +195,14 @@ def test_bad_arguments(device: str) -> None:
             call()
 
 
+def test_refuses_a_gradient_of_another_shape(device: str) -> None:
+    x, grad = torch.zeros(2, 3, device=device), torch.zeros(3, 2, device=device)
+    seed, index = (torch.zeros(count, dtype=torch.int64, device=device) for count in (1, 2))
+    for estimator in NUMBERS:
+        with pytest.raises(RuntimeError, match=r"categorical_backward: grad .* shape \[2, 3\], got \[3, 2\]"):
+            ops.categorical_backward(grad, x, seed, index, estimator, 1.0)
+
+
 # Derivatives of the gradient, and transforms.
 
 

@@ -197,6 +197,13 @@ def test_bad_arguments(device: str) -> None:
             call()
 
 
+def test_refuses_a_gradient_of_another_shape(device: str) -> None:
+    x, grad = torch.zeros(2, 3, device=device), torch.zeros(3, 2, device=device)
+    seed = torch.zeros(1, dtype=torch.int64, device=device)
+    with pytest.raises(RuntimeError, match=r"subset_backward: grad .* shape \[2, 3\], got \[3, 2\]"):
+        ops.subset_backward(grad, x, seed, 2, 1.0)
+
+
 @pytest.mark.parametrize(("k", "tau"), [(1, 1.0), (2, 0.6), (3, 1.0)])
 def test_higher_derivatives(device: str, k: int, tau: float) -> None:
     x, grad = (torch.randn(2, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
