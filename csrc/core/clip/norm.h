@@ -2,7 +2,7 @@
 // (identity) and how the norm comes out of the total (finish). CPU loops and CUDA kernels only iterate.
 //
 // Sums are float64. For float32 and narrower that settles p = 1 and p = 2: a square of a float32 is exact in float64
-// and lies between 2^-298 and 2^256. A float64 gradient at p = 2, and any gradient at another power, can leave
+// and lies between 2^-298 and 2^256. A float64 tensor at p = 2, and any tensor at another power, can leave
 // float64's range; then the total is taken again, scaled by max|x|, as LAPACK's older dnrm2 does.
 #pragma once
 
@@ -120,17 +120,17 @@ STE_HD bool left_range(double total) { return total == INFINITY || total < 0x1p-
 // Whether max|x| is something to scale by; where not, it is the norm.
 STE_HD bool has_scale(double largest) { return largest > 0 && largest < INFINITY; }
 
-// torch's coefficient, max_norm / (norm + 1e-6), in float64. Below 1 the gradients are multiplied by it; at 1 and above
+// torch's coefficient, max_norm / (norm + 1e-6), in float64. Below 1 the tensors are multiplied by it; at 1 and above
 // they are left alone; a NaN (from a NaN norm, or inf / inf) is multiplied in, as torch does.
 STE_HD double clip_coefficient(double norm, double max_norm) { return max_norm / (norm + 1e-6); }
 STE_HD bool leaves_alone(double coefficient) { return coefficient >= 1; }
 
-// What happens to gradients whose norm is NaN or infinite: torch's product, nothing, or zeros.
+// What happens to tensors whose norm is NaN or infinite: torch's product, nothing, or zeros.
 enum class NonFinite : int32_t { kPropagate, kSkip, kZero };
 
 STE_HD bool is_finite(double x) { return x - x == 0; }
 
-// What a norm asks of the gradients.
+// What a norm asks of the tensors.
 struct Scaling {
   enum Action : int32_t { kLeave, kMultiply, kZero } action;
   double coefficient;

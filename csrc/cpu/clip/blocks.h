@@ -49,7 +49,7 @@ void for_each_run(T* data, const Strided& layout, int64_t begin, int64_t end, F&
 }
 
 template <class T>
-void gather(const Gradient& gradient, int64_t begin, int64_t end, T* tile) {
+void gather(const TensorData& gradient, int64_t begin, int64_t end, T* tile) {
   for_each_run(
       static_cast<const T*>(gradient.data), *gradient.layout, begin, end,
       [&](const T* x, int64_t count, int64_t stride) {
@@ -58,7 +58,7 @@ void gather(const Gradient& gradient, int64_t begin, int64_t end, T* tile) {
 }
 
 template <class T>
-void scatter(const Gradient& gradient, int64_t begin, int64_t end, const T* tile) {
+void scatter(const TensorData& gradient, int64_t begin, int64_t end, const T* tile) {
   for_each_run(static_cast<T*>(gradient.data), *gradient.layout, begin, end, [&](T* x, int64_t count, int64_t stride) {
     for (int64_t i = 0; i < count; ++i) x[i * stride] = *tile++;
   });
@@ -67,7 +67,7 @@ void scatter(const Gradient& gradient, int64_t begin, int64_t end, const T* tile
 // Calls f(memory, count) over the elements [begin, end): on the gradient's own memory where it is dense, else on a tile
 // gathered from it, which goes back where f returns true.
 template <class T, class F>
-void for_each_tile(const Gradient& gradient, int64_t begin, int64_t end, F&& f) {
+void for_each_tile(const TensorData& gradient, int64_t begin, int64_t end, F&& f) {
   if (gradient.layout == nullptr) {
     f(static_cast<T*>(gradient.data) + begin, end - begin);
     return;
@@ -86,7 +86,7 @@ template <class F>
 void for_each_block(const Blocks& blocks, const F& f, int64_t grain = kReduceGrain) {
   torch::stable::parallel_for(0, blocks.numel(), grain, [&](int64_t begin, int64_t end) {
     for (size_t g = blocks.find_element(begin); g < blocks.count() && blocks.first_element(g) < end; ++g) {
-      const Gradient& gradient = blocks.gradient(g);
+      const TensorData& gradient = blocks.gradient(g);
       int64_t start = blocks.first_element(g);
       int64_t block = start >= begin ? 0 : (begin - start + kBlock - 1) / kBlock;
       for (; block * kBlock < gradient.numel && start + block * kBlock < end; ++block) {
@@ -96,7 +96,7 @@ void for_each_block(const Blocks& blocks, const F& f, int64_t grain = kReduceGra
   });
 }
 
-inline void scale_block(const Gradient& gradient, int64_t begin, int64_t end, double coefficient) {
+inline void scale_block(const TensorData& gradient, int64_t begin, int64_t end, double coefficient) {
   visit_storage(gradient.storage, [&](auto type) {
     using T = typename decltype(type)::type;
     for_each_tile<T>(gradient, begin, end, [&](T* x, int64_t count) {

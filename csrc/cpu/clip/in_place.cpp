@@ -4,7 +4,7 @@ namespace ste_ops {
 
 void rewrite(const Blocks& blocks, const Scaling& scaling) {
   if (scaling.action == Scaling::kLeave) return;
-  for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t) {
+  for_each_block(blocks, [&](const TensorData& gradient, int64_t begin, int64_t end, int64_t) {
     if (scaling.action == Scaling::kMultiply) return scale_block(gradient, begin, end, scaling.coefficient);
     visit_storage(gradient.storage, [&](auto type) {
       using T = typename decltype(type)::type;
@@ -28,7 +28,7 @@ STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> boun
 // Writes only the stretches that hold something to clamp.
 void clamp(const Blocks& blocks, double clip_value) {
   constexpr int64_t kStretch = 512;
-  for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t) {
+  for_each_block(blocks, [&](const TensorData& gradient, int64_t begin, int64_t end, int64_t) {
     visit_storage(gradient.storage, [&](auto type) {
       using T = typename decltype(type)::type;
       const arithmetic_t<T> bound = clip_bound<T>(clip_value);
@@ -51,14 +51,14 @@ double value_of(const Tensor& norm) {
   return *static_cast<const float*>(norm.const_data_ptr());
 }
 
-Tensor norm_of(const Gradients& gradients, const Blocks& blocks, double p) {
+Tensor norm_of(const TensorList& gradients, const Blocks& blocks, double p) {
   Tensor out = gradients.empty_norm();
   write_norm(out, 0, norm_of_blocks(blocks, p, gradients.has_float64));
   return out;
 }
 
 // The norm of all, and in `of_each` that of each tensor of the list.
-Tensor norms_of(const Gradients& gradients, const Blocks& blocks, double p, Tensor& of_each) {
+Tensor norms_of(const TensorList& gradients, const Blocks& blocks, double p, Tensor& of_each) {
   Tensor out = gradients.empty_norm();
   std::vector<double> norms(blocks.count());
   write_norm(out, 0, norm_of_blocks(blocks, p, gradients.has_float64, norms.data()));
@@ -71,13 +71,13 @@ Tensor norms_of(const Gradients& gradients, const Blocks& blocks, double p, Tens
 }
 
 void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norm", stack[0], Access::kRead, Placed::kOnCpu);
+  TensorList gradients("total_norm", stack[0], Access::kRead, Placed::kOnCpu);
   const double p = checked_norm_type("total_norm", to<double>(stack[1]));
   stack[0] = from(norm_of(gradients, Blocks(gradients.items), p));
 }
 
 void total_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norms", stack[0], Access::kRead, Placed::kOnCpu);
+  TensorList gradients("total_norms", stack[0], Access::kRead, Placed::kOnCpu);
   const double p = checked_norm_type("total_norms", to<double>(stack[1]));
   Tensor of_each;
   stack[0] = from(norms_of(gradients, Blocks(gradients.items), p, of_each));
@@ -86,7 +86,7 @@ void total_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
 
 void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
   Tensor norm = to<Tensor>(stack[1]);
-  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
+  TensorList gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
   check_total_norm(gradients, norm);
   const double max_norm = to<double>(stack[2]);
   const NonFinite nonfinite = checked_nonfinite("clip_grads_with_norm_", to<int64_t>(stack[3]));
@@ -95,7 +95,7 @@ void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 
 // From the rounded norm, so that clipping is total_norm followed by clip_grads_with_norm_ to the last bit.
 void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
+  TensorList gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kOnCpu);
   const double max_norm = to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norm_", to<double>(stack[2]));
   const NonFinite nonfinite = checked_nonfinite("clip_grad_norm_", to<int64_t>(stack[3]));
@@ -106,7 +106,7 @@ void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norms_", stack[0], Access::kWrite, Placed::kOnCpu);
+  TensorList gradients("clip_grad_norms_", stack[0], Access::kWrite, Placed::kOnCpu);
   const double max_norm = to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norms_", to<double>(stack[2]));
   const NonFinite nonfinite = checked_nonfinite("clip_grad_norms_", to<int64_t>(stack[3]));
@@ -119,7 +119,7 @@ void clip_grad_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_value_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kOnCpu);
+  TensorList gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kOnCpu);
   clamp(Blocks(gradients.items), to<double>(stack[1]));
 }
 

@@ -11,13 +11,13 @@ constexpr int kLanes = 32;
 constexpr int64_t kPrefetch = 16384;
 
 // The same for small gradients, which end before the prefetcher has understood: the start of one that comes later.
-constexpr size_t kGradientsAhead = 8;
+constexpr size_t kTensorsAhead = 8;
 constexpr int64_t kStart = 1024;
 
-inline void prefetch_start(const Blocks& blocks, const Gradient& current) {
-  const size_t next = &current - &blocks.gradient(0) + kGradientsAhead;
+inline void prefetch_start(const Blocks& blocks, const TensorData& current) {
+  const size_t next = &current - &blocks.gradient(0) + kTensorsAhead;
   if (next >= blocks.count() || blocks.gradient(next).layout != nullptr) return;
-  const Gradient& gradient = blocks.gradient(next);
+  const TensorData& gradient = blocks.gradient(next);
   const int64_t bytes = std::min(
       gradient.numel *
           visit_storage(gradient.storage, [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); }),
@@ -82,7 +82,7 @@ double partial_loop(Terms terms, const T* x, int64_t count, int64_t readable) {
 template <class Terms>
 std::vector<double> partials_of(const Blocks& blocks, const Terms& terms) {
   std::vector<double> partials(blocks.block_count());
-  for_each_block(blocks, [&](const Gradient& gradient, int64_t begin, int64_t end, int64_t block) {
+  for_each_block(blocks, [&](const TensorData& gradient, int64_t begin, int64_t end, int64_t block) {
     if (begin == 0) prefetch_start(blocks, gradient);
     visit_storage(gradient.storage, [&](auto type) {
       using T = typename decltype(type)::type;
@@ -133,7 +133,7 @@ double norm_of_blocks(const Blocks& blocks, double p, bool has_float64, double* 
     const std::vector<double> partials = partials_of(blocks, terms);
     for (size_t g = 0; of_each != nullptr && g < blocks.count(); ++g) {
       const double total = total_of<Terms>(partials, blocks.first_block(g), blocks.first_block(g + 1));
-      const Gradient& gradient = blocks.gradient(g);
+      const TensorData& gradient = blocks.gradient(g);
       of_each[g] = norm_from(Blocks(&gradient, 1), terms, total, gradient.storage == Storage::kDouble);
     }
     return norm_from(blocks, terms, total_of<Terms>(partials, 0, blocks.block_count()), has_float64);
@@ -152,7 +152,7 @@ double norm_of_row(const void* x, int64_t length, Storage storage, double p) {
       });
       if (!(norm < 0)) return norm;
     }
-    const Gradient row{const_cast<void*>(x), length, nullptr, storage};
+    const TensorData row{const_cast<void*>(x), length, nullptr, storage};
     return norm_of_blocks(Blocks(&row, 1), p, sizeof(T) == 8);
   });
 }

@@ -40,7 +40,7 @@ std::vector<double> norms_of(const SampleLists& lists) {
   std::vector<double> norms(lists.batch);
   torch::stable::parallel_for(
       0, lists.batch, std::max<int64_t>(1, kReduceGrain / length), [&](int64_t begin, int64_t end) {
-        std::vector<Gradient> parts(lists.items.size());
+        std::vector<TensorData> parts(lists.items.size());
         for (int64_t b = begin; b < end; ++b) {
           for (size_t i = 0; i < parts.size(); ++i) parts[i] = lists.items[i].sample(b);
           norms[b] = norm_of_blocks(Blocks(parts), 2, lists.has_float64());
@@ -50,12 +50,12 @@ std::vector<double> norms_of(const SampleLists& lists) {
 }
 
 void add_clipped(const SampleLists& lists, const std::vector<double>& coefficients) {
-  std::vector<Gradient> sums;
+  std::vector<TensorData> sums;
   for (const Samples& samples : lists.items) sums.push_back(samples.total());
   const Blocks blocks(sums);
   for_each_block(
       blocks,
-      [&](const Gradient& sum, int64_t begin, int64_t end, int64_t) {
+      [&](const TensorData& sum, int64_t begin, int64_t end, int64_t) {
         const Samples& samples = lists.items[&sum - &blocks.gradient(0)];
         visit_storage(sum.storage, [&](auto type) {
           using T = typename decltype(type)::type;

@@ -55,10 +55,10 @@ bool row_major(const dlpack::TensorView& tensor) {
   return true;
 }
 
-class ListedGradients : public GradientList {
+class PythonList : public DistinctTensors {
  public:
-  ListedGradients() = default;
-  ~ListedGradients() { Py_XDECREF(held_); }
+  PythonList() = default;
+  ~PythonList() { Py_XDECREF(held_); }
 
   // False where the operator has to look: it takes other tensors too, and explains what cannot be clipped.
   bool read(PyObject* parameters, bool may_lack) {
@@ -94,7 +94,7 @@ class ListedGradients : public GradientList {
     }
     const std::optional<Storage> storage = storage_of(tensor.dtype);
     if (tensor.device_type != dlpack::kCpu || !storage) return false;
-    Gradient item{static_cast<char*>(tensor.data) + tensor.byte_offset, 1, nullptr, *storage};
+    TensorData item{static_cast<char*>(tensor.data) + tensor.byte_offset, 1, nullptr, *storage};
     for (int d = 0; d < tensor.ndim; ++d) item.numel *= tensor.shape[d];
     if (item.numel != 0) {
       if (tensor.data == nullptr) return false;
@@ -121,7 +121,7 @@ double without_lock(const F& f) {
   return f();
 }
 
-double clip(const GradientList& gradients, double max_norm, double p, NonFinite nonfinite) {
+double clip(const DistinctTensors& gradients, double max_norm, double p, NonFinite nonfinite) {
   const Blocks blocks(gradients.items);
   double norm = norm_of_blocks(blocks, p, gradients.has_float64);
   if (!gradients.has_float64) norm = float(norm);  // as the operator returns it, and scales by it
@@ -137,7 +137,7 @@ PyObject* clip_grad_norm_list(PyObject*, PyObject* arguments) {
   int nonfinite, may_lack;
   if (!PyArg_ParseTuple(arguments, "Oddii", &parameters, &max_norm, &p, &nonfinite, &may_lack)) return nullptr;
   try {
-    ListedGradients gradients;
+    PythonList gradients;
     if (!gradients.read(parameters, may_lack != 0)) {
       PyErr_Clear();
       Py_RETURN_NONE;

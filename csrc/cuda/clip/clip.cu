@@ -44,7 +44,7 @@ struct Clamp {
 template <class Change, int N>
 __global__ void __launch_bounds__(kThreads) rewrite_kernel(const __grid_constant__ Table<N> table, Change change) {
   if (change.leaves()) return;
-  const int g = find_gradient(table);
+  const int g = find_tensor(table);
   const int64_t begin = int64_t(blockIdx.x - table.first_block[g]) * kBlock;
   with_storage(table.storage[g], [&](auto type) {
     using T = typename decltype(type)::type;
@@ -74,7 +74,7 @@ void enqueue_rewrite(const Launches& over, Change change) {
         constexpr int N = sizeof(table.numel) / sizeof(int64_t);
         over.launch()(rewrite_kernel<Change, N>, blocks, kThreads, table, change);
       },
-      [&](const Gradient& g, int64_t blocks, int64_t, int64_t) {
+      [&](const TensorData& g, int64_t blocks, int64_t, int64_t) {
         over.launch()(strided_rewrite_kernel<Change>, blocks, kThreads, g.data, g.numel, g.storage, *g.layout, change);
       });
 }
@@ -84,7 +84,7 @@ Scale scale_by(const Tensor& norm, double max_norm, NonFinite nonfinite = NonFin
 }
 
 void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norm", stack[0], Access::kRead, Placed::kAnywhere);
+  TensorList gradients("total_norm", stack[0], Access::kRead, Placed::kAnywhere);
   const double p = checked_norm_type("total_norm", to<double>(stack[1]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
@@ -93,7 +93,7 @@ void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void total_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("total_norms", stack[0], Access::kRead, Placed::kAnywhere);
+  TensorList gradients("total_norms", stack[0], Access::kRead, Placed::kAnywhere);
   const double p = checked_norm_type("total_norms", to<double>(stack[1]));
   Tensor out = gradients.empty_norm();
   Launcher launch(out);
@@ -104,7 +104,7 @@ void total_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
 
 void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   Tensor norm = to<Tensor>(stack[1]);
-  Gradients gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
+  TensorList gradients("clip_grads_with_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
   check_total_norm(gradients, norm);
   const double max_norm = to<double>(stack[2]);
   const NonFinite nonfinite = checked_nonfinite("clip_grads_with_norm_", to<int64_t>(stack[3]));
@@ -113,7 +113,7 @@ void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
+  TensorList gradients("clip_grad_norm_", stack[0], Access::kWrite, Placed::kAnywhere);
   const double max_norm = to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norm_", to<double>(stack[2]));
   const NonFinite nonfinite = checked_nonfinite("clip_grad_norm_", to<int64_t>(stack[3]));
@@ -126,7 +126,7 @@ void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_norms_", stack[0], Access::kWrite, Placed::kAnywhere);
+  TensorList gradients("clip_grad_norms_", stack[0], Access::kWrite, Placed::kAnywhere);
   const double max_norm = to<double>(stack[1]);
   const double p = checked_norm_type("clip_grad_norms_", to<double>(stack[2]));
   const NonFinite nonfinite = checked_nonfinite("clip_grad_norms_", to<int64_t>(stack[3]));
@@ -140,7 +140,7 @@ void clip_grad_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  Gradients gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kAnywhere);
+  TensorList gradients("clip_grad_value_", stack[0], Access::kWrite, Placed::kAnywhere);
   Launcher launch(gradients.any());
   enqueue_rewrite(Launches(launch, gradients.items), Clamp{to<double>(stack[1])});
 }

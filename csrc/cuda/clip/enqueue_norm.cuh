@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
     norm_partials_kernel(const __grid_constant__ Table<N> table, Terms terms, double* partials, const double* state) {
   if (nothing_to_do(state)) return;
   terms = rescaled(terms, state);
-  const int g = find_gradient(table);
+  const int g = find_tensor(table);
   const int64_t begin = int64_t(blockIdx.x - table.first_block[g]) * kBlock;
   with_storage(table.storage[g], [&](auto type) {
     using T = typename decltype(type)::type;
@@ -97,7 +97,7 @@ void launch_pass(const Launches& over, Terms terms, Pass pass, double* partials,
         constexpr int N = sizeof(table.numel) / sizeof(int64_t);
         over.launch()(norm_partials_kernel<Terms, N>, blocks, kThreads, table, terms, partials + first, earlier);
       },
-      [&](const Gradient& g, int64_t blocks, int64_t first, int64_t) {
+      [&](const TensorData& g, int64_t blocks, int64_t first, int64_t) {
         over.launch()(
             strided_partials_kernel<Terms>, blocks, kThreads, static_cast<const void*>(g.data), g.numel, g.storage,
             *g.layout, terms, partials + first, earlier);
@@ -186,7 +186,7 @@ void launch_norms(const Launches& over, Terms terms, const double* partials, dou
         over.launch()(
             norms_kernel<Terms, N>, table.count, kNormsThreads, table, terms, partials + first, norms + gradient);
       },
-      [&](const Gradient& g, int64_t blocks, int64_t first, int64_t gradient) {
+      [&](const TensorData& g, int64_t blocks, int64_t first, int64_t gradient) {
         over.launch()(
             strided_norms_kernel<Terms>, 1, kNormsThreads, static_cast<const void*>(g.data), g.numel, g.storage,
             *g.layout, terms, partials + first, blocks, norms + gradient);
@@ -234,7 +234,7 @@ inline void enqueue_norm(const Launches& over, double p, bool has_float64, const
   });
 }
 
-inline Tensor enqueue_norms(const Launches& over, double p, const Gradients& gradients, const Tensor& out) {
+inline Tensor enqueue_norms(const Launches& over, double p, const TensorList& gradients, const Tensor& out) {
   Tensor of_each = gradients.empty_norms();
   Tensor launched = empty_vector(int64_t(gradients.items.size()), ScalarType::Double, out);
   double* norms = static_cast<double*>(launched.mutable_data_ptr());

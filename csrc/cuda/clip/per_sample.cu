@@ -42,7 +42,7 @@ template <class Terms, int N>
 __global__ void __launch_bounds__(kSampleThreads, 2) sample_partials_kernel(
     const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest, double* partials,
     int64_t blocks_per_sample, int64_t batch) {
-  const int g = find_gradient(table);
+  const int g = find_tensor(table);
   const int64_t length = table.length[g], begin = int64_t(blockIdx.x - table.first_block[g]) * kSampleBlock;
   with_storage(table.storage[g], [&](auto type) {
     using T = typename decltype(type)::type;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_norms_kernel(
 template <int N>
 __global__ void __launch_bounds__(kSampleThreads)
     add_samples_kernel(const __grid_constant__ SampleTable<N> table, const double* coefficients, int64_t batch) {
-  const int g = find_gradient(table);
+  const int g = find_tensor(table);
   const int64_t length = table.length[g], begin = int64_t(blockIdx.x - table.first_block[g]) * kSampleBlock;
   const int64_t end = at_most(length, begin + kSampleBlock);
   with_storage(table.storage[g], [&](auto type) {

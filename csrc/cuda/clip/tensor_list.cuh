@@ -33,7 +33,7 @@ static_assert(sizeof(Table<kLargeTable>) <= 4096 - 128, "room for the other para
 
 // The gradient that this block works on.
 template <class Table>
-__device__ int find_gradient(const Table& table) {
+__device__ int find_tensor(const Table& table) {
   int low = 0, high = table.count;
   while (high - low > 1) {
     int middle = (low + high) / 2;
@@ -119,10 +119,10 @@ __device__ void rewrite_strided(T* data, const Strided& layout, int64_t begin, i
   }
 }
 
-// Gradients as the launches take them: the dense ones by tables, then the others one by one.
+// TensorList as the launches take them: the dense ones by tables, then the others one by one.
 class Launches {
  public:
-  Launches(const Launcher& launch, const std::vector<Gradient>& gradients)
+  Launches(const Launcher& launch, const std::vector<TensorData>& gradients)
       : launch_(launch), order_(dense_first(gradients)), gradients_(in_order(gradients, order_)), blocks_(gradients_) {
     while (dense_ < gradients_.size() && gradients_[dense_].layout == nullptr) ++dense_;
   }
@@ -146,15 +146,15 @@ class Launches {
   }
 
  private:
-  static std::vector<int32_t> dense_first(const std::vector<Gradient>& gradients) {
+  static std::vector<int32_t> dense_first(const std::vector<TensorData>& gradients) {
     std::vector<int32_t> order(gradients.size());
     for (size_t g = 0; g < order.size(); ++g) order[g] = int32_t(g);
     std::stable_partition(order.begin(), order.end(), [&](int32_t g) { return gradients[g].layout == nullptr; });
     return order;
   }
 
-  static std::vector<Gradient> in_order(const std::vector<Gradient>& gradients, const std::vector<int32_t>& order) {
-    std::vector<Gradient> launched;
+  static std::vector<TensorData> in_order(const std::vector<TensorData>& gradients, const std::vector<int32_t>& order) {
+    std::vector<TensorData> launched;
     launched.reserve(order.size());
     for (int32_t g : order) launched.push_back(gradients[g]);
     return launched;
@@ -166,7 +166,7 @@ class Launches {
     const size_t count = std::min<size_t>(N, dense_ - begin);
     table.count = int(count);
     for (size_t i = 0; i < count; ++i) {
-      const Gradient& gradient = gradients_[begin + i];
+      const TensorData& gradient = gradients_[begin + i];
       table.data[i] = gradient.data;
       table.numel[i] = gradient.numel;
       table.storage[i] = gradient.storage;
@@ -181,7 +181,7 @@ class Launches {
 
   const Launcher& launch_;
   std::vector<int32_t> order_;
-  std::vector<Gradient> gradients_;
+  std::vector<TensorData> gradients_;
   Blocks blocks_;
   size_t dense_ = 0;
 };

@@ -30,7 +30,7 @@ static_assert(sizeof(UnitTable<kLargeUnits>) <= (kLargeTable > 1000 ? 32764 : 40
 template <int N>
 __global__ void __launch_bounds__(kUnitThreads)
     agc_kernel(const __grid_constant__ UnitTable<N> table, double clip_factor, double eps) {
-  const int p = find_gradient(table);
+  const int p = find_tensor(table);
   const int64_t unit = blockIdx.x - table.first_block[p], length = table.length[p];
   double weight_norm = 0;
   with_storage(table.weight_storage[p], [&](auto type) {
@@ -104,8 +104,8 @@ size_t launch_table(
 
 void clip_grad_agc_cuda(StableIValue* stack, uint64_t, uint64_t) {
   constexpr const char* op = "clip_grad_agc_";
-  Gradients weights(op, stack[0], Access::kRead, Placed::kAnywhere);
-  Gradients grads(op, stack[1], Access::kWrite, Placed::kAnywhere);
+  TensorList weights(op, stack[0], Access::kRead, Placed::kAnywhere);
+  TensorList grads(op, stack[1], Access::kWrite, Placed::kAnywhere);
   const double clip_factor = to<double>(stack[2]), eps = to<double>(stack[3]);
   std::vector<WeightAndGradient> pairs = pairs_of(op, weights, grads);
   const auto strided = std::stable_partition(pairs.begin(), pairs.end(), [](const auto& pair) { return pair.dense(); });

@@ -11,12 +11,12 @@ namespace ste_ops {
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-// Gradients divided into blocks of kBlock elements. A block never crosses from one gradient into the next, so a
+// TensorList divided into blocks of kBlock elements. A block never crosses from one gradient into the next, so a
 // gradient's partial results do not depend on its neighbours.
 class Blocks {
  public:
-  explicit Blocks(const std::vector<Gradient>& gradients) : Blocks(gradients.data(), gradients.size()) {}
-  Blocks(const Gradient* gradients, size_t count) : gradients_(gradients), element_(count + 1), block_(count + 1) {
+  explicit Blocks(const std::vector<TensorData>& gradients) : Blocks(gradients.data(), gradients.size()) {}
+  Blocks(const TensorData* gradients, size_t count) : gradients_(gradients), element_(count + 1), block_(count + 1) {
     for (size_t g = 0; g < count; ++g) {
       element_[g + 1] = element_[g] + gradients[g].numel;
       block_[g + 1] = block_[g] + (gradients[g].numel + kBlock - 1) / kBlock;
@@ -26,7 +26,7 @@ class Blocks {
   size_t count() const { return element_.size() - 1; }
   int64_t numel() const { return element_.back(); }
   int64_t block_count() const { return block_.back(); }
-  const Gradient& gradient(size_t g) const { return gradients_[g]; }
+  const TensorData& gradient(size_t g) const { return gradients_[g]; }
   int64_t first_element(size_t g) const { return element_[g]; }
   int64_t first_block(size_t g) const { return block_[g]; }
   // The gradient that holds this element.
@@ -35,7 +35,7 @@ class Blocks {
   }
 
  private:
-  const Gradient* gradients_;
+  const TensorData* gradients_;
   std::vector<int64_t> element_;
   std::vector<int64_t> block_;
 };
@@ -59,7 +59,7 @@ constexpr bool may_leave_range(bool has_float64) {
 }
 
 // A norm as the scaling kernels read it: one float32 or float64 beside the gradients.
-inline void check_total_norm(const Gradients& gradients, const Tensor& norm) {
+inline void check_total_norm(const TensorList& gradients, const Tensor& norm) {
   constexpr const char* op = "clip_grads_with_norm_";
   STD_TORCH_CHECK(norm.numel() == 1, op, ": total_norm must have one element, got ", norm.numel());
   STD_TORCH_CHECK(

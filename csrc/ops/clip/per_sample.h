@@ -13,11 +13,11 @@ struct Samples {
   Storage storage;
 
   int64_t element_size() const { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
-  Gradient sample(int64_t index) const {
+  TensorData sample(int64_t index) const {
     const char* begin = static_cast<const char*>(data) + index * length * element_size();
     return {const_cast<char*>(begin), length, nullptr, storage};
   }
-  Gradient total() const { return {sum, length, nullptr, storage}; }
+  TensorData total() const { return {sum, length, nullptr, storage}; }
 };
 
 class SampleLists {
@@ -61,7 +61,7 @@ class SampleLists {
   }
 
   void add(size_t index, std::vector<bool>& seen) {
-    const Gradient& grad = grads_.items[grads_.places[index]];
+    const TensorData& grad = grads_.items[grads_.places[index]];
     const int32_t place = sums_.places[index];
     STD_TORCH_CHECK(
         place >= 0 && sums_.items[place].numel == grad.numel / batch && sums_.items[place].storage == grad.storage, kOp,
@@ -76,7 +76,7 @@ class SampleLists {
     items.push_back({grad.data, sums_.items[place].data, grad.numel / batch, grad.storage});
   }
 
-  Gradients grads_, sums_;
+  TensorList grads_, sums_;
 };
 
 }  // namespace ste_ops

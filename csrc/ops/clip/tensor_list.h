@@ -1,5 +1,4 @@
-// A list of tensors as the clipping kernels want it: where each one's memory is, how much, of what type. Shared by the
-// backends.
+// Tensor lists, which is what clipping gets: where each tensor's memory is, how much, and of what type.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +23,14 @@ auto visit_storage(Storage storage, F&& f) {
   }
 }
 
-struct Gradient {
+// The memory of a tensor, or of a part of one: a row, a unit, a sample.
+struct TensorData {
   void* data;
   int64_t numel;
   const Strided* layout;  // null where the memory is dense
   Storage storage;
 
-  bool operator==(const Gradient& other) const {
+  bool operator==(const TensorData& other) const {
     if (data != other.data || numel != other.numel || storage != other.storage) return false;
     return layout == other.layout || (layout && other.layout && *layout == *other.layout);
   }
@@ -55,15 +55,14 @@ inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
   }
 }
 
-// The gradients of a call, each memory once: a tensor that stands in the list again (the same memory, type and layout)
-// is kept once.
-class GradientList {
+// Tensors without repetition: one that comes again (the same memory, type and layout) is kept once.
+class DistinctTensors {
  public:
-  GradientList() = default;
-  GradientList(const GradientList&) = delete;
-  GradientList& operator=(const GradientList&) = delete;
+  DistinctTensors() = default;
+  DistinctTensors(const DistinctTensors&) = delete;
+  DistinctTensors& operator=(const DistinctTensors&) = delete;
 
-  std::vector<Gradient> items;
+  std::vector<TensorData> items;
   // Of each tensor of the list its place in `items`, -1 where it has no element.
   std::vector<int32_t> places;
   int64_t numel = 0;
@@ -78,7 +77,7 @@ class GradientList {
     place_of_.assign(size, -1);
   }
 
-  void add(Gradient item) {
+  void add(TensorData item) {
     has_float64 |= item.storage == Storage::kDouble;
     if (item.numel == 0) {
       places.push_back(-1);
@@ -98,8 +97,8 @@ class GradientList {
   }
 
  private:
-  // The place of the same gradient, or of this one where there is none. Open addressing on the data pointer.
-  int32_t find_or_insert(const Gradient& item) {
+  // The place of the same tensor, or of this one where there is none. Open addressing on the data pointer.
+  int32_t find_or_insert(const TensorData& item) {
     size_t mask = place_of_.size() - 1;
     size_t slot = (reinterpret_cast<uintptr_t>(item.data) >> 4) * 0x9e3779b97f4a7c15ull >> 32;
     for (;; ++slot) {
@@ -116,21 +115,21 @@ class GradientList {
   std::deque<Strided> layouts_;  // a deque does not move its elements
 };
 
-// Takes over the operator's list argument and reads each tensor's metadata once. Everything is checked before a kernel
-// runs, so that no gradient is half-written.
+// An operator's list argument, which it takes over, reading each tensor's metadata once. Everything is checked before a
+// kernel runs, so that no list is written in part.
 //
 // It walks the handles itself: a std::vector of torch::stable::Tensor takes a second allocation and an atomic count for
-// each tensor, which for a thousand small gradients is a third of the whole call.
-class Gradients : public GradientList {
+// each tensor, which for a thousand small tensors is a third of the whole call.
+class TensorList : public DistinctTensors {
  public:
-  Gradients(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
+  TensorList(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
     const std::vector<AtenTensorHandle>& tensors = handles_.owned;
     STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
     reserve(tensors.size());
     device_of(tensors[0], device_type, device_index);
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (placed == Placed::kAnywhere) check_device(op, tensors[i], i);
-      add(gradient_of(op, tensors[i], i, access));
+      add(read_tensor(op, tensors[i], i, access));
     }
   }
 
@@ -140,14 +139,14 @@ class Gradients : public GradientList {
   // The tensor of the list itself.
   AtenTensorHandle handle(size_t index) const { return handles_.owned[index]; }
 
-  // A tensor on the gradients' device, to allocate like.
+  // A tensor on the list's device, to allocate like.
   Tensor any() const {
     AtenTensorHandle handle;
     TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handles_.owned[0], &handle));
     return Tensor(handle);
   }
 
-  // Float64 as soon as one gradient is; float32 for halves too, where torch would round the norm to their 11 bits.
+  // Float64 as soon as one tensor is; float32 for halves too, where torch would round the norm to their 11 bits.
   ScalarType norm_type() const { return has_float64 ? ScalarType::Double : ScalarType::Float; }
   Tensor empty_norm() const { return empty_strided({}, {}, norm_type(), any()); }
   // One for each tensor of the list.
@@ -201,10 +200,10 @@ class Gradients : public GradientList {
         ": gradients of one call must be on one device, got another one at index ", index);
   }
 
-  Gradient gradient_of(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
+  TensorData read_tensor(const char* op, AtenTensorHandle tensor, size_t index, Access access) {
     int32_t dtype;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-    Gradient item{nullptr, 0, nullptr, storage_of(op, index, ScalarType(dtype))};
+    TensorData item{nullptr, 0, nullptr, storage_of(op, index, ScalarType(dtype))};
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &item.numel));
     if (item.numel == 0) return item;
     item.data = data_of(tensor, access);

@@ -13,7 +13,7 @@ struct Units {
   Storage storage;
   Strided layout;  // of one unit; no dimension where its memory is dense
 
-  Gradient unit(int64_t index) const {
+  TensorData unit(int64_t index) const {
     return {data + index * stride * element_size(), length, layout.dims ? &layout : nullptr, storage};
   }
   int64_t element_size() const { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
@@ -32,7 +32,7 @@ inline int64_t dims_of(AtenTensorHandle tensor) {
   return dims;
 }
 
-inline Units units_of(const char* op, const Gradient& tensor, AtenTensorHandle handle) {
+inline Units units_of(const char* op, const TensorData& tensor, AtenTensorHandle handle) {
   int64_t *sizes, *strides, dims = dims_of(handle);
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
@@ -49,7 +49,7 @@ inline Units units_of(const char* op, const Gradient& tensor, AtenTensorHandle h
 }
 
 // The pairs of two lists of equal shapes; a gradient that is there twice counts once.
-inline std::vector<WeightAndGradient> pairs_of(const char* op, const Gradients& weights, const Gradients& grads) {
+inline std::vector<WeightAndGradient> pairs_of(const char* op, const TensorList& weights, const TensorList& grads) {
   STD_TORCH_CHECK(
       weights.places.size() == grads.places.size(), op, ": parameters and gradients must be as many, got ",
       weights.places.size(), " and ", grads.places.size());
