@@ -105,8 +105,8 @@ STE_OPS_LIBRARY(m) {
   // grad, plus decay * w where w was set to 0; in w's layout.
   m.def("sr_ste_backward(Tensor grad, Tensor w, int n, int m, float decay) -> Tensor");
 
-  // Clipping. A list of gradients is of one device and of any floating dtypes; a tensor that is in it twice counts
-  // once. The norm is 0-d, float32 unless a gradient is float64; `norms` has one for each tensor of the list.
+  // Clipping. A tensor list is of one device and of any floating dtypes; a tensor that is in it twice counts
+  // once. The norm is 0-d, float32 unless a tensor is float64; `norms` has one for each tensor of the list.
   m.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
   m.def("total_norms(Tensor[] tensors, float norm_type) -> (Tensor total_norm, Tensor norms)");
   // Multiplies by max_norm / (total_norm + 1e-6) where that is below 1, and writes nothing where it is not. A norm that

@@ -1,4 +1,7 @@
+#include "cpu/clip/norm.h"
+
 #include "cpu/clip/blocks.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {
@@ -10,19 +13,16 @@ constexpr int kLanes = 32;
 // Bytes that a block asks for before it reads them. The processor's own prefetcher stops at every page of 4 KiB.
 constexpr int64_t kPrefetch = 16384;
 
-// The same for small gradients, which end before the prefetcher has understood: the start of one that comes later.
+// The same for small tensors, which end before the prefetcher has understood: the start of one that comes later.
 constexpr size_t kTensorsAhead = 8;
 constexpr int64_t kStart = 1024;
 
 inline void prefetch_start(const Blocks& blocks, const TensorData& current) {
-  const size_t next = &current - &blocks.gradient(0) + kTensorsAhead;
-  if (next >= blocks.count() || blocks.gradient(next).layout != nullptr) return;
-  const TensorData& gradient = blocks.gradient(next);
-  const int64_t bytes = std::min(
-      gradient.numel *
-          visit_storage(gradient.storage, [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); }),
-      kStart);
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(gradient.data) + b);
+  const size_t next = &current - &blocks.tensor(0) + kTensorsAhead;
+  if (next >= blocks.count() || blocks.tensor(next).layout != nullptr) return;
+  const TensorData& tensor = blocks.tensor(next);
+  const int64_t bytes = std::min(tensor.numel * bytes_of_element(tensor.storage), kStart);
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(tensor.data) + b);
 }
 
 // A square of a float32 is exact in float64, so that a fused multiply-add rounds as the two operations do: the same
@@ -79,22 +79,41 @@ double partial_loop(Terms terms, const T* x, int64_t count, int64_t readable) {
   return partial_below_avx512(terms, x, count, readable);
 }
 
+// Adds up the tiles of a block; changes none of them.
+template <class Terms>
+struct AddTiles {
+  const Terms& terms;
+  int64_t readable;  // elements from a dense block's first one on that belong to the tensor; 0 where it is strided
+  double total = Terms::identity();
+
+  template <class T>
+  bool operator()(const T* x, int64_t count) {
+    total = Terms::combine(total, partial_loop(terms, x, count, readable == 0 ? count : readable));
+    return false;
+  }
+};
+
+template <class Terms>
+struct PartialOfBlock {
+  const Blocks& blocks;
+  const Terms& terms;
+  double* partials;
+
+  void operator()(const TensorData& tensor, int64_t begin, int64_t end, int64_t block) const {
+    if (begin == 0) prefetch_start(blocks, tensor);
+    AddTiles<Terms> add{terms, tensor.layout ? 0 : tensor.numel - begin};
+    visit_storage(tensor.storage, [&](auto type) {
+      using T = typename decltype(type)::type;
+      for_each_tile<T>(tensor, begin, end, add);
+    });
+    partials[block] = add.total;
+  }
+};
+
 template <class Terms>
 std::vector<double> partials_of(const Blocks& blocks, const Terms& terms) {
   std::vector<double> partials(blocks.block_count());
-  for_each_block(blocks, [&](const TensorData& gradient, int64_t begin, int64_t end, int64_t block) {
-    if (begin == 0) prefetch_start(blocks, gradient);
-    visit_storage(gradient.storage, [&](auto type) {
-      using T = typename decltype(type)::type;
-      double partial = Terms::identity();
-      for_each_tile<T>(gradient, begin, end, [&](const T* x, int64_t count) {
-        const int64_t readable = gradient.layout ? count : gradient.numel - begin;
-        partial = Terms::combine(partial, partial_loop(terms, x, count, readable));
-        return false;
-      });
-      partials[block] = partial;
-    });
-  });
+  for_each_block(blocks, PartialOfBlock<Terms>{blocks, terms, partials.data()});
   return partials;
 }
 
@@ -124,37 +143,85 @@ double norm_from(const Blocks& blocks, const Terms& terms, double total, bool ha
   return terms.finish(total);
 }
 
+struct NormOfBlocks {
+  const Blocks& blocks;
+  bool has_float64;
+  double* of_each;
+
+  template <class Terms>
+  double operator()(const Terms& terms) const {
+    const std::vector<double> partials = partials_of(blocks, terms);
+    for (size_t t = 0; of_each != nullptr && t < blocks.count(); ++t) {
+      const TensorData& tensor = blocks.tensor(t);
+      const double total = total_of<Terms>(partials, blocks.first_block(t), blocks.first_block(t + 1));
+      of_each[t] = norm_from(Blocks(&tensor, 1), terms, total, tensor.storage == Storage::kDouble);
+    }
+    return norm_from(blocks, terms, total_of<Terms>(partials, 0, blocks.block_count()), has_float64);
+  }
+};
+
+// A row of one block needs no list of blocks. -1 where the total left the range.
+template <class T>
+struct NormOfShortRow {
+  const T* x;
+  int64_t length;
+
+  template <class Terms>
+  double operator()(const Terms& terms) const {
+    const double total = partial_loop(terms, x, length, length);
+    return may_leave_range<Terms>(sizeof(T) == 8) && left_range(total) ? -1 : terms.finish(total);
+  }
+};
+
 }  // namespace
 
 double norm_of_blocks(const Blocks& blocks, double p, bool has_float64, double* of_each) {
   if (blocks.numel() == 0) return 0;
-  return visit_norm(p, [&](const auto& terms) {
-    using Terms = std::decay_t<decltype(terms)>;
-    const std::vector<double> partials = partials_of(blocks, terms);
-    for (size_t g = 0; of_each != nullptr && g < blocks.count(); ++g) {
-      const double total = total_of<Terms>(partials, blocks.first_block(g), blocks.first_block(g + 1));
-      const TensorData& gradient = blocks.gradient(g);
-      of_each[g] = norm_from(Blocks(&gradient, 1), terms, total, gradient.storage == Storage::kDouble);
-    }
-    return norm_from(blocks, terms, total_of<Terms>(partials, 0, blocks.block_count()), has_float64);
-  });
+  return visit_norm(p, NormOfBlocks{blocks, has_float64, of_each});
 }
 
 double norm_of_row(const void* x, int64_t length, Storage storage, double p) {
-  return visit_storage(storage, [&](auto type) {
-    using T = typename decltype(type)::type;
-    // One block needs no list of blocks.
-    if (length <= kBlock) {
-      const double norm = visit_norm(p, [&](const auto& terms) {
-        using Terms = std::decay_t<decltype(terms)>;
-        const double total = partial_loop(terms, static_cast<const T*>(x), length, length);
-        return may_leave_range<Terms>(sizeof(T) == 8) && left_range(total) ? -1 : terms.finish(total);
-      });
-      if (!(norm < 0)) return norm;
-    }
-    const TensorData row{const_cast<void*>(x), length, nullptr, storage};
-    return norm_of_blocks(Blocks(&row, 1), p, sizeof(T) == 8);
-  });
+  if (length <= kBlock) {
+    const double norm = visit_storage(storage, [&](auto type) {
+      using T = typename decltype(type)::type;
+      return visit_norm(p, NormOfShortRow<T>{static_cast<const T*>(x), length});
+    });
+    if (!(norm < 0)) return norm;
+  }
+  const TensorData row{const_cast<void*>(x), length, nullptr, storage};
+  return norm_of_blocks(Blocks(&row, 1), p, storage == Storage::kDouble);
+}
+
+Norms norms_of(const TensorList& list, const Blocks& blocks, double p, bool each) {
+  const Norms norms(list, each);
+  std::vector<double> of_each(each ? blocks.count() : 0);
+  write_norm(norms.total, 0, norm_of_blocks(blocks, p, list.has_float64, each ? of_each.data() : nullptr));
+  for (size_t i = 0; each && i < list.places.size(); ++i) {
+    const int32_t place = list.places[i];
+    write_norm(norms.each, int64_t(i), place < 0 ? 0 : of_each[place]);
+  }
+  return norms;
+}
+
+namespace {
+
+void give_norms(const TotalNorm& call, StableIValue* stack) {
+  norms_of(call.tensors, Blocks(call.tensors.items), call.p, call.each).give(stack);
+}
+
+void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
+  give_norms(TotalNorm("total_norm", stack, Placed::kOnCpu, false), stack);
+}
+
+void total_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
+  give_norms(TotalNorm("total_norms", stack, Placed::kOnCpu, true), stack);
+}
+
+}  // namespace
+
+STE_OPS_CPU_IMPL(m) {
+  m.impl("total_norm", &total_norm_cpu);
+  m.impl("total_norms", &total_norms_cpu);
 }
 
 }  // namespace ste_ops

@@ -7,8 +7,9 @@
 #include <optional>
 #include <utility>
 
-#include "cpu/clip/blocks.h"
 #include "cpu/clip/dlpack.h"
+#include "cpu/clip/norm.h"
+#include "cpu/clip/scale.h"
 
 namespace ste_ops {
 namespace {
@@ -111,20 +112,20 @@ class PythonList : public DistinctTensors {
   PyObject* held_ = nullptr;
 };
 
-// Lets other Python threads run while f does.
-template <class F>
-double without_lock(const F& f) {
-  struct Released {
-    PyThreadState* state = PyEval_SaveThread();
-    ~Released() { PyEval_RestoreThread(state); }
-  } released;
-  return f();
-}
+// Lets other Python threads run for as long as it lives.
+struct WithoutLock {
+  PyThreadState* state = PyEval_SaveThread();
+  WithoutLock() = default;
+  ~WithoutLock() { PyEval_RestoreThread(state); }
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+};
 
-double clip(const DistinctTensors& gradients, double max_norm, double p, NonFinite nonfinite) {
-  const Blocks blocks(gradients.items);
-  double norm = norm_of_blocks(blocks, p, gradients.has_float64);
-  if (!gradients.has_float64) norm = float(norm);  // as the operator returns it, and scales by it
+double clip(const DistinctTensors& grads, double max_norm, double p, NonFinite nonfinite) {
+  const WithoutLock unlocked;
+  const Blocks blocks(grads.items);
+  double norm = norm_of_blocks(blocks, p, grads.has_float64);
+  if (!grads.has_float64) norm = float(norm);  // as the operator returns it, and scales by it
   rewrite(blocks, scaling(norm, max_norm, nonfinite));
   return norm;
 }
@@ -137,13 +138,13 @@ PyObject* clip_grad_norm_list(PyObject*, PyObject* arguments) {
   int nonfinite, may_lack;
   if (!PyArg_ParseTuple(arguments, "Oddii", &parameters, &max_norm, &p, &nonfinite, &may_lack)) return nullptr;
   try {
-    PythonList gradients;
-    if (!gradients.read(parameters, may_lack != 0)) {
+    PythonList grads;
+    if (!grads.read(parameters, may_lack != 0)) {
       PyErr_Clear();
       Py_RETURN_NONE;
     }
-    const double norm = without_lock([&] { return clip(gradients, max_norm, p, NonFinite(nonfinite)); });
-    return Py_BuildValue("dNN", norm, PyBool_FromLong(gradients.has_float64), gradients.release());
+    const double norm = clip(grads, max_norm, p, NonFinite(nonfinite));
+    return Py_BuildValue("dNN", norm, PyBool_FromLong(grads.has_float64), grads.release());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;

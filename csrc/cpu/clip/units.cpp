@@ -1,6 +1,8 @@
 #include "ops/clip/units.h"
 
-#include "cpu/clip/blocks.h"
+#include "cpu/clip/norm.h"
+#include "cpu/clip/scale.h"
+#include "ops/library.h"
 
 namespace ste_ops {
 namespace {
@@ -16,35 +18,39 @@ double norm_of(const TensorData& unit) {
 void clip_unit(const WeightAndGradient& pair, int64_t index, double clip_factor, double eps) {
   const TensorData grad = pair.grad.unit(index);
   const double coefficient = agc_coefficient(norm_of(pair.weight.unit(index)), norm_of(grad), clip_factor, eps);
-  if (coefficient == 1) return;
-  for_each_block(Blocks(&grad, 1), [&](const TensorData& unit, int64_t begin, int64_t end, int64_t) {
-    scale_block(unit, begin, end, coefficient);
-  });
+  if (coefficient != 1) for_each_block(Blocks(&grad, 1), ChangeBlock<Scale>{{coefficient}});
 }
 
-void clip_grad_agc_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr const char* op = "clip_grad_agc_";
-  TensorList weights(op, stack[0], Access::kRead, Placed::kOnCpu);
-  TensorList grads(op, stack[1], Access::kWrite, Placed::kOnCpu);
-  const double clip_factor = to<double>(stack[2]), eps = to<double>(stack[3]);
-  const std::vector<WeightAndGradient> pairs = pairs_of(op, weights, grads);
-  std::vector<int64_t> first(1, 0);  // element of the pair
-  for (const WeightAndGradient& pair : pairs) first.push_back(first.back() + pair.numel());
+// The short units of all pairs that begin within a range of the pairs' elements.
+struct ClipShortUnits {
+  const ClipGradAgc& call;
+  std::vector<int64_t> first = {0};  // element of the pair
 
-  for (const WeightAndGradient& pair : pairs) {
-    if (pair.grad.length < kLongUnit) continue;
-    for (int64_t unit = 0; unit < pair.count; ++unit) clip_unit(pair, unit, clip_factor, eps);
+  explicit ClipShortUnits(const ClipGradAgc& call) : call(call) {
+    for (const WeightAndGradient& pair : call.pairs) first.push_back(first.back() + pair.numel());
   }
-  torch::stable::parallel_for(0, first.back(), kReduceGrain / 2, [&](int64_t begin, int64_t end) {
+
+  void operator()(int64_t begin, int64_t end) const {
     size_t p = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
-    for (; p < pairs.size() && first[p] < end; ++p) {
-      const WeightAndGradient& pair = pairs[p];
-      const int64_t length = pair.grad.length;
-      if (length >= kLongUnit) continue;
-      int64_t unit = begin <= first[p] ? 0 : (begin - first[p] + length - 1) / length;
-      for (; unit < pair.count && first[p] + unit * length < end; ++unit) clip_unit(pair, unit, clip_factor, eps);
-    }
-  });
+    for (; p < call.pairs.size() && first[p] < end; ++p) clip(call.pairs[p], begin - first[p], end - first[p]);
+  }
+
+  void clip(const WeightAndGradient& pair, int64_t begin, int64_t end) const {
+    const int64_t length = pair.grad.length;
+    if (length >= kLongUnit) return;
+    int64_t unit = begin <= 0 ? 0 : (begin + length - 1) / length;
+    for (; unit < pair.count && unit * length < end; ++unit) clip_unit(pair, unit, call.clip_factor, call.eps);
+  }
+};
+
+void clip_grad_agc_cpu(StableIValue* stack, uint64_t, uint64_t) {
+  const ClipGradAgc call(stack, Placed::kOnCpu);
+  for (const WeightAndGradient& pair : call.pairs) {
+    if (pair.grad.length < kLongUnit) continue;
+    for (int64_t unit = 0; unit < pair.count; ++unit) clip_unit(pair, unit, call.clip_factor, call.eps);
+  }
+  const ClipShortUnits clip_short(call);
+  torch::stable::parallel_for(0, clip_short.first.back(), kReduceGrain / 2, clip_short);
 }
 
 }  // namespace

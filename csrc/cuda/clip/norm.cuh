@@ -1,9 +1,16 @@
-// The norm of what one block of threads reads.
+// The norm of a tensor list, which launches take, and the norm of what one block of threads reads.
 #pragma once
 
 #include "cuda/clip/tensor_list.cuh"
+#include "ops/clip/norm.h"
 
 namespace ste_ops {
+
+// Leaves the p-norm in `out`, and with `norms` there that of each launched tensor.
+void enqueue_norm(const Launches& over, double p, bool has_float64, const Tensor& out, double* norms = nullptr);
+
+// The same of a list, which `over` launches, as the call's results want it.
+void enqueue_norms(const Launches& over, const TensorList& list, double p, const Norms& norms);
 
 template <class Terms>
 struct CombineTotals {

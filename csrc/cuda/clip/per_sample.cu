@@ -10,19 +10,22 @@ constexpr int kSampleThreads = 256;
 // Elements of a sample that a block reads: few, because a small model has few columns and many samples.
 constexpr int64_t kSampleBlock = 2048;
 
+// The samples of tensors; a block for each kSampleBlock elements of a sample.
 template <int N>
-struct SampleTable {
+struct SampleTable : TableOf<N> {
   const void* samples[N];
   void* sum[N];
   int64_t length[N];
-  uint32_t first_block[N + 1];
   Storage storage[N];
-  int count;
+
+  static int64_t blocks_of(const Samples& item) { return blocks_for(item.length, kSampleBlock); }
+  void set(int i, const Samples& item) {
+    samples[i] = item.data;
+    sum[i] = item.sum;
+    length[i] = item.length;
+    storage[i] = item.storage;
+  }
 };
-constexpr int kSmallSamples = 64;
-constexpr int kLargeSamples = kLargeTable > 1000 ? 1000 : 100;
-static_assert(
-    sizeof(SampleTable<kLargeSamples>) <= (kLargeTable > 1000 ? 32764 : 4096) - 64, "room for the parameters");
 
 // A grid has at most this many blocks in its second dimension; more samples take turns.
 constexpr int64_t kMostSamples = 65535;
@@ -42,11 +45,11 @@ template <class Terms, int N>
 __global__ void __launch_bounds__(kSampleThreads, 2) sample_partials_kernel(
     const __grid_constant__ SampleTable<N> table, Terms terms, const double* largest, double* partials,
     int64_t blocks_per_sample, int64_t batch) {
-  const int g = find_tensor(table);
-  const int64_t length = table.length[g], begin = int64_t(blockIdx.x - table.first_block[g]) * kSampleBlock;
-  with_storage(table.storage[g], [&](auto type) {
+  const int t = find_item(table);
+  const int64_t length = table.length[t], begin = int64_t(blockIdx.x - table.first_block[t]) * kSampleBlock;
+  with_storage(table.storage[t], [&](auto type) {
     using T = typename decltype(type)::type;
-    const T* samples = static_cast<const T*>(table.samples[g]) + begin;
+    const T* samples = static_cast<const T*>(table.samples[t]) + begin;
     for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
       const double total =
           dense_total(terms_of(terms, largest, b), samples + b * length, at_most(length - begin, kSampleBlock));
@@ -98,13 +101,13 @@ __global__ void __launch_bounds__(kSampleThreads) sample_norms_kernel(
 template <int N>
 __global__ void __launch_bounds__(kSampleThreads)
     add_samples_kernel(const __grid_constant__ SampleTable<N> table, const double* coefficients, int64_t batch) {
-  const int g = find_tensor(table);
-  const int64_t length = table.length[g], begin = int64_t(blockIdx.x - table.first_block[g]) * kSampleBlock;
+  const int t = find_item(table);
+  const int64_t length = table.length[t], begin = int64_t(blockIdx.x - table.first_block[t]) * kSampleBlock;
   const int64_t end = at_most(length, begin + kSampleBlock);
-  with_storage(table.storage[g], [&](auto type) {
+  with_storage(table.storage[t], [&](auto type) {
     using T = typename decltype(type)::type;
-    const T* samples = static_cast<const T*>(table.samples[g]);
-    T* sum = static_cast<T*>(table.sum[g]);
+    const T* samples = static_cast<const T*>(table.samples[t]);
+    T* sum = static_cast<T*>(table.sum[t]);
     for (int64_t column = begin + threadIdx.x; column < end; column += blockDim.x) {
       double total = 0;
       for (int64_t b = 0; b < batch; ++b) total += double(load(samples[b * length + column])) * coefficients[b];
@@ -113,82 +116,69 @@ __global__ void __launch_bounds__(kSampleThreads)
   });
 }
 
-// Calls f(table, blocks) for tables of all items; `first` is the first table's first block among all.
-template <class F>
-int64_t for_each_table(const std::vector<Samples>& items, F&& f) {
-  int64_t first = 0;
-  auto run = [&](auto table, size_t begin) {
-    constexpr int N = sizeof(table.length) / sizeof(int64_t);
-    table.count = int(std::min<size_t>(N, items.size() - begin));
-    int64_t blocks = 0;
-    for (int i = 0; i < table.count; ++i) {
-      const Samples& item = items[begin + i];
-      table.samples[i] = item.data;
-      table.sum[i] = item.sum;
-      table.length[i] = item.length;
-      table.storage[i] = item.storage;
-      table.first_block[i] = uint32_t(blocks);
-      blocks += blocks_for(item.length, kSampleBlock);
-    }
-    table.first_block[table.count] = uint32_t(blocks);
-    f(table, blocks, first);
-    first += blocks;
-    return table.count;
-  };
-  for (size_t i = 0; i < items.size();) {
-    i +=
-        items.size() - i <= kSmallSamples ? run(SampleTable<kSmallSamples>{}, i) : run(SampleTable<kLargeSamples>{}, i);
-  }
-  return first;
-}
-
 template <class Terms>
-void launch_partials(
-    const Launcher& launch, const SampleLists& lists, Terms terms, const double* largest, double* partials,
-    int64_t blocks_per_sample) {
-  for_each_table(lists.items, [&](const auto& table, int64_t blocks, int64_t first) {
-    constexpr int N = sizeof(table.length) / sizeof(int64_t);
+struct LaunchPartials {
+  const Launcher& launch;
+  Terms terms;
+  const double* largest;
+  double* partials;
+  int64_t blocks_per_sample, batch;
+
+  template <int N>
+  void operator()(const SampleTable<N>& table, TablePlace at) const {
     launch(
-        sample_partials_kernel<Terms, N>, {blocks, std::min(lists.batch, kMostSamples)}, kSampleThreads, table, terms,
-        largest, partials + first, blocks_per_sample, lists.batch);
-  });
+        sample_partials_kernel<Terms, N>, {at.blocks, std::min(batch, kMostSamples)}, kSampleThreads, table, terms,
+        largest, partials + at.first_block, blocks_per_sample, batch);
+  }
+};
+
+struct LaunchAddition {
+  const Launcher& launch;
+  const double* coefficients;
+  int64_t batch;
+
+  template <int N>
+  void operator()(const SampleTable<N>& table, TablePlace at) const {
+    launch(add_samples_kernel<N>, at.blocks, kSampleThreads, table, coefficients, batch);
+  }
+};
+
+template <class Use>
+void for_each_table_of(const ClipPerSample& call, const Use& use) {
+  for_each_table<SampleTable>(call.items.data(), call.items.size(), use);
 }
 
-Tensor clip_per_sample(const SampleLists& lists, double max_norm) {
-  Tensor norms = lists.empty_norms();
-  if (lists.items.empty()) {
+void clip_per_sample_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  const ClipPerSample call(stack, Placed::kAnywhere);
+  Tensor norms = call.empty_norms();
+  if (call.items.empty()) {
     torch::stable::fill_(norms, 0.0);
-    return norms;
+    stack[0] = from(norms);
+    return;
   }
-  Launcher launch(norms, "clip_per_sample_");
-  const int64_t batch = lists.batch;
-  const int64_t blocks = for_each_table(lists.items, [](const auto&, int64_t, int64_t) {});
+  const Launcher launch(norms, "clip_per_sample_");
+  const int64_t batch = call.batch;
+  const bool wide = call.has_float64();
+  int64_t blocks = 0;
+  for (const Samples& item : call.items) blocks += SampleTable<8>::blocks_of(item);
   Tensor workspace = empty_vector(batch * (blocks + 2), ScalarType::Double, norms);
   double* coefficients = static_cast<double*>(workspace.mutable_data_ptr());
   double* largest = coefficients + batch;
   double* partials = largest + batch;
-  const double* read_only = partials;
   // float64 squares can leave float64's range: they are scaled by the sample's largest magnitude.
-  if (lists.has_float64()) {
-    launch_partials(launch, lists, Largest{}, nullptr, partials, blocks);
-    launch(sample_largest_kernel, batch, kSampleThreads, read_only, blocks, largest);
-    launch_partials(launch, lists, ScaledSquares(1), largest, partials, blocks);
+  if (wide) {
+    for_each_table_of(call, LaunchPartials<Largest>{launch, {}, nullptr, partials, blocks, batch});
+    launch(sample_largest_kernel, batch, kSampleThreads, partials, blocks, largest);
+    const ScaledSquares squares(1);
+    for_each_table_of(call, LaunchPartials<ScaledSquares>{launch, squares, largest, partials, blocks, batch});
   } else {
-    launch_partials(launch, lists, Squares{}, nullptr, partials, blocks);
+    for_each_table_of(call, LaunchPartials<Squares>{launch, {}, nullptr, partials, blocks, batch});
   }
   launch(
-      sample_norms_kernel, batch, kSampleThreads, read_only, blocks, lists.has_float64() ? largest : nullptr, max_norm,
-      coefficients, norms.mutable_data_ptr(), lists.has_float64());
-  for_each_table(lists.items, [&](const auto& table, int64_t columns, int64_t) {
-    constexpr int N = sizeof(table.length) / sizeof(int64_t);
-    launch(add_samples_kernel<N>, columns, kSampleThreads, table, static_cast<const double*>(coefficients), batch);
-  });
-  return norms;
-}
-
-void clip_per_sample_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  const double max_norm = to<double>(stack[2]);
-  stack[0] = from(clip_per_sample(SampleLists(stack[0], stack[1], Placed::kAnywhere), max_norm));
+      sample_norms_kernel, batch, kSampleThreads, partials, blocks, wide ? largest : nullptr, call.max_norm,
+      coefficients, norms.mutable_data_ptr(), wide);
+  for_each_table_of(call, LaunchAddition{launch, coefficients, batch});
+  stack[0] = from(norms);
 }
 
 }  // namespace

@@ -1,46 +1,28 @@
-// Many gradients in few launches, and the vectors of one gradient in a block.
+// Tensor lists as launches take them, and the vectors of one tensor in a block.
 #pragma once
 
+#include "cuda/clip/table.cuh"
 #include "cuda/vector.cuh"
 #include "ops/clip/blocks.h"
-
-#ifdef STE_OPS_EMULATED
-#define __grid_constant__
-#endif
 
 namespace ste_ops {
 
 constexpr int kThreads = 512;
 
-// What a launch over many gradients needs to know, passed by value: no copy to the device, nothing to keep alive, and a
-// CUDA graph captures it with the launch. Kernel parameters may take 32,764 bytes since CUDA 12.1 and 4,096 before it.
+// Dense tensors; a block of threads for each of their blocks.
 template <int N>
-struct Table {
+struct TensorTable : TableOf<N> {
   void* data[N];
   int64_t numel[N];
-  uint32_t first_block[N + 1];
   Storage storage[N];
-  int count;
-};
-constexpr int kSmallTable = 128;
-#if defined(CUDART_VERSION) && CUDART_VERSION >= 12010
-constexpr int kLargeTable = 1500;
-static_assert(sizeof(Table<kLargeTable>) <= 32764 - 128, "room for the other parameters");
-#else
-constexpr int kLargeTable = 180;
-static_assert(sizeof(Table<kLargeTable>) <= 4096 - 128, "room for the other parameters");
-#endif
 
-// The gradient that this block works on.
-template <class Table>
-__device__ int find_tensor(const Table& table) {
-  int low = 0, high = table.count;
-  while (high - low > 1) {
-    int middle = (low + high) / 2;
-    (table.first_block[middle] <= blockIdx.x ? low : high) = middle;
+  static int64_t blocks_of(const TensorData& tensor) { return blocks_for(tensor.numel, kBlock); }
+  void set(int i, const TensorData& tensor) {
+    data[i] = tensor.data;
+    numel[i] = tensor.numel;
+    storage[i] = tensor.storage;
   }
-  return low;
-}
+};
 
 __device__ inline int64_t at_most(int64_t count, int64_t limit) { return count < limit ? count : limit; }
 
@@ -119,69 +101,47 @@ __device__ void rewrite_strided(T* data, const Strided& layout, int64_t begin, i
   }
 }
 
-// TensorList as the launches take them: the dense ones by tables, then the others one by one.
+// A tensor list in the order of its launches: the dense tensors by tables, then the others one by one.
 class Launches {
  public:
-  Launches(const Launcher& launch, const std::vector<TensorData>& gradients)
-      : launch_(launch), order_(dense_first(gradients)), gradients_(in_order(gradients, order_)), blocks_(gradients_) {
-    while (dense_ < gradients_.size() && gradients_[dense_].layout == nullptr) ++dense_;
+  Launches(const Launcher& launch, const std::vector<TensorData>& tensors)
+      : launch_(launch), order_(dense_first(tensors)), tensors_(in_order(tensors, order_)), blocks_(tensors_) {
+    while (dense_ < tensors_.size() && tensors_[dense_].layout == nullptr) ++dense_;
   }
 
   const Launcher& launch() const { return launch_; }
   const Blocks& blocks() const { return blocks_; }
-  // Of each launched gradient its place in the list that was given.
+  // Of each launched tensor its place in the list that was given.
   const std::vector<int32_t>& order() const { return order_; }
 
-  // of_table(table, blocks, first block, first gradient) and of_strided(gradient, blocks, first block, its number)
-  template <class OfTable, class OfStrided>
-  void run(OfTable of_table, OfStrided of_strided) const {
-    for (size_t g = 0; g < dense_;) {
-      size_t rest = dense_ - g;
-      g += rest <= kSmallTable ? run_table<kSmallTable>(of_table, g) : run_table<kLargeTable>(of_table, g);
-    }
-    for (size_t g = dense_; g < gradients_.size(); ++g) {
-      of_strided(
-          gradients_[g], blocks_.first_block(g + 1) - blocks_.first_block(g), blocks_.first_block(g), int64_t(g));
+  // Calls use(table, place) for tables of the dense tensors, and use(tensor, place) for each strided one.
+  template <class Use>
+  void run(const Use& use) const {
+    for_each_table<TensorTable>(tensors_.data(), dense_, use);
+    for (size_t t = dense_; t < tensors_.size(); ++t) {
+      const int64_t first = blocks_.first_block(t);
+      use(tensors_[t], TablePlace{blocks_.first_block(t + 1) - first, first, int64_t(t)});
     }
   }
 
  private:
-  static std::vector<int32_t> dense_first(const std::vector<TensorData>& gradients) {
-    std::vector<int32_t> order(gradients.size());
-    for (size_t g = 0; g < order.size(); ++g) order[g] = int32_t(g);
-    std::stable_partition(order.begin(), order.end(), [&](int32_t g) { return gradients[g].layout == nullptr; });
+  static std::vector<int32_t> dense_first(const std::vector<TensorData>& tensors) {
+    std::vector<int32_t> order(tensors.size());
+    for (size_t t = 0; t < order.size(); ++t) order[t] = int32_t(t);
+    std::stable_partition(order.begin(), order.end(), [&](int32_t t) { return tensors[t].layout == nullptr; });
     return order;
   }
 
-  static std::vector<TensorData> in_order(const std::vector<TensorData>& gradients, const std::vector<int32_t>& order) {
+  static std::vector<TensorData> in_order(const std::vector<TensorData>& tensors, const std::vector<int32_t>& order) {
     std::vector<TensorData> launched;
     launched.reserve(order.size());
-    for (int32_t g : order) launched.push_back(gradients[g]);
+    for (int32_t t : order) launched.push_back(tensors[t]);
     return launched;
-  }
-
-  template <int N, class OfTable>
-  size_t run_table(OfTable& of_table, size_t begin) const {
-    Table<N> table;
-    const size_t count = std::min<size_t>(N, dense_ - begin);
-    table.count = int(count);
-    for (size_t i = 0; i < count; ++i) {
-      const TensorData& gradient = gradients_[begin + i];
-      table.data[i] = gradient.data;
-      table.numel[i] = gradient.numel;
-      table.storage[i] = gradient.storage;
-      table.first_block[i] = uint32_t(blocks_.first_block(begin + i) - blocks_.first_block(begin));
-    }
-    // The launch refuses more blocks than 31 bits count, so what fits below is exact.
-    int64_t blocks = blocks_.first_block(begin + count) - blocks_.first_block(begin);
-    table.first_block[count] = uint32_t(blocks);
-    of_table(table, blocks, blocks_.first_block(begin), int64_t(begin));
-    return count;
   }
 
   const Launcher& launch_;
   std::vector<int32_t> order_;
-  std::vector<TensorData> gradients_;
+  std::vector<TensorData> tensors_;
   Blocks blocks_;
   size_t dense_ = 0;
 };

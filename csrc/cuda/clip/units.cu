@@ -8,29 +8,35 @@ namespace {
 
 constexpr int kUnitThreads = 256;
 
-// Weights and gradients whose units are dense, as Table holds gradients.
+// Weights and gradients whose units are dense; a block for each unit.
 template <int N>
-struct UnitTable {
+struct UnitTable : TableOf<N> {
   const void* weight[N];
   void* grad[N];
   int64_t length[N];
   int64_t weight_stride[N];
   int64_t grad_stride[N];
-  uint32_t first_block[N + 1];  // a block for each unit
   Storage weight_storage[N];
   Storage grad_storage[N];
-  int count;
+
+  static int64_t blocks_of(const WeightAndGradient& pair) { return pair.count; }
+  void set(int i, const WeightAndGradient& pair) {
+    weight[i] = pair.weight.data;
+    grad[i] = pair.grad.data;
+    length[i] = pair.grad.length;
+    weight_stride[i] = pair.weight.stride;
+    grad_stride[i] = pair.grad.stride;
+    weight_storage[i] = pair.weight.storage;
+    grad_storage[i] = pair.grad.storage;
+  }
 };
-constexpr int kSmallUnits = 64;
-constexpr int kLargeUnits = kLargeTable > 1000 ? 700 : 80;
-static_assert(sizeof(UnitTable<kLargeUnits>) <= (kLargeTable > 1000 ? 32764 : 4096) - 64, "room for the parameters");
 
 // A block reads the weights and the gradient of its unit, and writes what changes of the gradient.
 // Moves: reads n * W + n * T (again changed * T), writes changed * T; W are the bytes of a weight.
 template <int N>
 __global__ void __launch_bounds__(kUnitThreads)
     agc_kernel(const __grid_constant__ UnitTable<N> table, double clip_factor, double eps) {
-  const int p = find_tensor(table);
+  const int p = find_item(table);
   const int64_t unit = blockIdx.x - table.first_block[p], length = table.length[p];
   double weight_norm = 0;
   with_storage(table.weight_storage[p], [&](auto type) {
@@ -76,48 +82,27 @@ __global__ void __launch_bounds__(kUnitThreads)
   });
 }
 
-template <int N>
-size_t launch_table(
-    const Launcher& launch, const std::vector<WeightAndGradient>& pairs, size_t begin, double clip_factor, double eps) {
-  UnitTable<N> table;
-  table.count = 0;
-  int64_t blocks = 0;
-  size_t p = begin;
-  for (; p < pairs.size() && table.count < N; ++p) {
-    const WeightAndGradient& pair = pairs[p];
-    if (table.count > 0 && blocks + pair.count > INT32_MAX) break;
-    const int i = table.count++;
-    table.weight[i] = pair.weight.data;
-    table.grad[i] = pair.grad.data;
-    table.length[i] = pair.grad.length;
-    table.weight_stride[i] = pair.weight.stride;
-    table.grad_stride[i] = pair.grad.stride;
-    table.weight_storage[i] = pair.weight.storage;
-    table.grad_storage[i] = pair.grad.storage;
-    table.first_block[i] = uint32_t(blocks);
-    blocks += pair.count;
+struct LaunchUnits {
+  const Launcher& launch;
+  double clip_factor, eps;
+
+  template <int N>
+  void operator()(const UnitTable<N>& table, TablePlace at) const {
+    launch(agc_kernel<N>, at.blocks, kUnitThreads, table, clip_factor, eps);
   }
-  table.first_block[table.count] = uint32_t(blocks);
-  launch(agc_kernel<N>, blocks, kUnitThreads, table, clip_factor, eps);
-  return p;
-}
+};
+
+bool is_dense(const WeightAndGradient& pair) { return pair.dense(); }
 
 void clip_grad_agc_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  constexpr const char* op = "clip_grad_agc_";
-  TensorList weights(op, stack[0], Access::kRead, Placed::kAnywhere);
-  TensorList grads(op, stack[1], Access::kWrite, Placed::kAnywhere);
-  const double clip_factor = to<double>(stack[2]), eps = to<double>(stack[3]);
-  std::vector<WeightAndGradient> pairs = pairs_of(op, weights, grads);
-  const auto strided = std::stable_partition(pairs.begin(), pairs.end(), [](const auto& pair) { return pair.dense(); });
-  Launcher launch(grads.any());
-  for (auto pair = strided; pair != pairs.end(); ++pair) {
-    launch(strided_agc_kernel, pair->count, kUnitThreads, *pair, clip_factor, eps);
+  ClipGradAgc call(stack, Placed::kAnywhere);
+  const auto strided = std::stable_partition(call.pairs.begin(), call.pairs.end(), is_dense);
+  const Launcher launch(call.grads.any());
+  for (auto pair = strided; pair != call.pairs.end(); ++pair) {
+    launch(strided_agc_kernel, pair->count, kUnitThreads, *pair, call.clip_factor, call.eps);
   }
-  pairs.erase(strided, pairs.end());
-  for (size_t p = 0; p < pairs.size();) {
-    p = pairs.size() - p <= kSmallUnits ? launch_table<kSmallUnits>(launch, pairs, p, clip_factor, eps)
-                                        : launch_table<kLargeUnits>(launch, pairs, p, clip_factor, eps);
-  }
+  const size_t dense = size_t(strided - call.pairs.begin());
+  for_each_table<UnitTable>(call.pairs.data(), dense, LaunchUnits{launch, call.clip_factor, call.eps});
 }
 
 }  // namespace

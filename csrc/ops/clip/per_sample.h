@@ -1,7 +1,7 @@
-// The gradients of each sample of a batch, and the sums they go to. Shared by the backends.
+// The samples of a batch: the gradient of each, and the sums that they are added to.
 #pragma once
 
-#include "ops/clip/blocks.h"
+#include "ops/clip/norm.h"
 
 namespace ste_ops {
 
@@ -12,18 +12,20 @@ struct Samples {
   int64_t length;  // elements of a sample
   Storage storage;
 
-  int64_t element_size() const { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
   TensorData sample(int64_t index) const {
-    const char* begin = static_cast<const char*>(data) + index * length * element_size();
+    const char* begin = static_cast<const char*>(data) + index * length * bytes_of_element(storage);
     return {const_cast<char*>(begin), length, nullptr, storage};
   }
   TensorData total() const { return {sum, length, nullptr, storage}; }
 };
 
-class SampleLists {
+// clip_per_sample_(grad_samples, sums, max_norm)
+class ClipPerSample {
  public:
-  SampleLists(StableIValue grad_samples, StableIValue sums, Placed placed)
-      : grads_(kOp, grad_samples, Access::kRead, placed), sums_(kOp, sums, Access::kWrite, placed) {
+  ClipPerSample(StableIValue* stack, Placed placed)
+      : max_norm(to<double>(stack[2])),
+        grads_(kOp, stack[0], Access::kRead, placed),
+        sums_(kOp, stack[1], Access::kWrite, placed) {
     STD_TORCH_CHECK(
         grads_.places.size() == sums_.places.size(), kOp, ": sums must be as many as grad_samples, got ",
         sums_.places.size(), " for ", grads_.places.size());
@@ -41,6 +43,7 @@ class SampleLists {
     }
   }
 
+  double max_norm;
   std::vector<Samples> items;
   int64_t batch = 0;
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <type_traits>
 #include <vector>
 
 #include "core/clip/strided.h"
@@ -21,6 +22,17 @@ auto visit_storage(Storage storage, F&& f) {
     case Storage::kHalf: return f(Type<Half>{});
     default: return f(Type<BFloat16>{});
   }
+}
+
+template <class T>
+constexpr Storage storage_of_type() {
+  if (std::is_same<T, float>::value) return Storage::kFloat;
+  if (std::is_same<T, double>::value) return Storage::kDouble;
+  return std::is_same<T, Half>::value ? Storage::kHalf : Storage::kBFloat16;
+}
+
+inline int64_t bytes_of_element(Storage storage) {
+  return visit_storage(storage, [](auto type) { return int64_t(sizeof(typename decltype(type)::type)); });
 }
 
 // The memory of a tensor, or of a part of one: a row, a unit, a sample.
@@ -148,9 +160,6 @@ class TensorList : public DistinctTensors {
 
   // Float64 as soon as one tensor is; float32 for halves too, where torch would round the norm to their 11 bits.
   ScalarType norm_type() const { return has_float64 ? ScalarType::Double : ScalarType::Float; }
-  Tensor empty_norm() const { return empty_strided({}, {}, norm_type(), any()); }
-  // One for each tensor of the list.
-  Tensor empty_norms() const { return empty_vector(int64_t(places.size()), norm_type(), any()); }
 
  private:
   struct Handles {

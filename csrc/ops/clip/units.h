@@ -1,8 +1,8 @@
-// Weights and their gradients as the units of adaptive clipping: a unit is what belongs to one index of the first
-// dimension, and all of a tensor with fewer than two dimensions. Shared by the backends.
+// The units of adaptive clipping, of weights and of their gradients: a unit is what belongs to one index of the first
+// dimension, and all of a tensor with fewer than two dimensions.
 #pragma once
 
-#include "ops/clip/blocks.h"
+#include "ops/clip/norm.h"
 
 namespace ste_ops {
 
@@ -14,9 +14,8 @@ struct Units {
   Strided layout;  // of one unit; no dimension where its memory is dense
 
   TensorData unit(int64_t index) const {
-    return {data + index * stride * element_size(), length, layout.dims ? &layout : nullptr, storage};
+    return {data + index * stride * bytes_of_element(storage), length, layout.dims ? &layout : nullptr, storage};
   }
-  int64_t element_size() const { return storage == Storage::kDouble ? 8 : storage == Storage::kFloat ? 4 : 2; }
 };
 
 struct WeightAndGradient {
@@ -75,5 +74,22 @@ inline std::vector<WeightAndGradient> pairs_of(const char* op, const TensorList&
   }
   return pairs;
 }
+
+// clip_grad_agc_(parameters, grads, clip_factor, eps)
+struct ClipGradAgc {
+  TensorList weights, grads;
+  double clip_factor, eps;
+  std::vector<WeightAndGradient> pairs;
+
+  ClipGradAgc(StableIValue* stack, Placed placed)
+      : weights(kOp, stack[0], Access::kRead, placed),
+        grads(kOp, stack[1], Access::kWrite, placed),
+        clip_factor(to<double>(stack[2])),
+        eps(to<double>(stack[3])),
+        pairs(pairs_of(kOp, weights, grads)) {}
+
+ private:
+  static constexpr const char* kOp = "clip_grad_agc_";
+};
 
 }  // namespace ste_ops

@@ -1,9 +1,10 @@
-// The norm of many gradients: a partial result for each block of kBlock elements, then one block that joins them.
-#pragma once
-
+// The norm of a tensor list: a partial result for each block of kBlock elements, then one block that joins them.
 #include "cuda/clip/norm.cuh"
 
+#include "ops/library.h"
+
 namespace ste_ops {
+namespace {
 
 constexpr int kFinishThreads = 1024;
 // A block of the norms of each holds three looks at four types: few threads, so that their registers suffice.
@@ -27,21 +28,21 @@ __device__ inline Powers rescaled(Powers terms, const double* state) {
 // Moves (second look): reads n * T + 16, writes 8 * blocks.
 // Moves (nothing to do): reads 8, writes 0.
 template <class Terms, int N>
-__global__ void __launch_bounds__(kThreads)
-    norm_partials_kernel(const __grid_constant__ Table<N> table, Terms terms, double* partials, const double* state) {
+__global__ void __launch_bounds__(kThreads) norm_partials_kernel(
+    const __grid_constant__ TensorTable<N> table, Terms terms, double* partials, const double* state) {
   if (nothing_to_do(state)) return;
   terms = rescaled(terms, state);
-  const int g = find_tensor(table);
-  const int64_t begin = int64_t(blockIdx.x - table.first_block[g]) * kBlock;
-  with_storage(table.storage[g], [&](auto type) {
+  const int t = find_item(table);
+  const int64_t begin = int64_t(blockIdx.x - table.first_block[t]) * kBlock;
+  with_storage(table.storage[t], [&](auto type) {
     using T = typename decltype(type)::type;
     double total =
-        dense_total(terms, static_cast<const T*>(table.data[g]) + begin, at_most(table.numel[g] - begin, kBlock));
+        dense_total(terms, static_cast<const T*>(table.data[t]) + begin, at_most(table.numel[t] - begin, kBlock));
     if (threadIdx.x == 0) partials[blockIdx.x] = total;
   });
 }
 
-// A gradient that is not dense has a launch of its own.
+// A tensor that is not dense has a launch of its own.
 // Moves: reads n * T, writes 8 * blocks.
 // Moves (largest): reads n * T + 8, writes 8 * blocks.
 // Moves (second look): reads n * T + 16, writes 8 * blocks.
@@ -89,26 +90,35 @@ __global__ void __launch_bounds__(kFinishThreads) norm_finish_kernel(
   }
 }
 
+// The launches of one pass: the partial results, then the norm from them.
+template <class Terms>
+struct LaunchPartials {
+  const Launcher& launch;
+  Terms terms;
+  double* partials;
+  const double* state;
+
+  template <int N>
+  void operator()(const TensorTable<N>& table, TablePlace at) const {
+    launch(norm_partials_kernel<Terms, N>, at.blocks, kThreads, table, terms, partials + at.first_block, state);
+  }
+  void operator()(const TensorData& t, TablePlace at) const {
+    launch(
+        strided_partials_kernel<Terms>, at.blocks, kThreads, t.data, t.numel, t.storage, *t.layout, terms,
+        partials + at.first_block, state);
+  }
+};
+
 template <class Terms>
 void launch_pass(const Launches& over, Terms terms, Pass pass, double* partials, double* state, const Tensor& out) {
-  const double* earlier = pass == Pass::kFirst ? nullptr : state;
-  over.run(
-      [&](const auto& table, int64_t blocks, int64_t first, int64_t) {
-        constexpr int N = sizeof(table.numel) / sizeof(int64_t);
-        over.launch()(norm_partials_kernel<Terms, N>, blocks, kThreads, table, terms, partials + first, earlier);
-      },
-      [&](const TensorData& g, int64_t blocks, int64_t first, int64_t) {
-        over.launch()(
-            strided_partials_kernel<Terms>, blocks, kThreads, static_cast<const void*>(g.data), g.numel, g.storage,
-            *g.layout, terms, partials + first, earlier);
-      });
+  over.run(LaunchPartials<Terms>{over.launch(), terms, partials, pass == Pass::kFirst ? nullptr : state});
   over.launch()(
-      norm_finish_kernel<Terms>, 1, kFinishThreads, static_cast<const double*>(partials), over.blocks().block_count(),
-      terms, pass, state, out.mutable_data_ptr(), out.scalar_type() == ScalarType::Double);
+      norm_finish_kernel<Terms>, 1, kFinishThreads, partials, over.blocks().block_count(), terms, pass, state,
+      out.mutable_data_ptr(), out.scalar_type() == ScalarType::Double);
 }
 
-// The norm of one gradient from its partial results. Where those left the range this one block reads the gradient
-// again, twice: slow, and met only by float64 and by powers other than 1 and 2, in a gradient whose norm is tiny or
+// The norm of one tensor from its partial results. Where those left the range this one block reads the tensor
+// again, twice: slow, and met only by float64 and by powers other than 1 and 2, in a tensor whose norm is tiny or
 // huge.
 template <class Terms, class TotalOf>
 __device__ double norm_of_one(Terms terms, const double* partials, int64_t count, bool may_leave, TotalOf total_of) {
@@ -118,30 +128,30 @@ __device__ double norm_of_one(Terms terms, const double* partials, int64_t count
   return norm_from(terms, total, may_leave, total_of);
 }
 
-// A block for each gradient of the table.
-// Moves: reads 8 * blocks, writes 8 * gradients; a gradient whose total left the range is read, twice.
+// A block for each tensor of the table.
+// Moves: reads 8 * blocks, writes 8 * launched; a tensor whose total left the range is read, twice.
 template <class Terms, int N>
 __global__ void __launch_bounds__(kNormsThreads)
-    norms_kernel(const __grid_constant__ Table<N> table, Terms terms, const double* partials, double* norms) {
-  const int g = blockIdx.x;
-  const bool may_leave = may_leave_range<Terms>(table.storage[g] == Storage::kDouble);
-  const int64_t blocks = table.first_block[g + 1] - table.first_block[g];
-  const double norm = norm_of_one(terms, partials + table.first_block[g], blocks, may_leave, [&](auto other) {
+    norms_kernel(const __grid_constant__ TensorTable<N> table, Terms terms, const double* partials, double* norms) {
+  const int t = blockIdx.x;
+  const bool may_leave = may_leave_range<Terms>(table.storage[t] == Storage::kDouble);
+  const int64_t blocks = table.first_block[t + 1] - table.first_block[t];
+  const double norm = norm_of_one(terms, partials + table.first_block[t], blocks, may_leave, [&](auto other) {
     double total = decltype(other)::identity();
-    with_storage(table.storage[g], [&](auto type) {
+    with_storage(table.storage[t], [&](auto type) {
       using T = typename decltype(type)::type;
-      const T* x = static_cast<const T*>(table.data[g]);
-      for (int64_t i = threadIdx.x; i < table.numel[g]; i += blockDim.x) {
+      const T* x = static_cast<const T*>(table.data[t]);
+      for (int64_t i = threadIdx.x; i < table.numel[t]; i += blockDim.x) {
         total = other.combine(total, double(other.term(load(x[i]))));
       }
       total = combine_block<decltype(other)>(total);
     });
     return total;
   });
-  if (threadIdx.x == 0) norms[g] = norm;
+  if (threadIdx.x == 0) norms[t] = norm;
 }
 
-// Moves: reads 8 * blocks, writes 8; a gradient whose total left the range is read, twice.
+// Moves: reads 8 * blocks, writes 8; a tensor whose total left the range is read, twice.
 template <class Terms>
 __global__ void __launch_bounds__(kNormsThreads) strided_norms_kernel(
     const void* data, int64_t numel, Storage storage, const __grid_constant__ Strided layout, Terms terms,
@@ -158,15 +168,35 @@ __global__ void __launch_bounds__(kNormsThreads) strided_norms_kernel(
   if (threadIdx.x == 0) *norms = norm;
 }
 
-// Where the norm of each tensor of the list lies among those of the launched gradients; -1 for one without elements.
-constexpr int kPlaces = kLargeTable > 1000 ? 4000 : 500;
+template <class Terms>
+struct LaunchNorms {
+  const Launcher& launch;
+  Terms terms;
+  const double* partials;
+  double* norms;
+
+  template <int N>
+  void operator()(const TensorTable<N>& table, TablePlace at) const {
+    launch(
+        norms_kernel<Terms, N>, table.count, kNormsThreads, table, terms, partials + at.first_block,
+        norms + at.first_item);
+  }
+  void operator()(const TensorData& t, TablePlace at) const {
+    launch(
+        strided_norms_kernel<Terms>, 1, kNormsThreads, t.data, t.numel, t.storage, *t.layout, terms,
+        partials + at.first_block, at.blocks, norms + at.first_item);
+  }
+};
+
+// Where the norm of each tensor of the list lies among those of the launched tensors; -1 for one without elements.
+constexpr int kPlaces = kTableBytes / 4 - 1;
 struct Places {
   int32_t of[kPlaces];
   int count;
 };
 
-// Moves: reads 8 * gradients, writes tensors * norm; norm is 4 or 8.
-inline __global__ void __launch_bounds__(kThreads) place_norms_kernel(
+// Moves: reads 8 * launched, writes tensors * norm; norm is 4 or 8.
+__global__ void __launch_bounds__(kThreads) place_norms_kernel(
     const __grid_constant__ Places places, const double* norms, void* out, int64_t begin, bool float64) {
   for (int i = threadIdx.x; i < places.count; i += blockDim.x) {
     const double norm = places.of[i] < 0 ? 0 : norms[places.of[i]];
@@ -178,26 +208,30 @@ inline __global__ void __launch_bounds__(kThreads) place_norms_kernel(
   }
 }
 
-template <class Terms>
-void launch_norms(const Launches& over, Terms terms, const double* partials, double* norms) {
-  over.run(
-      [&](const auto& table, int64_t, int64_t first, int64_t gradient) {
-        constexpr int N = sizeof(table.numel) / sizeof(int64_t);
-        over.launch()(
-            norms_kernel<Terms, N>, table.count, kNormsThreads, table, terms, partials + first, norms + gradient);
-      },
-      [&](const TensorData& g, int64_t blocks, int64_t first, int64_t gradient) {
-        over.launch()(
-            strided_norms_kernel<Terms>, 1, kNormsThreads, static_cast<const void*>(g.data), g.numel, g.storage,
-            *g.layout, terms, partials + first, blocks, norms + gradient);
-      });
-}
+// Whether the norm takes the second look is decided on the device: three launches more, which return at once, where the
+// dtypes and p cannot rule it out.
+struct LaunchPasses {
+  const Launches& over;
+  bool has_float64;
+  const Tensor& out;
+  double *state, *partials, *norms;
 
-// The norms of the launched gradients, as the tensors of the list ask for them.
-inline void place_norms(
-    const Launches& over, const std::vector<int32_t>& places, const double* norms, const Tensor& out) {
+  template <class Terms>
+  void operator()(Terms terms) const {
+    launch_pass(over, terms, Pass::kFirst, partials, state, out);
+    if (norms != nullptr) over.run(LaunchNorms<Terms>{over.launch(), terms, partials, norms});
+    if constexpr (may_leave_range<Terms>(true)) {
+      if (!may_leave_range<Terms>(has_float64)) return;
+      launch_pass(over, Largest{}, Pass::kLargest, partials, state, out);
+      launch_pass(over, terms.scaled(1), Pass::kScaled, partials, state, out);
+    }
+  }
+};
+
+// The norms of the launched tensors, as the tensors of the list ask for them.
+void place_norms(const Launches& over, const std::vector<int32_t>& places, const double* norms, const Tensor& out) {
   std::vector<int32_t> launched(over.order().size());
-  for (size_t g = 0; g < launched.size(); ++g) launched[over.order()[g]] = int32_t(g);
+  for (size_t t = 0; t < launched.size(); ++t) launched[over.order()[t]] = int32_t(t);
   for (size_t begin = 0; begin < places.size(); begin += kPlaces) {
     Places part;
     part.count = int(std::min<size_t>(kPlaces, places.size() - begin));
@@ -211,10 +245,9 @@ inline void place_norms(
   }
 }
 
-// Leaves the norm in `out`. Whether it takes the second look is decided on the device: three launches more, which
-// return at once, where the dtypes and p cannot rule it out.
-// With `norms` it leaves there that of each launched gradient too.
-inline void enqueue_norm(const Launches& over, double p, bool has_float64, const Tensor& out, double* norms = nullptr) {
+}  // namespace
+
+void enqueue_norm(const Launches& over, double p, bool has_float64, const Tensor& out, double* norms) {
   const int64_t blocks = over.blocks().block_count();
   if (blocks == 0) {
     torch::stable::fill_(out, 0.0);
@@ -222,25 +255,39 @@ inline void enqueue_norm(const Launches& over, double p, bool has_float64, const
   }
   Tensor workspace = empty_vector(blocks + 2, ScalarType::Double, out);
   double* state = static_cast<double*>(workspace.mutable_data_ptr());
-  double* partials = state + 2;
-  visit_norm(p, [&](auto terms) {
-    launch_pass(over, terms, Pass::kFirst, partials, state, out);
-    if (norms != nullptr) launch_norms(over, terms, static_cast<const double*>(partials), norms);
-    if constexpr (may_leave_range<decltype(terms)>(true)) {
-      if (!may_leave_range<decltype(terms)>(has_float64)) return;
-      launch_pass(over, Largest{}, Pass::kLargest, partials, state, out);
-      launch_pass(over, terms.scaled(1), Pass::kScaled, partials, state, out);
-    }
-  });
+  visit_norm(p, LaunchPasses{over, has_float64, out, state, state + 2, norms});
 }
 
-inline Tensor enqueue_norms(const Launches& over, double p, const TensorList& gradients, const Tensor& out) {
-  Tensor of_each = gradients.empty_norms();
-  Tensor launched = empty_vector(int64_t(gradients.items.size()), ScalarType::Double, out);
-  double* norms = static_cast<double*>(launched.mutable_data_ptr());
-  enqueue_norm(over, p, gradients.has_float64, out, norms);
-  place_norms(over, gradients.places, norms, of_each);
-  return of_each;
+void enqueue_norms(const Launches& over, const TensorList& list, double p, const Norms& norms) {
+  if (norms.each.numel() == 0) return enqueue_norm(over, p, list.has_float64, norms.total);
+  Tensor launched = empty_vector(int64_t(list.items.size()), ScalarType::Double, norms.total);
+  double* of_launched = static_cast<double*>(launched.mutable_data_ptr());
+  enqueue_norm(over, p, list.has_float64, norms.total, of_launched);
+  place_norms(over, list.places, of_launched, norms.each);
+}
+
+namespace {
+
+void give_norms(const TotalNorm& call, StableIValue* stack) {
+  const Norms norms(call.tensors, call.each);
+  const Launcher launch(norms.total);
+  enqueue_norms(Launches(launch, call.tensors.items), call.tensors, call.p, norms);
+  norms.give(stack);
+}
+
+void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  give_norms(TotalNorm("total_norm", stack, Placed::kAnywhere, false), stack);
+}
+
+void total_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  give_norms(TotalNorm("total_norms", stack, Placed::kAnywhere, true), stack);
+}
+
+}  // namespace
+
+STE_OPS_CUDA_IMPL(m) {
+  m.impl("total_norm", &total_norm_cuda);
+  m.impl("total_norms", &total_norms_cuda);
 }
 
 }  // namespace ste_ops
