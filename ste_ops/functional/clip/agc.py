@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ste_ops._checks import checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists
-from ste_ops.functional.clip._lists import check_writable, written
+from ste_ops.functional.clip._lists import check_writable, in_one_call, written
 
 
 def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -64,19 +65,23 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
             grads.append(parameter.grad)
     if not grads:
         return
+
+    def in_parts() -> None:
+        _clip_in_parts(weights, grads, clip_factor, eps)
+
+    native = functools.partial(ops.clip_grad_agc_, weights)
     with torch.no_grad():
-        try:
-            ops.clip_grad_agc_(weights, grads, clip_factor, eps)
-        except RuntimeError:
-            groups = _lists.by_device(operator, grads)
-            for index, grad in enumerate(grads):
-                if grad.is_sparse:
-                    message = f"{operator}: gradients must be strided, got {grad.layout} at index {index}"
-                    raise TypeError(message) from None
-            if len(groups) == 1:
-                raise
-            check_writable(operator, groups)
-            weight_of = dict(zip(grads, weights, strict=True))
-            for group in groups:
-                ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)
+        in_one_call(operator, native, grads, clip_factor, eps, in_parts=in_parts)
         written(grads)
+
+
+def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
+    operator = "clip_grad_agc_"
+    for index, grad in enumerate(grads):
+        if grad.is_sparse:
+            raise TypeError(f"{operator}: gradients must be strided, got {grad.layout} at index {index}")
+    groups = _lists.by_device(operator, grads)
+    check_writable(operator, groups)
+    weight_of = dict(zip(grads, weights, strict=True))
+    for group in groups:
+        ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ste_ops._checks import checked_number
 from ste_ops._library import ops
-from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, written
+from ste_ops.functional.clip import distributed
+from ste_ops.functional.clip._lists import (
+    Tensors,
+    by_device,
+    check_gradient,
+    check_writable,
+    gradients_of,
+    in_one_call,
+    written,
+)
 
 
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -38,22 +47,25 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     if not grads:
         return
     with torch.no_grad():
-        try:
-            ops.clip_grad_value_(grads, clip_value)
-        except RuntimeError:
-            distributed.refuse_partial(operator, grads)
-            own = distributed.to_local(grads)
-            groups = _lists.by_device(operator, own)
-            if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
-                raise
-            pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(own)]
-            groups = _lists.by_device(operator, [c._values() if c.is_sparse else c for _, c in pairs])
-            check_writable(operator, groups)
-            for group in groups:
-                ops.clip_grad_value_(group, clip_value)
-            for grad, coalesced in pairs:
-                if coalesced is not grad:
-                    grad.copy_(coalesced)
-            if own is not grads:
-                written(own)
+        in_one_call(
+            operator, ops.clip_grad_value_, grads, clip_value, in_parts=lambda: _clamp_in_parts(grads, clip_value)
+        )
         written(grads)
+
+
+def _clamp_in_parts(grads: list[Tensor], clip_value: float) -> None:
+    operator = "clip_grad_value_"
+    distributed.refuse_partial(operator, grads)
+    own = distributed.to_local(grads)
+    for index, grad in enumerate(own):
+        check_gradient(operator, index, grad)
+    pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(own)]
+    groups = by_device(operator, [c._values() if c.is_sparse else c for _, c in pairs])
+    check_writable(operator, groups)
+    for group in groups:
+        ops.clip_grad_value_(group, clip_value)
+    for grad, coalesced in pairs:
+        if coalesced is not grad:
+            grad.copy_(coalesced)
+    if own is not grads:
+        written(own)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ste_ops._checks import checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, written
+from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, in_one_call, written
 
 
 def clip_grads_with_norm_(
@@ -59,18 +59,20 @@ def clip_grads_with_norm_(
 def scale_gradients(
     operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int = 0
 ) -> None:
-    try:
-        ops.clip_grads_with_norm_(grads, total_norm, max_norm, nonfinite)
-    except RuntimeError:
-        own = distributed.to_local(grads)
-        groups = _lists.by_device(operator, own)
-        if own is grads and len(groups) == 1 and not any(grad.is_sparse for grad in grads):
-            raise
-        # Scaling is linear, so it does not matter whether a sparse gradient is coalesced, or a DTensor reduced.
-        values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
-        check_writable(operator, values)
-        for group in values:
-            ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm, nonfinite)
-        if own is not grads:
-            written(own)
+    def in_parts() -> None:
+        _scale_in_parts(operator, grads, total_norm, max_norm, nonfinite)
+
+    in_one_call(operator, ops.clip_grads_with_norm_, grads, total_norm, max_norm, nonfinite, in_parts=in_parts)
     written(grads)
+
+
+def _scale_in_parts(operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int) -> None:
+    own = distributed.to_local(grads)
+    groups = _lists.by_device(operator, own)
+    # Scaling is linear, so it does not matter whether a sparse gradient is coalesced, or a DTensor reduced.
+    values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
+    check_writable(operator, values)
+    for group in values:
+        ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm, nonfinite)
+    if own is not grads:
+        written(own)
