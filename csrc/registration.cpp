@@ -105,17 +105,16 @@ STE_OPS_LIBRARY(m) {
   // grad, plus decay * w where w was set to 0; in w's layout.
   m.def("sr_ste_backward(Tensor grad, Tensor w, int n, int m, float decay) -> Tensor");
 
-  // Clipping. A tensor list is of one device and of any floating dtypes; a tensor that is in it twice counts
-  // once. The norm is 0-d, float32 unless a tensor is float64; `norms` has one for each tensor of the list.
-  m.def("total_norm(Tensor[] tensors, float norm_type) -> Tensor");
-  m.def("total_norms(Tensor[] tensors, float norm_type) -> (Tensor total_norm, Tensor norms)");
+  // Clipping. A tensor list is of one device and of any floating dtypes; a tensor that is in it twice counts once. The
+  // norm is 0-d, float32 unless a tensor is float64; `norms` has one for each tensor of the list where `each` is true,
+  // and no element where it is not.
+  m.def("total_norm(Tensor[] tensors, float norm_type, bool each=False) -> (Tensor total_norm, Tensor norms)");
   // Multiplies by max_norm / (total_norm + 1e-6) where that is below 1, and writes nothing where it is not. A norm that
-  // is NaN or infinite is multiplied in (nonfinite = 0), writes nothing (1) or makes every gradient zero (2).
+  // is NaN or infinite is multiplied in (nonfinite = 0), writes nothing (1) or makes every tensor zero (2).
   m.def("clip_grads_with_norm_(Tensor(a!)[] grads, Tensor total_norm, float max_norm, int nonfinite=0) -> ()");
   // The two above in one call, which reads the list once.
-  m.def("clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> Tensor");
   m.def(
-      "clip_grad_norms_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0) -> "
+      "clip_grad_norm_(Tensor(a!)[] grads, float max_norm, float norm_type, int nonfinite=0, bool each=False) -> "
       "(Tensor total_norm, Tensor norms)");
   m.def("clip_grad_value_(Tensor(a!)[] grads, float clip_value) -> ()");
   // Adaptive clipping of units (csrc/ops/clip/units.h): each gradient beside its parameter, of the same shape.

@@ -169,7 +169,7 @@ def non_finite(rank, world):
             ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="zero")
             assert not p.grad.to_local().any()  # on the ranks that hold finite ones too
             with pytest.raises(ValueError, match=r"the norm of each gradient .* on one machine"):
-                ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_norms=True)
+                ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_result=True)
 
 
 class Model(nn.Module):

@@ -122,13 +122,13 @@ def clipping(n: int, dtype: torch.dtype) -> Iterator[Case]:
     x = torch.randn(n).to(dtype)
     T = x.element_size()
     norm = 8 if dtype == torch.float64 else 4
-    one = {"n": n, "T": T, "blocks": up(n, BLOCK), "norm": norm, "gradients": 1, "tensors": 1}
+    one = {"n": n, "T": T, "blocks": up(n, BLOCK), "norm": norm, "launched": 1, "tensors": 1}
     first = looks(dtype, *NOTHING)
     alone = {"rewrite_kernel": {"label": "all left alone"}}
 
     yield Case("total_norm", ([x], 2.0), one, first)
     yield Case("total_norm", ([x], float("inf")), one)
-    yield Case("total_norms", ([x], 2.0), one, first)
+    yield Case("total_norm", ([x], 2.0, True), one, first)
     yield Case("clip_grad_norm_", ([x.clone()], 1e9, 2.0, 0), one, first | alone)
     yield Case("clip_grad_norm_", ([x.clone()], 0.5, 2.0, 0), one | {"changed": n}, first)
     yield Case("clip_grad_value_", ([x.clamp(-1, 1)], 2.0), one | {"changed": 0})
@@ -137,12 +137,12 @@ def clipping(n: int, dtype: torch.dtype) -> Iterator[Case]:
     few[100] = 3.0  # of whose vector alone the clamp writes
     yield Case("clip_grad_value_", ([few], 2.0), one | {"changed": 16 // T})
     several = [x.clone(), torch.randn(BLOCK + 16).to(dtype), torch.randn(3).to(dtype)]
-    all_of = one | {"n": n + BLOCK + 19, "blocks": up(n, BLOCK) + 3, "gradients": 3, "tensors": 3}
-    yield Case("total_norms", (several, 2.0), all_of, first)
+    all_of = one | {"n": n + BLOCK + 19, "blocks": up(n, BLOCK) + 3, "launched": 3, "tensors": 3}
+    yield Case("total_norm", (several, 2.0, True), all_of, first)
     yield Case("clip_grad_norm_", (several, 0.5, 2.0, 0), all_of | {"changed": all_of["n"]}, first)
     strided = torch.randn(2, n).to(dtype).t()[::2]
     of_strided = one | {"n": strided.numel(), "blocks": up(strided.numel(), BLOCK)}
-    yield Case("total_norms", ([strided], 2.0), of_strided, first)
+    yield Case("total_norm", ([strided], 2.0, True), of_strided, first)
     changed = of_strided | {"changed": strided.numel()}
     yield Case("clip_grad_norm_", ([strided], 0.5, 2.0, 0), changed, first)
     yield Case(

@@ -219,10 +219,12 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "curve_backward": lambda device: curved(device, 1),
     "curve_second": lambda device: curved(device, 2),
-    "total_norm": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, float("inf"), 0.0, 3.0)],
-    "total_norms": lambda device: [(grads, p) for grads in lists(device) for p in (2.0, 3.0)],
-    "clip_grad_norms_": lambda device: [(grads, 0.5, 2.0, 2) for grads in lists(device)],
-    "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0) for grads in lists(device)],
+    "total_norm": lambda device: [
+        (grads, *rest)
+        for grads in lists(device)
+        for rest in ((2.0,), (float("inf"),), (0.0,), (3.0,), (2.0, True), (3.0, True))
+    ],
+    "clip_grad_norm_": lambda device: [(grads, 0.5, 2.0, *rest) for grads in lists(device) for rest in ((), (2, True))],
     "clip_grads_with_norm_": lambda device: [(g, torch.ones((), device=device), 0.5) for g in lists(device)],
     "clip_grad_value_": lambda device: [(grads, 0.1) for grads in lists(device)],
     "clip_grad_agc_": lambda device: [(grads, [g * 9 for g in grads], 0.01, 1e-3) for grads in lists(device)],
@@ -283,8 +285,8 @@ LARGER: dict[str, Callable[[str], list[Arguments]]] = {
     ],
     "xnor_weight": lambda device: [(torch.randn(3, 9_001, device=device), c) for c in (True, False)],
     "dorefa_weight": lambda device: [(torch.randn(3, 9_001, device=device), 3, c) for c in (True, False)],
-    "total_norms": lambda device: [(_list(device), p) for p in (2.0, 3.0)],
-    "clip_grad_norms_": lambda device: [(_list(device), 0.5, 2.0)],
+    "total_norm": lambda device: [(_list(device), p, True) for p in (2.0, 3.0)],
+    "clip_grad_norm_": lambda device: [(_list(device), 0.5, 2.0, 0, True)],
     "clip_per_sample_": lambda device: [
         ([torch.randn(3, 9_001, device=device)], [torch.ones(9_001, device=device)], 1.0)
     ],

@@ -39,8 +39,8 @@ def test_norms_equal_the_reference(device, dtypes, norm_type):
     assert torch.equal(total_norm, ste_ops.get_total_norm(grads, norm_type))
     assert norms.dtype == total_norm.dtype
     ours = copies(grads)
-    clipped = ste_ops.clip_grad_norm_(ours, 0.5, norm_type, return_norms=True)
-    torch.testing.assert_close(clipped[1], norms, rtol=2e-7 if norms.dtype == torch.float32 else 1e-14, atol=0)
+    clipped = ste_ops.clip_grad_norm_(ours, 0.5, norm_type, return_result=True)
+    torch.testing.assert_close(clipped.norms, norms, rtol=2e-7 if norms.dtype == torch.float32 else 1e-14, atol=0)
     theirs = copies(grads)
     ste_ops.clip_grad_norm_(theirs, 0.5, norm_type)
     for a, b in zip(ours, theirs, strict=True):
@@ -166,7 +166,7 @@ def test_refuses_bad_arguments(device):
     with pytest.raises(ValueError, match="ask for one"):
         ste_ops.clip_grad_norm_(p, 1.0, error_if_nonfinite=True, nonfinite="skip")
     with pytest.raises(RuntimeError, match="is non-finite, so it cannot be clipped"):
-        ste_ops.clip_grad_norm_(p, 1.0, error_if_nonfinite=True, return_norms=True)
+        ste_ops.clip_grad_norm_(p, 1.0, error_if_nonfinite=True, return_result=True)
     with pytest.raises(RuntimeError, match="nonfinite must be 0"):
         ops.clip_grad_norm_([p.grad], 1.0, 2.0, 3)
     assert p.grad.tolist() == [math.inf] * 2

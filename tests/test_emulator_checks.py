@@ -161,7 +161,7 @@ def large() -> list[tuple]:
         ("dorefa_weight", x.t(), 3, False),
         ("bitnet_activation", x, 8),
         ("sr_ste", x, 2, 4),
-        *((name, [*grads, x.t(), x[:, ::2]], p) for name in ("total_norm", "total_norms") for p in (2.0, 3.0)),
+        *(("total_norm", [*grads, x.t(), x[:, ::2]], p, each) for p in (2.0, 3.0) for each in (False, True)),
         ("total_norm", [*grads, x[:, ::2]], float("inf")),
         ("total_norm", [torch.full((9000,), 1e-200, dtype=torch.float64)], 2.0),
         ("clip_grad_norm_", [*(torch.randn(5) for _ in range(300)), torch.randn(90, 100)[:, ::2]], 0.5, 2.0),

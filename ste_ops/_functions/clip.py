@@ -16,26 +16,21 @@ def _empty_norm(tensors: list[Tensor]) -> Tensor:
     return tensors[0].new_empty((), dtype=dtype)
 
 
-@fake("total_norm")
-def _(tensors: list[Tensor], norm_type: float) -> Tensor:
-    return _empty_norm(tensors)
-
-
-@fake("total_norms")
-def _(tensors: list[Tensor], norm_type: float) -> tuple[Tensor, Tensor]:
+def _empty_norms(tensors: list[Tensor], each: bool) -> tuple[Tensor, Tensor]:
     total_norm = _empty_norm(tensors)
-    return total_norm, total_norm.new_empty(len(tensors))
+    return total_norm, total_norm.new_empty(len(tensors) if each else 0)
+
+
+@fake("total_norm")
+def _(tensors: list[Tensor], norm_type: float, each: bool = False) -> tuple[Tensor, Tensor]:
+    return _empty_norms(tensors, each)
 
 
 @fake("clip_grad_norm_")
-def _(grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0) -> Tensor:
-    return _empty_norm(grads)
-
-
-@fake("clip_grad_norms_")
-def _(grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0) -> tuple[Tensor, Tensor]:
-    total_norm = _empty_norm(grads)
-    return total_norm, total_norm.new_empty(len(grads))
+def _(
+    grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0, each: bool = False
+) -> tuple[Tensor, Tensor]:
+    return _empty_norms(grads, each)
 
 
 @fake("clip_grads_with_norm_")

@@ -133,7 +133,6 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     nonfinite: str = "propagate",
-    return_norms: bool = False,
     return_result: bool = False,
 ) -> Any:
     """`get_total_norm` of the gradients, then `clip_grads_with_norm_`; where the norm is NaN or infinite and nonfinite
@@ -156,7 +155,7 @@ def clip_grad_norm_(
     if return_result:
         positions = tuple(i for i, p in enumerate(parameters) if p.grad is not None)
         return ClipResult(total_norm, norms, max_norm, positions)
-    return (total_norm, norms) if return_norms else total_norm
+    return total_norm
 
 
 def _clamp(values: Tensor, bound: float) -> Tensor:

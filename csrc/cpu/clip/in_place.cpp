@@ -64,19 +64,12 @@ void clip_grads_with_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 // From the rounded norm, so that clipping is total_norm followed by clip_grads_with_norm_ to the last bit.
-void clip_norm(const ClipGradNorm& call, StableIValue* stack) {
+void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
+  const ClipGradNorm call(stack, Placed::kOnCpu);
   const Blocks blocks(call.grads.items);
   const Norms norms = norms_of(call.grads, blocks, call.p, call.each);
   rewrite(blocks, scaling(value_of(norms.total), call.max_norm, call.nonfinite));
   norms.give(stack);
-}
-
-void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  clip_norm(ClipGradNorm("clip_grad_norm_", stack, Placed::kOnCpu, false), stack);
-}
-
-void clip_grad_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  clip_norm(ClipGradNorm("clip_grad_norms_", stack, Placed::kOnCpu, true), stack);
 }
 
 void clip_grad_value_cpu(StableIValue* stack, uint64_t, uint64_t) {
@@ -88,7 +81,6 @@ void clip_grad_value_cpu(StableIValue* stack, uint64_t, uint64_t) {
 
 STE_OPS_CPU_IMPL(m) {
   m.impl("clip_grad_norm_", &clip_grad_norm_cpu);
-  m.impl("clip_grad_norms_", &clip_grad_norms_cpu);
   m.impl("clip_grads_with_norm_", &clip_grads_with_norm_cpu);
   m.impl("clip_grad_value_", &clip_grad_value_cpu);
 }

@@ -205,23 +205,13 @@ Norms norms_of(const TensorList& list, const Blocks& blocks, double p, bool each
 
 namespace {
 
-void give_norms(const TotalNorm& call, StableIValue* stack) {
-  norms_of(call.tensors, Blocks(call.tensors.items), call.p, call.each).give(stack);
-}
-
 void total_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  give_norms(TotalNorm("total_norm", stack, Placed::kOnCpu, false), stack);
-}
-
-void total_norms_cpu(StableIValue* stack, uint64_t, uint64_t) {
-  give_norms(TotalNorm("total_norms", stack, Placed::kOnCpu, true), stack);
+  const TotalNorm call(stack, Placed::kOnCpu);
+  norms_of(call.tensors, Blocks(call.tensors.items), call.p, call.each).give(stack);
 }
 
 }  // namespace
 
-STE_OPS_CPU_IMPL(m) {
-  m.impl("total_norm", &total_norm_cpu);
-  m.impl("total_norms", &total_norms_cpu);
-}
+STE_OPS_CPU_IMPL(m) { m.impl("total_norm", &total_norm_cpu); }
 
 }  // namespace ste_ops

@@ -61,21 +61,14 @@ void clip_grads_with_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
   enqueue_rewrite(Launches(launch, call.grads.items), scale_by(call.norm, call.max_norm, call.nonfinite));
 }
 
-void clip_norm(const ClipGradNorm& call, StableIValue* stack) {
+void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  const ClipGradNorm call(stack, Placed::kAnywhere);
   const Norms norms(call.grads, call.each);
   const Launcher launch(norms.total);
   const Launches over(launch, call.grads.items);
   enqueue_norms(over, call.grads, call.p, norms);
   enqueue_rewrite(over, scale_by(norms.total, call.max_norm, call.nonfinite));
   norms.give(stack);
-}
-
-void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  clip_norm(ClipGradNorm("clip_grad_norm_", stack, Placed::kAnywhere, false), stack);
-}
-
-void clip_grad_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  clip_norm(ClipGradNorm("clip_grad_norms_", stack, Placed::kAnywhere, true), stack);
 }
 
 void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
@@ -88,7 +81,6 @@ void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
 
 STE_OPS_CUDA_IMPL(m) {
   m.impl("clip_grad_norm_", &clip_grad_norm_cuda);
-  m.impl("clip_grad_norms_", &clip_grad_norms_cuda);
   m.impl("clip_grads_with_norm_", &clip_grads_with_norm_cuda);
   m.impl("clip_grad_value_", &clip_grad_value_cuda);
 }

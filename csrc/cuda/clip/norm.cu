@@ -268,26 +268,16 @@ void enqueue_norms(const Launches& over, const TensorList& list, double p, const
 
 namespace {
 
-void give_norms(const TotalNorm& call, StableIValue* stack) {
+void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
+  const TotalNorm call(stack, Placed::kAnywhere);
   const Norms norms(call.tensors, call.each);
   const Launcher launch(norms.total);
   enqueue_norms(Launches(launch, call.tensors.items), call.tensors, call.p, norms);
   norms.give(stack);
 }
 
-void total_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  give_norms(TotalNorm("total_norm", stack, Placed::kAnywhere, false), stack);
-}
-
-void total_norms_cuda(StableIValue* stack, uint64_t, uint64_t) {
-  give_norms(TotalNorm("total_norms", stack, Placed::kAnywhere, true), stack);
-}
-
 }  // namespace
 
-STE_OPS_CUDA_IMPL(m) {
-  m.impl("total_norm", &total_norm_cuda);
-  m.impl("total_norms", &total_norms_cuda);
-}
+STE_OPS_CUDA_IMPL(m) { m.impl("total_norm", &total_norm_cuda); }
 
 }  // namespace ste_ops

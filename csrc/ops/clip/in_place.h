@@ -12,20 +12,19 @@ inline NonFinite checked_nonfinite(const char* op, int64_t value) {
   return NonFinite(value);
 }
 
-// clip_grad_norm_(grads, max_norm, norm_type, nonfinite), and clip_grad_norms_, which gives the norm of each tensor
-// too.
+// clip_grad_norm_(grads, max_norm, norm_type, nonfinite, each)
 struct ClipGradNorm {
   TensorList grads;
   double max_norm, p;
   NonFinite nonfinite;
   bool each;
 
-  ClipGradNorm(const char* op, StableIValue* stack, Placed placed, bool each)
-      : grads(op, stack[0], Access::kWrite, placed),
+  ClipGradNorm(StableIValue* stack, Placed placed)
+      : grads("clip_grad_norm_", stack[0], Access::kWrite, placed),
         max_norm(to<double>(stack[1])),
-        p(checked_norm_type(op, to<double>(stack[2]))),
-        nonfinite(checked_nonfinite(op, to<int64_t>(stack[3]))),
-        each(each) {}
+        p(checked_norm_type("clip_grad_norm_", to<double>(stack[2]))),
+        nonfinite(checked_nonfinite("clip_grad_norm_", to<int64_t>(stack[3]))),
+        each(to<bool>(stack[4])) {}
 };
 
 // clip_grads_with_norm_(grads, total_norm, max_norm, nonfinite). The kernels read the norm where it is: one float32 or

@@ -23,28 +23,28 @@ constexpr bool may_leave_range(bool has_float64) {
 
 // The norm of all tensors of a list, and that of each where it was asked for; no element where it was not.
 struct Norms {
-  bool wants_each;
   Tensor total, each;
 
   Norms(const TensorList& list, bool wants_each)
-      : wants_each(wants_each),
-        total(empty_strided({}, {}, list.norm_type(), list.any())),
+      : total(empty_strided({}, {}, list.norm_type(), list.any())),
         each(empty_vector(wants_each ? int64_t(list.places.size()) : 0, list.norm_type(), total)) {}
 
   void give(StableIValue* stack) const {
     stack[0] = from(total);
-    if (wants_each) stack[1] = from(each);
+    stack[1] = from(each);
   }
 };
 
-// total_norm(tensors, norm_type), and total_norms, which gives the norm of each tensor too.
+// total_norm(tensors, norm_type, each)
 struct TotalNorm {
   TensorList tensors;
   double p;
   bool each;
 
-  TotalNorm(const char* op, StableIValue* stack, Placed placed, bool each)
-      : tensors(op, stack[0], Access::kRead, placed), p(checked_norm_type(op, to<double>(stack[1]))), each(each) {}
+  TotalNorm(StableIValue* stack, Placed placed)
+      : tensors("total_norm", stack[0], Access::kRead, placed),
+        p(checked_norm_type("total_norm", to<double>(stack[1]))),
+        each(to<bool>(stack[2])) {}
 };
 
 }  // namespace ste_ops

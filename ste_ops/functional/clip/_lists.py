@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ste_ops._checks import FLOATING
 from ste_ops._library import ops
-from ste_ops.clip import distributed
+from ste_ops.functional.clip import distributed
 
 Tensors = Tensor | Iterable[Tensor]
 _T = TypeVar("_T")

@@ -69,7 +69,7 @@ def _join(norms: Tensor, p: float) -> Tensor:
     if p == -math.inf:
         least = torch.where(norms < 0, math.inf, norms).amin()
         return torch.where((norms < 0).all(), _ABSENT, least)
-    return ops.total_norm([norms], 1.0 if p == 0 else p)
+    return ops.total_norm([norms], 1.0 if p == 0 else p)[0]
 
 
 def _join_over(group: Any, norm: Tensor, p: float) -> Tensor:

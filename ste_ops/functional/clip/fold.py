@@ -18,8 +18,8 @@ from torch.amp.grad_scaler import OptState
 
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._library import ops
-from ste_ops.functional.clip._lists import gradients_of
-from ste_ops.functional.clip.total_norm import norm_of, norm_of_ranks, spans_ranks
+from ste_ops.functional.clip._lists import gradients_of, in_one_call
+from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -134,12 +134,13 @@ def _checked_optimizer(optimizer: Any) -> Optimizer:
 def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None) -> Tensor:
     if spans_ranks(parameters, grads, process_group):
         return norm_of_ranks(_OPERATOR, parameters, grads, p, process_group)
-    try:
-        return ops.total_norm(grads, p)
-    except (RuntimeError, TypeError):
+
+    def in_parts() -> tuple[Tensor, Tensor]:
         if any(grad.is_sparse for grad in grads):
-            raise TypeError(f"{_OPERATOR}: gradients must be strided: fused optimizers take no sparse ones") from None
-        return norm_of(_OPERATOR, grads, p)
+            raise TypeError(f"{_OPERATOR}: gradients must be strided: fused optimizers take no sparse ones")
+        return norms_of(_OPERATOR, grads, p, each=False)
+
+    return in_one_call(_OPERATOR, ops.total_norm, grads, p, in_parts=in_parts)[0]
 
 
 def _loss_scale(scaler: GradScaler | None, optimizer: Optimizer, device: torch.device) -> Tensor | None:

@@ -12,10 +12,9 @@ from torch import Tensor
 from ste_ops._checks import NonFinite, checked_nonfinite, checked_norm_type, checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip import _direct
-from ste_ops.functional.clip._lists import Tensors, gradients_of, listed, written
+from ste_ops.functional.clip._lists import Tensors, gradients_of, in_one_call, listed, written
 from ste_ops.functional.clip.result import ClipResult
 from ste_ops.functional.clip.total_norm import (
-    norm_of,
     norm_of_ranks,
     norms_of,
     refuse_norms_of_ranks,
@@ -37,7 +36,6 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     nonfinite: NonFinite = "propagate",
-    return_norms: Literal[False] = False,
     return_result: Literal[False] = False,
     process_group: ProcessGroup | None = None,
 ) -> Tensor: ...
@@ -52,21 +50,6 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     nonfinite: NonFinite = "propagate",
-    return_norms: Literal[True],
-    return_result: Literal[False] = False,
-) -> tuple[Tensor, Tensor]: ...
-
-
-@overload
-def clip_grad_norm_(
-    parameters: Tensors,
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
-    foreach: bool | None = None,
-    *,
-    nonfinite: NonFinite = "propagate",
-    return_norms: bool = False,
     return_result: Literal[True],
 ) -> ClipResult: ...
 
@@ -79,10 +62,9 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     nonfinite: NonFinite = "propagate",
-    return_norms: bool = False,
     return_result: bool = False,
     process_group: ProcessGroup | None = None,
-) -> Tensor | tuple[Tensor, Tensor] | ClipResult:
+) -> Tensor | ClipResult:
     """Clips the gradients' norm, taken over all of them together, in place, as `torch.nn.utils.clip_grad_norm_`.
 
     `get_total_norm` followed by `clip_grads_with_norm_`, in one native call: a step that needs no clipping reads each
@@ -101,14 +83,12 @@ def clip_grad_norm_(
             the coefficient as torch does: a NaN norm makes every gradient NaN. ``"skip"`` leaves every gradient as it
             is: for a step that is skipped anyway (``GradScaler``, ``found_inf``), with the evidence kept. ``"zero"``
             makes every gradient 0, those that were finite too: for a loop that steps without looking.
-        return_norms: give the norm of each gradient too, from the same pass; on one machine.
-        return_result: give a `ClipResult` (which has the norms); on one machine.
+        return_result: give a `ClipResult`, which has the norm of each gradient too, from the same pass; on one machine.
         process_group: as in `get_total_norm`. Each rank scales its own parts.
 
     Returns:
-        The norm before clipping, as `get_total_norm` gives it. With ``return_norms`` ``(total_norm, norms)``, norms 1-D
-        with one entry for each parameter that has a gradient, in their order. With ``return_result`` a `ClipResult`:
-        these two, whether it clipped, and which gradient was the first that is not finite.
+        The norm before clipping, as `get_total_norm` gives it. With ``return_result`` a `ClipResult`: this norm, that
+        of each gradient, whether it clipped, and which gradient was the first that is not finite.
 
     Raises:
         As `get_total_norm` and `clip_grads_with_norm_`. ValueError for another ``nonfinite``, or one beside
@@ -131,16 +111,15 @@ def clip_grad_norm_(
     max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
     p = checked_norm_type("clip_grad_norm_", norm_type)
     mode = checked_nonfinite(nonfinite, error_if_nonfinite)
-    with_norms = return_norms or return_result
     given, parameters = parameters, listed(parameters)
-    if not (with_norms or error_if_nonfinite or process_group is not None):
+    if not (return_result or error_if_nonfinite or process_group is not None):
         known = _direct.clip_grad_norm(parameters, max_norm, p, mode)
         if known is not None:
             return known
     grads = gradients_of("clip_grad_norm_", parameters)
     over_ranks = spans_ranks(parameters, grads, process_group)
-    refuse_norms_of_ranks("clip_grad_norm_", with_norms and over_ranks)
-    norms = None
+    refuse_norms_of_ranks("clip_grad_norm_", return_result and over_ranks)
+    norms = torch.zeros(0)
     if over_ranks:
         with torch.no_grad():
             total_norm = norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
@@ -152,39 +131,29 @@ def clip_grad_norm_(
         if isinstance(given, types.GeneratorType) and not parameters:
             message = "`parameters` is an empty generator, no gradient clipping will occur."
             warnings.warn(message, stacklevel=2)
-        total_norm, norms = torch.tensor(0.0), torch.zeros(0)
+        total_norm = torch.tensor(0.0)
     else:
         with torch.no_grad():
-            total_norm, norms = _clip_grad_norm(grads, max_norm, p, error_if_nonfinite, mode, with_norms)
-    if not with_norms:
-        return total_norm
-    assert norms is not None
+            total_norm, norms = _clip_grad_norm(grads, max_norm, p, error_if_nonfinite, mode, return_result)
     if not return_result:
-        return total_norm, norms
+        return total_norm
     positions = tuple(i for i, parameter in enumerate(parameters) if parameter.grad is not None)
     return ClipResult(total_norm, norms, max_norm, positions)
 
 
 def _clip_grad_norm(
-    grads: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, nonfinite: int, with_norms: bool
-) -> tuple[Tensor, Tensor | None]:
-    norms = None
-    if not error_if_nonfinite:
-        try:
-            if with_norms:
-                total_norm, norms = ops.clip_grad_norms_(grads, max_norm, p, nonfinite)
-            else:
-                total_norm = ops.clip_grad_norm_(grads, max_norm, p, nonfinite)
-        except RuntimeError:
-            pass  # a list that needs more than one call, or has something in it to explain
-        else:
-            written(grads)
-            return total_norm, norms
-    if with_norms:
-        total_norm, norms = norms_of("clip_grad_norm_", grads, p)
-    else:
-        total_norm = norm_of("clip_grad_norm_", grads, p)
-    if error_if_nonfinite:
-        require_finite(total_norm, p)
-    scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, nonfinite)
-    return total_norm, norms
+    grads: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, nonfinite: int, each: bool
+) -> tuple[Tensor, Tensor]:
+    def at_once(grads: list[Tensor]) -> tuple[Tensor, Tensor]:
+        norms = ops.clip_grad_norm_(grads, max_norm, p, nonfinite, each)
+        written(grads)
+        return norms
+
+    def in_parts() -> tuple[Tensor, Tensor]:
+        total_norm, norms = norms_of("clip_grad_norm_", grads, p, each=each)
+        if error_if_nonfinite:
+            require_finite(total_norm, p)
+        scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, nonfinite)
+        return total_norm, norms
+
+    return in_parts() if error_if_nonfinite else in_one_call("clip_grad_norm_", at_once, grads, in_parts=in_parts)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ste_ops._checks import checked_norm_type
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, coalesced
+from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -89,7 +89,7 @@ def get_total_norm(
         return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
     with torch.no_grad():
         if return_norms:
-            total_norm, norms = norms_of("get_total_norm", grads, p)
+            total_norm, norms = norms_of("get_total_norm", grads, p, each=True)
         elif process_group is not None:
             total_norm = norm_of_ranks("get_total_norm", grads, grads, p, process_group)
         else:
@@ -100,37 +100,36 @@ def get_total_norm(
 
 
 def norm_of(operator: str, grads: list[Tensor], p: float) -> Tensor:
-    try:
-        return ops.total_norm(grads, p)
-    except (RuntimeError, TypeError):
-        groups = _lists.by_device(operator, grads)
-        if distributed.has_dtensor(grads):
-            return norm_of_ranks(operator, grads, grads, p, None)
-        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
-            raise
-    norms = [ops.total_norm(coalesced(group), p).to(grads[0].device) for group in groups]
-    # A norm of norms is the norm of all, except that counts add up.
-    return ops.total_norm(norms, 1.0 if p == 0 else p)
+    return norms_of(operator, grads, p, each=False)[0]
 
 
-def norms_of(operator: str, grads: list[Tensor], p: float) -> tuple[Tensor, Tensor]:
-    """The norm of all, and of each in the order of the list."""
-    try:
-        return ops.total_norms(grads, p)
-    except (RuntimeError, TypeError):
-        groups = _lists.by_device(operator, grads)
-        refuse_norms_of_ranks(operator, distributed.has_dtensor(grads))
-        if len(groups) == 1 and not any(grad.is_sparse for grad in grads):
-            raise
+def norms_of(operator: str, grads: list[Tensor], p: float, *, each: bool) -> tuple[Tensor, Tensor]:
+    """The norm of all, and of each in the order of the list where it is asked for."""
+
+    def in_parts() -> tuple[Tensor, Tensor]:
+        return _norms_in_parts(operator, grads, p, each)
+
+    return in_one_call(operator, ops.total_norm, grads, p, each, in_parts=in_parts)
+
+
+def _norms_in_parts(operator: str, grads: list[Tensor], p: float, each: bool) -> tuple[Tensor, Tensor]:
+    if distributed.has_dtensor(grads):
+        refuse_norms_of_ranks(operator, each)
+        total_norm = norm_of_ranks(operator, grads, grads, p, None)
+        return total_norm, total_norm.new_empty(0)
     totals: list[Tensor] = []
     norm_of_grad: dict[Tensor, Tensor] = {}
-    for group in groups:
+    for group in _lists.by_device(operator, grads):
         distinct = list(dict.fromkeys(group))
-        total_norm, norms = ops.total_norms(coalesced(distinct), p)
+        total_norm, norms = ops.total_norm(coalesced(distinct), p, each)
         totals.append(total_norm.to(grads[0].device))
-        norm_of_grad |= zip(distinct, norms.to(grads[0].device).unbind(), strict=True)
-    total_norm = ops.total_norm(totals, 1.0 if p == 0 else p)
-    return total_norm, torch.stack([norm_of_grad[grad].to(total_norm.dtype) for grad in grads])
+        if each:
+            norm_of_grad |= zip(distinct, norms.to(grads[0].device).unbind(), strict=True)
+    # A norm of norms is the norm of all, except that counts add up.
+    total_norm, norms = ops.total_norm(totals, 1.0 if p == 0 else p)
+    if each:
+        norms = torch.stack([norm_of_grad[grad].to(total_norm.dtype) for grad in grads])
+    return total_norm, norms
 
 
 def spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
@@ -150,7 +149,7 @@ def norm_of_ranks(
 def refuse_norms_of_ranks(operator: str, refuse: bool) -> None:
     if refuse:
         raise ValueError(
-            f"{operator}: the norm of each gradient (return_norms, return_result) are taken on one machine, got "
+            f"{operator}: the norm of each gradient (return_norms, return_result) is taken on one machine, got "
             "DTensors or a process_group; only the total is taken over ranks"
         )
 
