@@ -47,6 +47,20 @@ def check_number(operator: str, name: str, value: float) -> None:
         raise ValueError(f"{operator}: {name} must not be NaN")
 
 
+def checked_finite(operator: str, name: str, value: float, zero: bool = False) -> float:
+    """A finite number above 0, or from 0 on if `zero`; found by comparisons, which torch.compile takes of a number."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value >= 0 if zero else value > 0) or not value < math.inf:
+        raise ValueError(f"{operator}: {name} must be a finite number {'>=' if zero else '>'} 0, got {value!r}")
+    return float(value)
+
+
+def checked_integer(operator: str, name: str, value: int, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{operator}: {name} must be an integer >= {least}, got {value!r}")
+    return value
+
+
 def check_range(operator: str, quant_min: int, quant_max: int) -> None:
     check_int(operator, "quant_min", quant_min)
     check_int(operator, "quant_max", quant_max)

@@ -9,12 +9,16 @@ MASK32 = 2**32 - 1
 MASK64 = 2**64 - 1
 
 
+def check_generator(operator: str, generator: object) -> None:
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {type(generator).__name__}")
+
+
 def draw_seed(operator: str, device: torch.device, generator: Generator | None) -> Tensor:
     """A seed drawn on `device`, so that neither the host nor a CUDA graph waits for it."""
+    check_generator(operator, generator)
     if generator is None:
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
-    if not isinstance(generator, Generator):
-        raise TypeError(f"{operator}: generator must be a torch.Generator or None, got {type(generator).__name__}")
     if generator.device.type != device.type:
         raise RuntimeError(
             f"{operator}: generator must be on the device of the draws, {device}, got one on {generator.device}"

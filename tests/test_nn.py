@@ -104,7 +104,7 @@ def test_a_module_keeps_dtype_and_survives_copies(name):
         (lambda: Heaviside(1.0), "Heaviside: surrogate"),
         (lambda: Ternary(threshold=-0.1), "Ternary: threshold must be a finite number >= 0, got -0.1"),
         (lambda: Ternary(threshold=float("nan")), "Ternary: threshold"),
-        (lambda: StochasticRound(7), "StochasticRound: generator must be a torch.Generator, got int"),
+        (lambda: StochasticRound(7), "StochasticRound: generator must be a torch.Generator or None, got int"),
         (lambda: PACT(bits=0), "PACT: bits must be an integer >= 1, got 0"),
         (lambda: PACT(bits=2, alpha=0.0), "PACT: alpha must be a finite number > 0, got 0.0"),
         (lambda: DoReFaActivation(2.0), "DoReFaActivation: bits"),

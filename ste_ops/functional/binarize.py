@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ste_ops._checks import check_tensor
+from ste_ops._checks import check_tensor, checked_finite
 from ste_ops.surrogate import Clip, Surrogate
+from ste_ops.surrogate.base import check_surrogate
 
 __all__ = ["heaviside", "sign", "ternary"]
 
@@ -16,8 +15,7 @@ _DEFAULT = Clip(1.0)
 
 def _check(operator: str, x: Tensor, surrogate: Surrogate) -> None:
     check_tensor(operator, "x", x)
-    if not isinstance(surrogate, Surrogate):
-        raise TypeError(f"{operator}: surrogate must be one of ste_ops.surrogate, got {surrogate!r}")
+    check_surrogate(operator, surrogate)
 
 
 def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
@@ -119,7 +117,4 @@ def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05)
         tensor([0., 1., 1.])
     """
     _check("ternary", x, surrogate)
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-    if not number or not 0 <= threshold < math.inf:
-        raise ValueError(f"ternary: threshold must be a finite number >= 0, got {threshold!r}")
-    return surrogate._binarize("ternary", x, threshold)
+    return surrogate._binarize("ternary", x, checked_finite("ternary", "threshold", threshold, zero=True))

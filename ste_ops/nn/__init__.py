@@ -4,21 +4,15 @@ A quantizer is any module or function from a tensor to a tensor of the same shap
 `ste_ops` (``weight_quantizer=ste_ops.sign``), or one of yours.
 """
 
+from ste_ops.nn.binarize import Heaviside, Sign, Ternary
 from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
-from ste_ops.nn.quantizers import (
-    PACT,
-    DoReFaActivation,
-    DoReFaWeight,
-    Heaviside,
-    Quantizer,
-    Sign,
-    StochasticRound,
-    Ternary,
-)
-from ste_ops.nn.scaled import SRSTE, BitNetActivation, BitNetWeight, MagnitudeAwareSign, XNORWeight
-from ste_ops.nn.uniform import LSQ, FakeQuantize
+from ste_ops.nn.quantizer import Quantizer
+from ste_ops.nn.rounding import StochasticRound
+from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
+from ste_ops.nn.sparse import SRSTE
+from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation, FakeQuantize
 
 __all__ = [
     "LSQ",

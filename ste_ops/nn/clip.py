@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ste_ops import functional
 from ste_ops._checks import checked_norm_type, checked_number
-from ste_ops.functional.clip.in_graph import clip_gradient_norm, clip_gradient_value
 
 
 def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -52,7 +52,7 @@ class ClipGradientValue(nn.Module):
         self.clip_value = checked_number("ClipGradientValue", "clip_value", clip_value)
 
     def forward(self, x: Any) -> Any:
-        return _map(lambda t: clip_gradient_value(t, self.clip_value), x)
+        return _map(lambda t: functional.clip_gradient_value(t, self.clip_value), x)
 
     def extra_repr(self) -> str:
         return f"{self.clip_value:g}"
@@ -93,7 +93,7 @@ class ClipGradientNorm(nn.Module):
         self.dim = dim if dim is None or isinstance(dim, int) else tuple(dim)
 
     def forward(self, x: Any) -> Any:
-        return _map(lambda t: clip_gradient_norm(t, self.max_norm, self.norm_type, self.dim), x)
+        return _map(lambda t: functional.clip_gradient_norm(t, self.max_norm, self.norm_type, self.dim), x)
 
     def extra_repr(self) -> str:
         return f"{self.max_norm:g}, norm_type={self.norm_type:g}, dim={self.dim}"

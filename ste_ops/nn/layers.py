@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ste_ops.nn.uniform import _Uniform
+from ste_ops.nn._first_tensor import UniformQuantizer
 
 Quantize = Callable[[Tensor], Tensor]
 """What a layer takes as a quantizer: a module, or a function such as `ste_ops.sign`."""
@@ -38,7 +38,7 @@ class QuantLayer(nn.Module):
         for key, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
             check_quantizer(name, key, quantizer)
             setattr(self, key, quantizer)
-        if isinstance(weight_quantizer, _Uniform):
+        if isinstance(weight_quantizer, UniformQuantizer):
             weight_quantizer._fit_channels(self.weight)
 
     @classmethod

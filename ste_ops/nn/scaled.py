@@ -1,11 +1,12 @@
-"""Quantizers of weights and tokens, which take nothing but their input."""
+"""Quantizers of weights and tokens whose scale is a statistic of the input."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ste_ops import functional
-from ste_ops.nn.quantizers import Quantizer, check_integer, check_number
+from ste_ops._checks import checked_integer
+from ste_ops.nn.quantizer import Quantizer
 
 
 class XNORWeight(Quantizer):
@@ -40,6 +41,31 @@ class MagnitudeAwareSign(Quantizer):
         return functional.magnitude_aware_sign(w)
 
 
+class DoReFaWeight(Quantizer):
+    """`ste_ops.dorefa_weight`: tanh(w) over its largest magnitude, in [-1, 1] in 2^bits - 1 steps; 1 bit: scaled signs.
+
+    Args:
+        bits: an integer >= 1.
+
+    Source: DoReFa-Net (Zhou et al., arXiv:1606.06160, eq. 7 to 9).
+
+    Example:
+        >>> import torch, ste_ops
+        >>> ste_ops.nn.DoReFaWeight(bits=1)(torch.tensor([-1.0, 0.5, 3.0]))
+        tensor([-1.5000,  1.5000,  1.5000])
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = checked_integer("DoReFaWeight", "bits", bits, 1)
+
+    def forward(self, w: Tensor) -> Tensor:
+        return functional.dorefa_weight(w, self.bits)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
 class BitNetWeight(Quantizer):
     """`ste_ops.bitnet_weight`: -1, 0 or 1 times mean(abs(w)) over all of w; the gradient passes.
 
@@ -72,39 +98,10 @@ class BitNetActivation(Quantizer):
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
-        self.bits = check_integer("BitNetActivation", "bits", bits, 2)
+        self.bits = checked_integer("BitNetActivation", "bits", bits, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.bitnet_activation(x, self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
-
-
-class SRSTE(Quantizer):
-    """`ste_ops.sr_ste`: the n largest of every m weights along dim 1, the others 0; those decay in the backward.
-
-    Args:
-        n: how many of a group are kept, an integer >= 1.
-        m: the size of a group, an integer >= n; it divides the size of dim 1.
-        decay: the strength of the pull of the pruned weights to 0, a finite number >= 0; default 2e-4.
-
-    Source: SR-STE (Zhou et al., arXiv:2102.04010).
-
-    Example:
-        >>> import torch, ste_ops
-        >>> ste_ops.nn.SRSTE(1, 2)(torch.tensor([[-1.0, 3.0, 0.5, 0.1]]))
-        tensor([[0.0000, 3.0000, 0.5000, 0.0000]])
-    """
-
-    def __init__(self, n: int = 2, m: int = 4, decay: float = 2e-4) -> None:
-        super().__init__()
-        self.n = check_integer("SRSTE", "n", n, 1)
-        self.m = check_integer("SRSTE", "m", m, self.n)
-        self.decay = check_number("SRSTE", "decay", decay, zero=True)
-
-    def forward(self, w: Tensor) -> Tensor:
-        return functional.sr_ste(w, self.n, self.m, self.decay)
-
-    def extra_repr(self) -> str:
-        return f"n={self.n}, m={self.m}, decay={self.decay}"

@@ -99,6 +99,11 @@ class Surrogate:
         return []
 
 
+def check_surrogate(operator: str, surrogate: object) -> None:
+    if not isinstance(surrogate, Surrogate):
+        raise TypeError(f"{operator}: surrogate must be one of ste_ops.surrogate, got {surrogate!r}")
+
+
 def _as_tensor(a: float | Tensor, b: float | Tensor, device: torch.device) -> Tensor:
     """The parameters of a curve as a tensor.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from ste_ops._checks import check_tensor
+from ste_ops._checks import check_tensor, checked_finite
 from ste_ops._functions.quantize import sparse as _functions
 
 
@@ -58,6 +56,4 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
     size = w.shape[dim] if w.dim() else 1
     if size % m:
         raise ValueError(f"sr_ste: m must divide the size of dim {dim}, which is {size}, got {m}")
-    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
-        raise ValueError(f"sr_ste: decay must be a finite number >= 0, got {decay!r}")
-    return _functions.SRSTE.apply(w, n, m, float(decay))
+    return _functions.SRSTE.apply(w, n, m, checked_finite("sr_ste", "decay", decay, zero=True))
