@@ -13,8 +13,8 @@ import ste_ops
 from ste_ops import reference
 from ste_ops._library import ops
 from ste_ops.functional.sampling.inverse_cdf import few
-from ste_ops.reference.sampling.alias import masses
 from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
+from ste_ops.reference.sampling.weights import masses
 
 
 def weights(n: int, dtype: torch.dtype) -> Tensor:

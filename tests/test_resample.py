@@ -14,7 +14,7 @@ from torch import Tensor
 import ste_ops
 from ste_ops import reference
 from ste_ops._library import ops
-from ste_ops.reference.sampling.alias import masses
+from ste_ops.reference.sampling.weights import masses
 
 NAMES = ["systematic_resample", "stratified_resample", "residual_resample"]
 FLOATING = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -1,4 +1,4 @@
-"""Reference of the straight-through steps."""
+"""References of the binarizers, with the surrogate's derivative as gradient."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops.reference._arithmetic import widen
 from ste_ops.surrogate import Clip, Surrogate
 
 __all__ = ["heaviside", "sign", "ternary"]
@@ -14,7 +15,7 @@ __all__ = ["heaviside", "sign", "ternary"]
 _DEFAULT = Clip(1.0)
 
 
-class _Step(torch.autograd.Function):
+class _Binarizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, out: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(x)
@@ -24,8 +25,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        wide = x if x.dtype.itemsize >= 4 else x.float()
-        derivative = ctx.surrogate.derivative(wide)
+        derivative = ctx.surrogate.derivative(widen(x))
         # Where the derivative is 0 the gradient is exactly 0, also for an incoming NaN or infinity.
         gradient = torch.where(derivative == 0, torch.zeros_like(derivative), grad * derivative)
         return gradient.to(x.dtype), None, None
@@ -33,16 +33,16 @@ class _Step(torch.autograd.Function):
 
 def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """1 where x > 0 and 0 elsewhere, at both zeros and at NaN too; backward as `surrogate` says."""
-    return _Step.apply(x, (x > 0).to(x.dtype), surrogate)
+    return _Binarizer.apply(x, (x > 0).to(x.dtype), surrogate)
 
 
 def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """+1 where x >= 0, at both zeros too, and -1 elsewhere, at NaN too; backward as `surrogate` says."""
-    return _Step.apply(x, torch.where(x >= 0, 1.0, -1.0).to(x.dtype), surrogate)
+    return _Binarizer.apply(x, torch.where(x >= 0, 1.0, -1.0).to(x.dtype), surrogate)
 
 
 def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05) -> Tensor:
     """+1 where x > threshold, -1 where x < -threshold, 0 between and NaN at NaN; backward as `surrogate` says."""
-    wide = x.detach() if x.dtype.itemsize >= 4 else x.detach().float()
+    wide = widen(x.detach())
     level = (wide > threshold).to(x.dtype) - (wide < -threshold).to(x.dtype)
-    return _Step.apply(x, torch.where(wide.isnan(), x.detach(), level), surrogate)
+    return _Binarizer.apply(x, torch.where(wide.isnan(), x.detach(), level), surrogate)

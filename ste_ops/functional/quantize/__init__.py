@@ -12,7 +12,7 @@ from ste_ops.functional.quantize.scaled import (
 from ste_ops.functional.quantize.sparse import sr_ste
 from ste_ops.functional.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
 
-# `round` is left out: a star import must not hide Python\'s own.
+# `round` is left out: a star import must not hide Python's own.
 __all__ = [
     "bitnet_activation",
     "bitnet_weight",

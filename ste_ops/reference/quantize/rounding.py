@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._random import MASK64, draw_seed, random_bits
-from ste_ops.reference.quantize._common import through, widen
-from ste_ops.reference.sampling.weights import round_scaled
+from ste_ops.reference._arithmetic import round_scaled, widen
+from ste_ops.reference.quantize._through import through
 
 
 def round(x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ste_ops.reference.quantize._common import through, widen
+from ste_ops.reference._arithmetic import widen
+from ste_ops.reference.quantize._through import through
 
 
 def _sign(x: Tensor) -> Tensor:

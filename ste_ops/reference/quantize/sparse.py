@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops.reference.quantize._common import widen
+from ste_ops.reference._arithmetic import widen
 
 
 def kept(w: Tensor, n: int, m: int) -> Tensor:

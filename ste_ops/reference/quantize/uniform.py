@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops.reference.quantize._common import along, through, widen
+from ste_ops.reference._arithmetic import widen
+from ste_ops.reference.quantize._through import through
+
+
+def _along(value: Tensor | float, x: Tensor, axis: int | None) -> Tensor:
+    """A number, a tensor of one element or one of x.shape[axis] elements, in x's dtype, shaped to broadcast with x."""
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device).detach()
+    if axis is None or value.numel() == 1:
+        return value.reshape(())
+    shape = [1] * x.dim()
+    shape[axis] = x.shape[axis]
+    return value.reshape(shape)
 
 
 def _quantize(x: Tensor, s: Tensor, z: Tensor | float, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +39,7 @@ def fake_quantize(
 ) -> Tensor:
     """(clamp(round(x / scale) + zero_point) - zero_point) * scale; passes where the unclamped integer is in range."""
     wide = widen(x.detach())
-    _, q, out = _quantize(wide, along(scale, wide, axis), along(zero_point, wide, axis), quant_min, quant_max)
+    _, q, out = _quantize(wide, _along(scale, wide, axis), _along(zero_point, wide, axis), quant_min, quant_max)
     return through(out, x, (q >= quant_min) & (q <= quant_max))
 
 
@@ -38,7 +49,7 @@ class _LSQ(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, axis: int | None, grad_scale: float
     ) -> Tensor:
         wide = widen(x)
-        v, q, out = _quantize(wide, along(scale, wide, axis), 0.0, quant_min, quant_max)
+        v, q, out = _quantize(wide, _along(scale, wide, axis), 0.0, quant_min, quant_max)
         ctx.passes = (q >= quant_min) & (q <= quant_max)
         # What a larger step would change: the bound, or the rounding error. NaN at NaN.
         ctx.slope = torch.where(q < quant_min, quant_min, torch.where(q > quant_max, quant_max, q - v))
@@ -79,7 +90,7 @@ class _PACT(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         wide = widen(x)
-        a = along(alpha, wide, None)
+        a = _along(alpha, wide, None)
         n = torch.full_like(a, 2**bits - 1)  # a division of tensors is rounded once on every device
         ctx.passes, ctx.above, ctx.alpha = (wide >= 0) & (wide < a), wide >= a, alpha
         return (torch.round(torch.clamp(wide, min=0.0).minimum(a) * (n / a)) * (a / n)).to(x.dtype)

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
 from ste_ops._random import MASK64, draw_seed, random_bits
-from ste_ops.reference.sampling.weights import check_weights, round_scaled
-
-
-def masses(weights: list[float]) -> list[int]:
-    """Weights as integers: times a power of two, half to even, at least 1 if positive (csrc/core/sampling/mass.h)."""
-    n = len(weights)
-    largest = max(weights)
-    if largest == 0:
-        return [0] * n
-    # 2**(binary_exponent - 1) <= largest < 2**binary_exponent
-    binary_exponent = math.frexp(largest)[1]
-    coarse_exponent = 62 - (n - 1).bit_length() - binary_exponent
-    coarse_total = sum(round_scaled(w, coarse_exponent) for w in weights)
-    exponent = coarse_exponent + 61 - (coarse_total + n).bit_length()
-    return [max(round_scaled(w, exponent), int(w > 0)) for w in weights]
+from ste_ops.reference.sampling.weights import checked_rows, masses
 
 
 def padded_masses(weights: list[float]) -> tuple[list[int], int]:
@@ -70,14 +54,9 @@ class AliasTable:
     """`ste_ops.AliasTable` on Python lists."""
 
     def __init__(self, weights: Tensor, *, _operator: str = "AliasTable", _error: type[Exception] = ValueError) -> None:
-        if weights.dim() not in (1, 2):
-            raise _error(f"{_operator}: weights must be 1-D or 2-D, got shape {tuple(weights.shape)}")
-        if weights.shape[-1] == 0:
-            raise _error(f"{_operator}: weights must not be empty, got shape {tuple(weights.shape)}")
         self.shape, self.device = weights.shape, weights.device
         self._rows: list[tuple[list[int], list[int], list[int], int]] = []
-        for r, row in enumerate(weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()):
-            check_weights(row, "{}" if weights.dim() == 1 else f"({r}, {{}})", _operator, _error)
+        for row in checked_rows(weights, _operator, _error):
             mass, capacity = padded_masses(row)
             self._rows.append((mass, *alias_columns(mass, capacity), capacity))
 

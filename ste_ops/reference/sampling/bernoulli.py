@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._random import MASK64, draw_seed, random_bits
-from ste_ops.reference.sampling.weights import round_scaled
+from ste_ops.reference._arithmetic import round_scaled
 
 
 class _Bernoulli(torch.autograd.Function):

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ste_ops._random import MASK64, random_bits
-from ste_ops.reference.sampling.alias import masses
-from ste_ops.reference.sampling.weights import check_weights
+from ste_ops.reference.sampling.weights import checked_rows, masses
 
 
 def inverse_cdf_sample(weights: Tensor, seed: int | Tensor, num_samples: int) -> Tensor:
     """Draws from each row of weights: the masses are laid end to end, and 128 random bits choose a unit of them."""
     draws = []
-    for row, values in enumerate(weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()):
-        check_weights(values, "{}" if weights.dim() == 1 else f"({row}, {{}})", "multinomial", RuntimeError)
+    for row, values in enumerate(checked_rows(weights, "multinomial", RuntimeError)):
         ends = list(accumulate(masses(values)))
         for index in range(num_samples):
             draws.append(bisect_right(ends, uniform_below(*random_bits(int(seed) & MASK64, row, index), ends[-1])))

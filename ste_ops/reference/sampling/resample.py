@@ -10,8 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._random import MASK64, draw_seed, random_bits
-from ste_ops.reference.sampling.alias import masses
-from ste_ops.reference.sampling.weights import check_weights
+from ste_ops.reference.sampling.weights import checked_rows, masses
 
 
 def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generator | None = None) -> Tensor:
@@ -63,12 +62,9 @@ def _rows(
     generator: Generator | None,
     ancestors: Callable[[list[int], int, int], list[int]],
 ) -> Tensor:
-    if weights.dim() not in (1, 2) or weights.shape[-1] == 0:
-        raise ValueError(f"{operator}: weights must be 1-D or 2-D and not empty, got shape {tuple(weights.shape)}")
     if num_samples < 1:
         raise ValueError(f"{operator}: num_samples must be >= 1, got {num_samples}")
-    seed, drawn = int(draw_seed(operator, weights.device, generator)) & MASK64, []
-    for row, w in enumerate(weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()):
-        check_weights(w, "{}" if weights.dim() == 1 else f"({row}, {{}})", operator, ValueError)
-        drawn.append(ancestors(masses(w), seed, row))
+    rows = checked_rows(weights, operator, ValueError)
+    seed = int(draw_seed(operator, weights.device, generator)) & MASK64
+    drawn = [ancestors(masses(w), seed, row) for row, w in enumerate(rows)]
     return torch.tensor(drawn, dtype=torch.int64, device=weights.device).reshape(*weights.shape[:-1], num_samples)

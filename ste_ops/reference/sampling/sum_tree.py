@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._random import MASK64, draw_seed, random_bits
-from ste_ops.reference.sampling.weights import check_weights
+from ste_ops.reference.sampling.weights import check_row
 
 FANOUT = 16
 
@@ -52,7 +52,7 @@ class SumTree:
 
     def _build(self) -> None:
         rows = self._weights.to(torch.float64).tolist()
-        check_weights([*rows, 1.0], "{}", "SumTree", ValueError)
+        check_row([*rows, 1.0], "{}", "SumTree", ValueError)
         values = [Fraction(w) for w in rows]
         self._levels: list[list[list[int]]] = []  # from the leaves to the root: the masses of each node's children
         while not self._levels or len(values) > 1:
@@ -83,7 +83,7 @@ class SumTree:
         for position, (i, w) in enumerate(zip(index.reshape(-1).tolist(), values.reshape(-1).tolist(), strict=True)):
             if not 0 <= i < len(self):
                 raise IndexError(f"SumTree.update: indices must be in [0, {len(self)}), got {i} at position {position}")
-            check_weights([w, 1.0], str(position), "SumTree.update", ValueError)
+            check_row([w, 1.0], str(position), "SumTree.update", ValueError)
         for i, w in zip(index.reshape(-1).tolist(), values.reshape(-1), strict=True):
             self._weights[i] = w
         self._build()
