@@ -1,4 +1,4 @@
-"""What lets a sampler resume: an iterator that knows how far it has come, and the few numbers that say so."""
+"""Samplers that resume: their iterator, which knows how far it has come, and the few numbers that say so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ste_ops.data._stream import Stream
 
 T = TypeVar("T")
 Origin = dict[str, Any]
-"""What names the stream of an epoch: a seed, None until it is drawn, and what else the sampler makes one from."""
+"""The name of an epoch's stream: a seed, None until it is drawn, and what else the sampler makes one from."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Cursor(Generic[T]):
         self.restart(origin, plan)
 
     def restart(self, origin: Origin, plan: Plan[T]) -> None:
-        # Of a chunk that is half handed out, what is left must not follow.
+        # The rest of a chunk that is half handed out must not follow.
         for _ in self._active:
             pass
         self._origin, self.plan, self._drawn = origin, plan, 0
@@ -148,7 +148,7 @@ class ResumableSampler(Sampler[T]):
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        """What a state must agree in; found once, as it takes a pass over the weights."""
+        """A state must agree in these; they are found once, as it takes a pass over the weights."""
         return {"sampler": self._kind, **self._describe()}
 
     def _coming(self) -> Origin:

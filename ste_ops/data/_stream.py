@@ -14,7 +14,7 @@ from ste_ops._random import MASK64, random_bits
 from ste_ops.functional.sampling.alias import AliasTable
 
 Stream = Callable[[int, int, int], Tensor]
-"""`stream(start, count, stride)`: numbers start, start + stride, ... of it."""
+"""`stream(start, count, stride)` gives draws number start, start + stride, ... of it."""
 
 
 def endless(table: AliasTable, seed: int) -> Stream:

@@ -65,7 +65,7 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         chosen, least, more = self._shares()
         most = least + (more > 0)
         some = chosen if chosen < classes else 0
-        # For the choice of classes, for which of them have one sample more, and for the samples of each.
+        # They choose the classes, then those that have one sample more, then the samples of each.
         numbers = some + more + chosen * most
 
         def draw(stream: Stream, first: int, count: int) -> list[list[int]]:
@@ -112,7 +112,7 @@ def subsets(u: NDArray[np.float64], n: NDArray[np.int64], k: NDArray[np.int64]) 
         n, k: [rows].
     """
     rows, most = u.shape
-    # Element by element: numpy, as these are many steps over little, each of which torch would share out to threads.
+    # numpy, element by element: torch would share out each of these many small steps to threads.
     taken = np.full((most, rows), -1)
     once = k <= n
     for j in range(most):

@@ -1,4 +1,4 @@
-"""The weights that balance a labelled set."""
+"""Labels as class numbers, and the weights that balance them."""
 
 from __future__ import annotations
 

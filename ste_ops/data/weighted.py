@@ -8,20 +8,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ste_ops._checks import MOST
+from ste_ops._checks import MOST, as_weights, refuse_invalid
 from ste_ops.data._state import Origin, Plan, ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
 from ste_ops.functional.sampling.alias import AliasTable
 
 T = TypeVar("T")
 
-# Draws made at a time: what a call costs is spread over them, the first index does not wait for many, and they are too
-# few to share out to threads, which on a busy machine takes longer than to draw them.
+# So many draws are made at a time: a call's cost is spread over them, the first index does not wait for many, and they
+# are too few to share out to threads, which on a busy machine takes longer than to draw them.
 CHUNK = 16384
 
 
 def check_positive(name: str, value: Any) -> None:
-    """The messages of this and the next are torch's."""
+    """Refuses in the words of torch's samplers, as `check_bool` does."""
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ValueError(f"{name} should be a positive integer value, but got {name}={value}")
 
@@ -32,7 +32,7 @@ def check_bool(name: str, value: Any) -> None:
 
 
 class WeightedSampler(ResumableSampler[T]):
-    """What the weighted samplers share: the weights, checked, and an epoch's stream of draws from them."""
+    """Base of the weighted samplers: the checked weights, and an epoch's stream of draws from them."""
 
     weights: Tensor
     replacement: bool
@@ -79,18 +79,12 @@ class WeightedSampler(ResumableSampler[T]):
 
 
 def _count_positive(operator: str, weights: Tensor) -> int:
-    """Or the error that a table of the weights would raise."""
-    if len(weights) == 0:
-        raise ValueError(f"{operator}: weights must not be empty, got shape (0,)")
+    """The number of positive weights; raises what a table of the weights would."""
+    weights = as_weights(operator, weights, ValueError)
     valid = torch.isfinite(weights) & (weights >= 0)
-    if not bool(valid.all()):
-        index = int(valid.to(torch.uint8).argmin())
-        kind = "non-negative" if -float("inf") < weights[index] < 0 else "finite and non-negative"
-        raise ValueError(f"{operator}: weights must be {kind}, got {weights[index].item()} at index {index}")
-    positive = int(torch.count_nonzero(weights))
-    if positive == 0:
-        raise ValueError(f"{operator}: weights must have a positive sum, got only zeros")
-    return positive
+    state = torch.where(valid.all(), torch.count_nonzero(weights), -1 - valid.to(torch.uint8).argmin())
+    refuse_invalid(operator, weights, state, ValueError)
+    return int(state)
 
 
 class WeightedRandomSampler(WeightedSampler[int]):
