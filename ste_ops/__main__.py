@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import ste_ops
 from ste_ops import demo, gallery
+from ste_ops._names import show_public_names
 from ste_ops.testing import _suite
 
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.run(options)
 
+
+show_public_names(__name__)
 
 if __name__ == "__main__":
     main()

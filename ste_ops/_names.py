@@ -15,8 +15,8 @@ def public_names(module: ModuleType) -> list[str]:
     return sorted(name for name in defined if not name.startswith("_"))
 
 
-def show_public_names(package: str) -> None:
-    """Gives each loaded module of a package a `__dir__` of its public names, unless it has one."""
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == package and "__dir__" not in vars(module):
+def show_public_names(name: str) -> None:
+    """Gives a module, and each of its modules that is loaded, a `__dir__` of its public names, unless it has one."""
+    for loaded, module in list(sys.modules.items()):
+        if f"{loaded}.".startswith(f"{name}.") and "__dir__" not in vars(module):
             vars(module)["__dir__"] = lambda module=module: public_names(module)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import ste_ops
 from ste_ops import surrogate
+from ste_ops._names import show_public_names
 from ste_ops.surrogate.base import native_surrogates
 
 COLUMNS = 5
@@ -69,7 +70,7 @@ def _panel(
 
 
 def groups() -> Iterator[Group]:
-    yield Group("Steps, with the gradient of Clip(1), and draws", [*_steps()])
+    yield Group("Steps, with the gradient of Clip(1), and draws", [*_binarizers()])
     yield Group("Surrogates: what stands in for the gradient of a step (grey)", [*_surrogates()], low=-0.5, high=2.3)
     yield Group("Rounding: the gradient passes", [*_rounding()])
     yield Group(
@@ -79,7 +80,7 @@ def groups() -> Iterator[Group]:
     yield Group("Sparsity, and clipping of the gradient inside the graph", [*_graph()])
 
 
-def _steps() -> Iterator[Panel]:
+def _binarizers() -> Iterator[Panel]:
     yield _panel("heaviside(x)", lambda x: ste_ops.heaviside(x), forward=(1.12, 1.2), gradient=(-0.98, 1.2))
     yield _panel("sign(x)", lambda x: ste_ops.sign(x))
     yield _panel("ternary(x, threshold=0.5)", lambda x: ste_ops.ternary(x, threshold=0.5))
@@ -96,7 +97,7 @@ def _steps() -> Iterator[Panel]:
 
 
 def _drawn_panel(title: str, draw: Callable[[Tensor], Tensor]) -> Panel:
-    """Of the first of three logits, the others 0."""
+    """The first of three logits, the others being 0."""
     x, others = torch.linspace(-2, 2, 161, dtype=torch.float64), torch.zeros(161, 2, dtype=torch.float64)
     draws, gradient = _both(lambda x: draw(torch.cat([x[:, None], others], -1))[:, 0], x)
     words = [(-1.95, 0.45, "gradient"), (-1.95, -0.6, "draws of 0 and 1")]
@@ -251,3 +252,6 @@ def _run(options: argparse.Namespace) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     picture().savefig(options.out, dpi=140)
     print(f"gallery: {options.out}")
+
+
+show_public_names(__name__)

@@ -10,6 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from ste_ops._names import show_public_names
+
 PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 
 
@@ -52,3 +54,6 @@ def _check(options: argparse.Namespace) -> None:
             f"ste_ops demo: {', '.join(missing)} not installed; expected the packages of the extra 'demo'. "
             "To mend it: pip install 'ste_ops[demo]'"
         )
+
+
+show_public_names(__name__)

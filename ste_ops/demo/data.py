@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ste_ops._names import show_public_names
+
 RARE = (1, 3, 5, 7, 9)
 RATIO = 10
 CLASSES = 10
@@ -99,3 +101,6 @@ def describe(dataset: Digits) -> str:
         f"{dataset.name}: {len(dataset.train_labels)} images to train on, {rare} of them of the rare classes "
         f"{', '.join(map(str, RARE))}; {len(dataset.test_labels)} to test on"
     )
+
+
+show_public_names(__name__)

@@ -1,10 +1,11 @@
-"""What the demo prints and draws of its three runs."""
+"""The table and the curves of the demo's three runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
 
+from ste_ops._names import show_public_names
 from ste_ops.demo.data import RARE, Digits
 from ste_ops.demo.train import Run
 
@@ -65,3 +66,6 @@ def plot(runs: list[Run], out: Path) -> None:
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
+
+
+show_public_names(__name__)

@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 import ste_ops
+from ste_ops._names import show_public_names
 from ste_ops.demo.data import CLASSES, Digits, is_rare
 
 HIDDEN = 64
@@ -38,7 +39,7 @@ class ReferenceSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Operators:
-    """What differs between a native run and a run of the reference."""
+    """The operators of a run: native ones, or those of the reference."""
 
     name: str
     sign: Callable[[Tensor], Tensor]
@@ -131,7 +132,7 @@ class Run:
         return loss.detach()
 
     def epoch(self) -> Iterator[None]:
-        """Yields after every step."""
+        """Yields after every training step."""
         self.net.train()
         losses = []
         for images, labels in self.batches:
@@ -158,7 +159,7 @@ class Run:
         self.rare_accuracy.append(right[is_rare(labels)].double().mean().item())
 
     def saved_bytes(self) -> tuple[int, int]:
-        """What one step keeps for its backward: in all, and by the calls of `sign` among it."""
+        """The bytes that one training step keeps for its backward: in all, and by the calls of `sign` among it."""
         images, labels = (part.to(self.device) for part in next(iter(self.batches)))
         self.net.train()
         everything, of_sign = SavedBytes(self.net, images), SavedBytes(self.net, images)
@@ -233,3 +234,6 @@ def compare(dataset: Digits, epochs: int, seed: int, device: str) -> list[Run]:
                 for _ in run.epoch():
                     bar.update()
     return runs
+
+
+show_public_names(__name__)
