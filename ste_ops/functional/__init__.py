@@ -1,4 +1,4 @@
-"""What users call, family by family; every name here stands at the top of `ste_ops`."""
+"""The functions and classes that users call, family by family; every name here stands at the top of `ste_ops`."""
 
 from ste_ops.functional import binarize, clip, quantize, sampling
 from ste_ops.functional.binarize import *

@@ -1,4 +1,4 @@
-"""Straight-through steps: a step function forward, a surrogate derivative backward."""
+"""The binarizers: a step function forward, the derivative of a surrogate backward."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from ste_ops.nn._first_tensor import UniformQuantizer
 
 Quantize = Callable[[Tensor], Tensor]
-"""What a layer takes as a quantizer: a module, or a function such as `ste_ops.sign`."""
+"""A layer takes these as quantizers: a module, or a function such as `ste_ops.sign`."""
 
 _Layer = TypeVar("_Layer", bound="QuantLayer")
 
 
 class QuantLayer(nn.Module):
-    """What the four layers share: the quantizers, and how a float layer becomes a quantized one."""
+    """Base of the four layers: it holds the quantizers, and makes a quantized layer of a float one."""
 
     weight: Tensor
     weight_quantizer: Quantize | None

@@ -1,4 +1,4 @@
-"""What the quantizers share: their base class, and the least step."""
+"""The base class of the quantizers, and the least step that a learned scale is taken as."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Reference of gradient clipping.
 
 The norm is taken in float64 over all elements of the distinct tensors, and scaling is a product in float32 (float64 for
-float64). A tensor is another one where its memory, dtype, shape or strides are. float64 that leaves its own range in
-between is the one thing this reference does not care for: it scales nothing.
+float64). Tensors are distinct where their memory, dtype, shape or strides differ. Sums that leave the range of float64
+are not scaled back into it: there the native norm is the better one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The surrogates that a user names: what stands in for a step's derivative in the backward.
+"""The surrogates, which stand in for the derivative of a step in the backward.
 
 `Identity` saves nothing for the backward, the masks `Clip` and `Rect` one bit an element, the curves and `Custom` x
 itself, without a copy of it. A curve's own derivative comes in the second order; a third derivative with respect to x

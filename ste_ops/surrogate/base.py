@@ -1,4 +1,4 @@
-"""What a surrogate is: a frozen dataclass with a derivative in plain torch, beside the C++ struct of its name."""
+"""The base of the surrogates: frozen dataclasses with a derivative in plain torch, each beside a C++ struct."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Surrogate:
 
     @property
     def factor(self) -> float:
-        """What a mask multiplies the gradients that pass by."""
+        """A mask multiplies the gradients that pass by this."""
         return 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -130,13 +130,13 @@ def check_field(surrogate: Surrogate, field: str, least: float = 0.0) -> None:
 
 
 def exp_of_negative(x: Tensor) -> Tensor:
-    """exp of what is negative, and 0 where that would soon be a denormal number: the kernels have none here."""
+    """exp(x) for x <= 0, and 0 where that would soon be a denormal number, as in the kernels."""
     limit = -708.0 if x.dtype == torch.float64 else -87.0
     return torch.where(x < limit, torch.zeros_like(x), torch.exp(x.clamp(min=limit)))
 
 
 def logistic(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of u >= 0, which may be infinite: u capped where all below is 0, sigma(u) (1 - sigma(u)), and tanh(u / 2)."""
+    """u, capped where the next is 0 anyway, sigma(u) (1 - sigma(u)) and tanh(u / 2), for u >= 0, infinity included."""
     u = u.clamp(max=709.0 if u.dtype == torch.float64 else 88.0)
     e = exp_of_negative(-u)
     return u, e / (1 + e) ** 2, (1 - e) / (1 + e)

@@ -1,4 +1,4 @@
-"""The surrogates with two values: they save one bit an element for the backward, and `Identity` nothing."""
+"""The surrogates with at most two values: the masks save one bit an element for the backward, `Identity` nothing."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ torch.autograd.grad(fn(x), x, g, create_graph=True)[0], g)`` must pass, and its 
 ``gradgradcheck`` does both.
 """
 
+from ste_ops.testing._elementwise import SurrogateLike, check_ste
 from ste_ops.testing._gradients import check_gradients
 from ste_ops.testing._report import CHECKS, Report
-from ste_ops.testing._steps import SurrogateLike, check_ste
 from ste_ops.testing._suite import Result, Row, SuiteReport, gradcheck_suite
 from ste_ops.testing._windows import IntegerWindow, Window
 

@@ -1,4 +1,4 @@
-"""A row of `gradcheck_suite`: an operator, with which arguments, and what its backward is compared with.
+"""The rows of `gradcheck_suite`: an operator, its arguments, and what its backward is compared with.
 
 Operators are looked up when a check calls them, so the suite tests what `ste_ops` holds then.
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 
 import ste_ops
 from ste_ops import reference
+from ste_ops.testing._elementwise import ElementwiseChecker, SurrogateLike
 from ste_ops.testing._gradients import GradientChecker
 from ste_ops.testing._report import Checker
-from ste_ops.testing._steps import StepChecker, SurrogateLike
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where, in which dtypes and with which backend of torch.compile a suite runs."""
+    """A suite's device, its dtypes and its backend of torch.compile."""
 
     device: torch.device
     dtypes: tuple[torch.dtype, ...]
@@ -32,7 +32,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table: an operator, with which arguments, and what makes the checker of it."""
+    """A row of the table: an operator, its arguments, and the function that makes its checker."""
 
     operator: str
     arguments: str
@@ -60,7 +60,7 @@ def _specials(dtype: torch.dtype, device: torch.device, points: Sequence[float])
     return torch.cat([exact, above, below]).to(device)
 
 
-def step_case(
+def elementwise_case(
     operator: str,
     arguments: str,
     call: Callable[..., Tensor],
@@ -85,7 +85,9 @@ def step_case(
             values = [0.0, 0.5, 1.0, 1.5, limits.tiny, limits.max, math.inf, math.nan, *points, *stands_in.kinks()]
             x = _specials(dtype, setting.device, values)
             inputs.append(x if domain[0] == -math.inf else x[(x >= domain[0]) & (x <= domain[1])])
-        return StepChecker(fn, stands_in, inputs, against, domain, backend=setting.backend, name=operator, **TOLERANCE)
+        return ElementwiseChecker(
+            fn, stands_in, inputs, against, domain, backend=setting.backend, name=operator, **TOLERANCE
+        )
 
     return Case(operator, arguments, make, skip or {})
 

@@ -43,7 +43,7 @@ def check_gradients(
     Args:
         fn: takes the inputs, returns one tensor.
         stand_in: takes the inputs in float64, returns a tensor of the same shape as ``fn``.
-        inputs: the floating tensor, or tensors, at which to check; no step of the operator within eps of them.
+        inputs: the floating tensor, or tensors, at which to check; no jump of the operator within eps of them.
         potential: ``potential(grad, *inputs)``, a scalar whose gradient in the inputs is the backward, where that is
             more than the incoming gradient times the stand-in's derivative (a penalty, a clipped gradient).
         reference: the operator to compare with; None leaves ``derivative`` out.

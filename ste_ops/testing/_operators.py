@@ -1,4 +1,4 @@
-"""What `gradcheck_suite` runs over: every operator with a gradient."""
+"""The table of `gradcheck_suite`: every operator with a gradient."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ste_ops import surrogate as _surrogate
 from ste_ops.reference.sampling.categorical import gumbel_noise as _noise
 from ste_ops.reference.sampling.subset import relaxed_subset as _relaxed
 from ste_ops.surrogate.base import native_surrogates
-from ste_ops.testing._case import Case, gradient_case, step_case
-from ste_ops.testing._steps import SurrogateLike
+from ste_ops.testing._case import Case, elementwise_case, gradient_case
+from ste_ops.testing._elementwise import SurrogateLike
 from ste_ops.testing._windows import IntegerWindow, Window
 
-STEPS = ("heaviside", "sign", "ternary")
+BINARIZERS = ("heaviside", "sign", "ternary")
 
 _RANDOM = {
     "vmap": "a draw belongs to its place in memory, which another batch changes",
@@ -27,7 +27,7 @@ _RANDOM = {
 
 
 def cases() -> Iterator[Case]:
-    yield from _steps()
+    yield from _binarizers()
     yield from _elementwise()
     yield from _scaled()
     yield from _statistics()
@@ -35,7 +35,7 @@ def cases() -> Iterator[Case]:
     yield from _drawn()
 
 
-# Steps with every surrogate.
+# Binarizers with every surrogate.
 
 
 class _Tent:
@@ -53,21 +53,21 @@ class _Tent:
 
 
 def _surrogates() -> Iterator[tuple[str, Any, SurrogateLike]]:
-    """Every surrogate with its defaults: what it is called, what an operator takes, what it is compared with."""
+    """Every surrogate with its defaults: its name, the surrogate for the operator, and the one to compare with."""
     classes: list[Any] = list(native_surrogates())
     for surrogate in (cls() for cls in classes):
         yield repr(surrogate), surrogate, surrogate
     yield "Custom(...)", _surrogate.Custom(_Tent().derivative), _Tent()
 
 
-def _steps() -> Iterator[Case]:
-    for operator in STEPS:
+def _binarizers() -> Iterator[Case]:
+    for operator in BINARIZERS:
         for label, surrogate, stands_in in _surrogates():
 
             def call(fn: Callable[..., Tensor], x: Tensor, surrogate: Any = surrogate) -> Tensor:
                 return fn(x, surrogate=surrogate)
 
-            yield step_case(operator, label, call, stands_in, points=(0.05,))
+            yield elementwise_case(operator, label, call, stands_in, points=(0.05,))
 
 
 # Elementwise quantizers, with respect to x.
@@ -80,11 +80,11 @@ def _seeded(fn: Callable[..., Tensor], x: Tensor) -> Tensor:
 def _elementwise() -> Iterator[Case]:
     passes = _surrogate.Identity()
     for operator in ("round", "floor", "ceil", "trunc"):
-        yield step_case(operator, "x", lambda fn, x: fn(x), passes, points=(2.5, 1000.5))
-    yield step_case("clamp", "x, -1, 1", lambda fn, x: fn(x, -1.0, 1.0), passes)
-    yield step_case("stochastic_round", "x", _seeded, passes, points=(0.3, 7.75), skip=_RANDOM)
-    yield step_case("bernoulli_ste", "p", _seeded, passes, points=(0.25,), domain=(0.0, 1.0), skip=_RANDOM)
-    yield step_case(
+        yield elementwise_case(operator, "x", lambda fn, x: fn(x), passes, points=(2.5, 1000.5))
+    yield elementwise_case("clamp", "x, -1, 1", lambda fn, x: fn(x, -1.0, 1.0), passes)
+    yield elementwise_case("stochastic_round", "x", _seeded, passes, points=(0.3, 7.75), skip=_RANDOM)
+    yield elementwise_case("bernoulli_ste", "p", _seeded, passes, points=(0.25,), domain=(0.0, 1.0), skip=_RANDOM)
+    yield elementwise_case(
         "fake_quantize",
         "x, 0.3, 2, -4, 3",
         lambda fn, x: fn(x, 0.3, 2, -4, 3),
@@ -93,7 +93,7 @@ def _elementwise() -> Iterator[Case]:
     )
     for learned in (False, True):  # a constant scale may take another way down
         how = "learned" if learned else "constant"
-        yield step_case(
+        yield elementwise_case(
             "lsq",
             f"x, {how} scale",
             lambda fn, x, scale: fn(x, scale, -4, 3),
@@ -101,7 +101,7 @@ def _elementwise() -> Iterator[Case]:
             points=[0.3 * (k + 0.5) for k in range(5)],
             scalar=(0.3, learned),
         )
-        yield step_case(
+        yield elementwise_case(
             "pact",
             f"x, {how} alpha",
             lambda fn, x, alpha: fn(x, alpha, 2),
@@ -109,12 +109,12 @@ def _elementwise() -> Iterator[Case]:
             points=(0.25, 0.75, 1.25),
             scalar=(1.5, learned),
         )
-    yield step_case(
+    yield elementwise_case(
         "dorefa_activation", "x, bits=2", lambda fn, x: fn(x, 2), Window(0.0, 1.0), points=(1 / 6, 5 / 6, 0.7)
     )
 
 
-# Quantizers with a gradient for more than x, or with a scale for each channel. The steps are held at the inputs.
+# Quantizers with a gradient for more than x, or with a scale for each channel. Rounded numbers are held at the inputs.
 
 
 def _values(*shape: int, scale: float = 1.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a check is made of: comparisons that count and fail with the place, and the report of what was compared."""
+"""The base of the checkers, whose comparisons count and fail with the place, and the report of what was compared."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def floor(x: Tensor) -> Tensor:
 
     NaN and infinities stay.
 
-    Gradient and transforms as of `round`.
+    The gradient and the transforms are those of `round`.
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
@@ -71,7 +71,7 @@ def ceil(x: Tensor) -> Tensor:
 
     -0.0 for x in (-1, 0); NaN and infinities stay.
 
-    Gradient and transforms as of `round`.
+    The gradient and the transforms are those of `round`.
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
@@ -96,7 +96,7 @@ def trunc(x: Tensor) -> Tensor:
 
     -0.0 for x in (-1, 0); NaN and infinities stay.
 
-    Gradient and transforms as of `round`.
+    The gradient and the transforms are those of `round`.
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
@@ -162,8 +162,8 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
-        generator: of the seed, on x's device; default torch's own. It advances by one draw a call. Under ``vmap``,
-            ``randomness="different"`` rounds each row under a seed of its own.
+        generator: where the seed comes from, on x's device; default: torch's default generator. It advances by one draw
+            a call. Under ``vmap``, ``randomness="different"`` rounds each row under a seed of its own.
 
     Returns:
         A tensor of x's shape, dtype and memory layout.

@@ -1,4 +1,4 @@
-"""Errors in the values of a CUDA tensor, which the host learns of later."""
+"""The errors in the values of CUDA tensors, which the host learns of later."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator
 
 
 def relaxed_subset(keys: Tensor, k: int, tau: float) -> Tensor:
+    """The sum of k softmaxes, each without what those before it took."""
     total = torch.zeros_like(keys)
-    for step in range(k):
-        if step:
+    for taken in range(k):
+        if taken:
             keys = keys + log_one_minus_softmax(keys / tau)
         total = total + torch.softmax(keys / tau, -1)
     return total

@@ -99,8 +99,8 @@ class SumTree:
         draws = []
         for index in range(start, start + num_samples):
             node = 0
-            for step, level in enumerate(reversed(self._levels)):
-                bits = random_bits(int(seed) & MASK64, step // 2, index)[step % 2]
+            for depth, level in enumerate(reversed(self._levels)):
+                bits = random_bits(int(seed) & MASK64, depth // 2, index)[depth % 2]
                 sums = list(itertools.accumulate(level[node]))
                 target = bits * sums[-1] >> 64
                 node = node * FANOUT + next(j for j, up_to in enumerate(sums) if target < up_to)

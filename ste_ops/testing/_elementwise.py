@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ste_ops.testing._report import Checker, Report, check_floating, check_names, name_of, ramp
 
-# Finite differences lose everything where a step of eps * abs(x) is itself wide.
+# Beyond it finite differences lose everything: their width, eps * abs(x), is itself large.
 _LARGEST = 1e6
 
 
@@ -71,7 +71,7 @@ def check_ste(
         skip: names from `CHECKS` to leave out, such as ``("forward_mode", "vmap", "func")`` for a Function of the old
             form; a mapping gives the reasons, which the report repeats.
         compile: True, or the name of a ``torch.compile`` backend.
-        eps: the step of the finite differences, relative to abs(x) where that is above 1.
+        eps: the width of the finite differences, relative to abs(x) where that is above 1.
         atol, rtol: tolerances; never under 4 units in the last place of the dtype.
 
     Returns:
@@ -94,17 +94,17 @@ def check_ste(
         AssertionError: check_ste: backward of heaviside at x = -1.992: expected 1, received 0
     """
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    check_surrogate(surrogate)
+    check_methods(surrogate)
     check_floating("check_ste", tensors)
     check_names("check_ste", skip)
     backend = compile if isinstance(compile, str) else "inductor"
     called = {"name": name or name_of(fn), "atol": atol, "rtol": rtol}
-    checker = StepChecker(fn, surrogate, tensors, reference, domain, eps, backend, **called)
+    checker = ElementwiseChecker(fn, surrogate, tensors, reference, domain, eps, backend, **called)
     checker.leave_out(skip, compile)
     return checker.report(repr(surrogate))
 
 
-def check_surrogate(surrogate: object) -> None:
+def check_methods(surrogate: object) -> None:
     for method in ("derivative", "primitive", "kinks"):
         if not callable(getattr(surrogate, method, None)):
             raise TypeError(f"check_ste: surrogate must have derivative, primitive and kinks, got {surrogate!r}")
@@ -123,7 +123,7 @@ def _differences(f: Callable[[Tensor], Tensor], x: Tensor, h: Tensor) -> tuple[T
     return (above - below) / (2 * h), right, left
 
 
-class StepChecker(Checker):
+class ElementwiseChecker(Checker):
     """The checks of `check_ste`."""
 
     def __init__(
@@ -183,8 +183,8 @@ class StepChecker(Checker):
         points = grid[:1001]
         return points[len(points) // 14 :: len(points) // 7]
 
-    def steps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The step of the differences at x; whether x is a kink; -1 or 1 where one lies just above or below x."""
+    def surroundings(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The width of the differences at x; whether x is a kink; -1 or 1 where one lies just above or below x."""
         h = self.eps * x.abs().clamp(min=1.0)
         on, side = torch.zeros_like(x, dtype=torch.bool), torch.zeros_like(x)
         for kink in self.surrogate.kinks():
@@ -205,7 +205,7 @@ class StepChecker(Checker):
                 self.equal(x, out, self.reference(x.detach()), exact=True)
 
     def backward(self, x: Tensor) -> None:
-        h, on, side = self.steps(x)
+        h, on, side = self.surroundings(x)
         central, right, left = _differences(self.surrogate.primitive, x, h)
         z = x.clone().requires_grad_()
         received = self.pull(z, torch.ones_like(x))
@@ -235,7 +235,7 @@ class StepChecker(Checker):
             del self.reasons[self.check]
 
     def second_order(self, x: Tensor) -> None:
-        h, on, side = self.steps(x)
+        h, on, side = self.surroundings(x)
         grad, cotangent = ramp(x).requires_grad_(), ramp(x) + 3
         z = x.clone().requires_grad_()
         gradient = self.pull(z, grad, create_graph=True)
