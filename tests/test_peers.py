@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from table import DTYPES, assert_same_bits
+from table import DTYPES, assert_same_bits, first_instances
 
 import ste_ops
 from ste_ops import surrogate as s
@@ -122,6 +122,36 @@ def test_spikingjelly_super_spike_is_another_curve():
     theirs = peer("spikingjelly.activation_based.surrogate").SuperSpike(25.0)
     x = grid(torch.float64)[:8001]
     torch.testing.assert_close(both(theirs, x)[1], 25 * both(lambda x: ste_ops.heaviside(x, s.FastSigmoid(1.0)), x)[1])
+
+
+# A surrogate in a neuron of theirs, which gets a current for some steps. Seen there, it is what heaviside with it is.
+
+
+def spikes_of_snntorch(spike: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    neuron = peer("snntorch").Leaky(beta=0.9, spike_grad=spike)
+    membrane, total = neuron.init_leaky(), torch.zeros_like(x)
+    for _ in range(5):
+        spikes, membrane = neuron(x, membrane)
+        total = total + spikes
+    return total
+
+
+def spikes_of_spikingjelly(spike: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    neuron = peer("spikingjelly.activation_based.neuron").LIFNode(surrogate_function=spike)
+    return torch.stack([neuron(x) for _ in range(5)]).sum(0)
+
+
+@pytest.mark.parametrize("spikes", [spikes_of_snntorch, spikes_of_spikingjelly], ids=["snntorch", "spikingjelly"])
+@pytest.mark.parametrize("surrogate", first_instances(), ids=lambda surrogate: type(surrogate).__name__)
+def test_a_neuron_takes_a_surrogate(spikes, surrogate):
+    x = 3 * torch.randn(4, 6)
+    out, gradient = both(lambda x: spikes(surrogate, x), x)
+    assert 0 < int((out > 0).sum()) < out.numel()
+    assert bool(gradient.any())
+    for received, expected in zip(
+        (out, gradient), both(lambda x: spikes(lambda u: ste_ops.heaviside(u, surrogate), x), x), strict=True
+    ):
+        assert_same_bits(received, expected)
 
 
 # Brevitas: rounding with the identity as gradient.
