@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 from collections.abc import Iterator
 
@@ -17,7 +16,6 @@ import emulator
 import torch
 
 import ste_ops
-from ste_ops._library import ops
 
 DEVICES = ["cpu", "emulated", "cuda"]
 
@@ -32,26 +30,11 @@ def _reason_without_cuda() -> str:
     return "" if ste_ops.build_info()["cuda"] else ste_ops.build_info()["cuda_reason"]
 
 
-@contextlib.contextmanager
-def emulated_kernels() -> Iterator[None]:
-    """Points every operator at the emulated CUDA kernels, which take CPU tensors."""
-    emulator.load()
-    torch._dynamo.reset()
-    ops.use("ste_ops_emulated")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(RuntimeError):  # an error that nobody asked for is not the next test's
-            ops.raise_deferred(torch.empty(0))
-        ops.use("ste_ops")
-        torch._dynamo.reset()
-
-
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where to create tensors; the operators run on the backend that the parameter names."""
     if request.param == "emulated":
-        with emulated_kernels():
+        with emulator.emulated_kernels():
             yield "cpu"
     elif request.param == "cuda":
         reason = _reason_without_cuda()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import emulator
 import pytest
 import torch
-from conftest import emulated_kernels
+from emulator import emulated_kernels
 from kernel_moves import CUDA, definitions, definitions_of, differences, moves_of
 from moved_cases import DTYPES, FAMILIES, Case
 

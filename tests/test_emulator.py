@@ -1,45 +1,16 @@
 """The CUDA emulator: right kernels give right results in every order, wrong ones are caught."""
 
-import ctypes
 import threading
 
 import emulator
 import numpy as np
 import pytest
-
-ORDERS = ["forward", "reverse", "1", "2", "3"]
-
-
-def build(folder, *defines):
-    sources = [emulator.FOLDER / "sample_kernels.cu"]
-    path = emulator.compile_sources(folder, "samples.so", sources, [*emulator.FLAGS, *defines], emulator.LINK)
-    loaded = ctypes.CDLL(str(path))
-    loaded.launch.restype = ctypes.c_char_p
-    return loaded
+from emulator.sample_kernels import ORDERS, build, launcher
 
 
 @pytest.fixture(scope="module")
 def library():
     return build(emulator.ROOT / "build" / "emulator" / "samples")
-
-
-def launcher(library, checked=False):
-    def run(name, *arguments, blocks=1, threads=32, shared_bytes=0):
-        blocks_x, blocks_y = blocks if isinstance(blocks, tuple) else (blocks, 1)
-        shape = (ctypes.c_int * 4)(blocks_x, blocks_y, threads, shared_bytes)
-        numbers = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
-        arrays = [a for a in arguments if isinstance(a, np.ndarray)]
-        for array in arrays if checked else []:
-            library.emulator_add_allocation(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes))
-        library.emulator_check(int(checked))
-        error = library.launch(name.encode(), shape, (ctypes.c_int64 * max(len(numbers), 1))(*numbers)).decode()
-        library.emulator_check(0)
-        for array in arrays:
-            library.emulator_remove_allocation(ctypes.c_void_p(array.ctypes.data))
-        if error:
-            raise RuntimeError(error)
-
-    return run
 
 
 @pytest.fixture

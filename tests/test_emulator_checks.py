@@ -6,9 +6,9 @@ import emulator
 import numpy as np
 import pytest
 import torch
-from conftest import emulated_kernels
+from emulator import emulated_kernels
+from emulator.sample_kernels import ORDERS, build, launcher
 from samples import SAMPLES
-from test_emulator import ORDERS, build, launcher
 
 import ste_ops
 from ste_ops._library import ops

@@ -4,8 +4,8 @@ import emulator
 import numpy as np
 import pytest
 from emulator.counts import Traffic, counted_in
+from emulator.sample_kernels import build, launcher
 from kernel_moves import definitions_of, differences
-from test_emulator import build, launcher
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import quantize_cases
 import torch
+from categorical_cases import ESTIMATORS
 from clip_cases import rounding
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 from table import ALL_STEPS, DTYPES, all_instances, assert_gradient, assert_same_bits, filler, forward_and_gradient
-from test_categorical import ESTIMATORS
 from torch import Tensor
 
 import ste_ops

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chi_square import g_fits, g_p_value
-from conftest import emulated_kernels
+from emulator import emulated_kernels
 from torch import Tensor
 
 import ste_ops

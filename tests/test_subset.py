@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
+from categorical_cases import FLOATING, LAYOUTS, raises_for_values, saved_bytes, seeded
 from chi_square import fits
-from test_categorical import FLOATING, LAYOUTS, raises_for_values, saved_bytes, seeded
 from torch import Tensor
 
 import ste_ops

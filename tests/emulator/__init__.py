@@ -120,6 +120,23 @@ def load() -> ctypes.CDLL:
     return library
 
 
+@contextlib.contextmanager
+def emulated_kernels() -> Iterator[None]:
+    """Points every operator at the emulated CUDA kernels, which take CPU tensors."""
+    from ste_ops._library import ops
+
+    load()
+    torch._dynamo.reset()
+    ops.use("ste_ops_emulated")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # an error that nobody asked for is not the next test's
+            ops.raise_deferred(torch.empty(0))
+        ops.use("ste_ops")
+        torch._dynamo.reset()
+
+
 def check(on: bool) -> None:
     """Whether kernels report races and accesses outside allocations; tensors must have been made since."""
     load().emulator_guard(int(on))
