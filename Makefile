@@ -19,7 +19,7 @@
 #
 #   make gpu-proof   everything that only a GPU can show, written to benchmarks/results/ (CONTRIBUTING.md)
 #
-# TEST=, DEMO=, BENCH=, COMPAT= and PROOF= hand arguments on: make test TEST='tests/test_demo.py -k idx', make demo DEMO='--epochs 5'.
+# TEST=, DEMO=, BENCH=, COMPAT= and PROOF= hand arguments on: make test TEST='tests/programs/test_demo.py -k idx', make demo DEMO='--epochs 5'.
 # The tests run in WORKERS=2 processes, a file at a time; with WORKERS=0 in one, as plain pytest does.
 
 PYTHON ?= python3
@@ -108,10 +108,10 @@ sanitize: $(VENV)/extension
 	$(PY) tools/sanitize.py -n $(WORKERS) --dist loadfile $(TEST)
 
 fuzz: $(VENV)/extension
-	STE_OPS_FUZZ=$(FUZZ) $(PY) -m pytest -n $(WORKERS) tests/test_fuzz.py tests/test_robustness.py $(TEST)
+	STE_OPS_FUZZ=$(FUZZ) $(PY) -m pytest -n $(WORKERS) tests/operators/test_fuzz.py tests/operators/test_robustness.py $(TEST)
 
 large: $(VENV)/extension
-	STE_OPS_LARGE=1 $(PY) -m pytest tests/test_large.py $(TEST)
+	STE_OPS_LARGE=1 $(PY) -m pytest tests/operators/test_large.py $(TEST)
 
 gpu-proof:
 	@$(PYTHON) -m tools.gpu_proof $(PROOF)
@@ -143,7 +143,7 @@ $(VENV)/lint-tools: pyproject.toml $(VENV)/torch
 	$(PIP) install --group lint
 	@touch $@
 
-# Without their dependencies, which would replace torch. Where they cannot be had, tests/test_peers.py skips them.
+# Without their dependencies, which would replace torch. Where they cannot be had, tests/operators/test_peers.py skips them.
 $(VENV)/peers: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group peers || echo "ste_ops: no peers to compare with, their tests will be skipped"
 	@touch $@
@@ -152,14 +152,14 @@ $(VENV)/wheel-tools: pyproject.toml $(VENV)/torch
 	$(PIP) install --group wheel
 	@touch $@
 
-# Without their dependencies, which would replace torch. Where they cannot be had, tests/test_recipes.py skips them.
+# Without their dependencies, which would replace torch. Where they cannot be had, tests/programs/test_recipes.py skips them.
 test: $(VENV)/recipes $(VENV)/loaders
 
 $(VENV)/recipes: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group recipes || echo "ste_ops: no trainers to try, their recipes will be skipped"
 	@touch $@
 
-# Likewise: its dependencies are torch and what it fetches files with. Else tests/test_data_torchdata.py is skipped.
+# Likewise: its dependencies are torch and what it fetches files with. Else tests/data/test_torchdata.py is skipped.
 $(VENV)/loaders: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group loaders || echo "ste_ops: no torchdata, its loader will not be tried"
 	@touch $@

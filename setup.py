@@ -193,7 +193,7 @@ def main() -> None:
     libraries = [cpu_library()]
     if with_cuda:
         libraries.append(cuda_library(cuda_home() or ""))
-    # tests/cuda_library.py wants the CUDA library alone.
+    # tests/support/cuda_library.py wants the CUDA library alone.
     wanted = [library for library in libraries if library.name.endswith(os.environ.get("STE_OPS_ONLY", ""))]
     print(
         "ste_ops build summary\n"

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _waits_for_the_cuda_library(item: pytest.Item) -> bool:
-    return item.path.name == "test_cuda_build.py"
+    return item.path.parts[-2:] == ("cuda", "test_build.py")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -72,14 +72,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if getattr(session.config, "workerinput", {}).get("workerid", "gw0") != "gw0" or session.config.option.collectonly:
         return
     if any(_waits_for_the_cuda_library(item) for item in session.items):
-        import cuda_library
+        from support import cuda_library
 
         cuda_library.start()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput") and not _nested:
-        import cuda_library
+        from support import cuda_library
 
         cuda_library.stop()
 

@@ -1,7 +1,7 @@
 """The CPU kernels, the emulated CUDA kernels and the native unit tests under AddressSanitizer and UBSan.
 
     python tools/sanitize.py                      every test that loads compiled code in its own process
-    python tools/sanitize.py tests/test_clip.py   a part; what follows goes to pytest
+    python tools/sanitize.py tests/clip           a part; what follows goes to pytest
 
 It builds in a copy of the checkout, build/sanitize/tree, so that the fast libraries stay as they are, and starts Python
 with the sanitizers' libraries loaded first. The first fault ends the process that made it: a test fails, or its worker
@@ -25,12 +25,12 @@ TREE, REPORTS = FOLDER / "tree", FOLDER / "reports"
 FLAGS = "-fsanitize=address,undefined,float-cast-overflow -fno-omit-frame-pointer"
 # They compile something without the sanitizers, start other programs, or look at the sources alone: what they call of
 # ours the others call too.
-LEFT_OUT = ["build", "clip_distributed", "compile", "contributing", "cuda_build", "demo", "distributed_example", "docs"]
-LEFT_OUT += ["gallery", "gpu_benchmarks", "gpu_proof", "library", "peers", "recipes", "training", "tutorial"]
+LEFT_OUT = ["repository", "programs", "clip/test_distributed.py", "cuda/test_build.py"]
+LEFT_OUT += ["operators/test_compile.py", "operators/test_peers.py"]
 # What the emulator's own checker and counter find is not looked for in this build (tests/emulator/__init__.py).
-LEFT_OUT += ["cuda_bytes", "emulator_checks", "emulator_counts"]
+LEFT_OUT += ["cuda/test_bytes.py", "emulator/test_checks.py", "emulator/test_counts.py"]
 # A freed block stays with AddressSanitizer for a while, so that a process grows.
-DESELECTED = ["tests/test_robustness.py::test_errors_leak_nothing"]
+DESELECTED = ["tests/operators/test_robustness.py::test_errors_leak_nothing"]
 
 
 def tracked() -> list[Path]:
@@ -78,7 +78,7 @@ def main() -> int:
     subprocess.run(build, cwd=TREE, env=environment(), check=True)
     command = [sys.executable, "-m", "pytest", "-q"]
     if not any(argument.startswith("tests") for argument in asked):
-        command += ["tests", *(f"--ignore=tests/test_{name}.py" for name in LEFT_OUT)]
+        command += ["tests", *(f"--ignore=tests/{name}" for name in LEFT_OUT)]
     command += [f"--deselect={name}" for name in DESELECTED]
     preloaded = os.pathsep.join(map(runtime, ("libasan.so", "libubsan.so")))
     done = subprocess.run([*command, *asked], cwd=TREE, env={**environment(), "LD_PRELOAD": preloaded})

@@ -1,5 +1,5 @@
 // exp and log in plain arithmetic, without branches or tables, so that loops over them vectorize on every level and
-// give the same bits on every backend. Within 2 units in the last place but for powers (tests/test_native.py).
+// give the same bits on every backend. Within 2 units in the last place but for powers (tests/native/test_math.py).
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,7 @@
 //   launch.shared(scan_kernel, {columns, rows}, 256, shared_bytes, pointer, n);
 //
 // Before each kernel stands what a launch of it must move: the distinct bytes of global memory that it reads and those
-// that it writes. tests/test_cuda_bytes.py reads these lines and compares them with what the emulator counts.
+// that it writes. tests/cuda/test_bytes.py reads these lines and compares them with what the emulator counts.
 //
 //   // Moves: reads n * T + n / 8, writes n * T.
 //   // Moves: reads rows * n * T (again all), writes rows * n * T.

@@ -1,4 +1,4 @@
-// Kernels that are right and kernels with a planted mistake, for tests/test_emulator.py. Compiles with nvcc too, up to
+// Kernels that are right and kernels with a planted mistake, for test_kernels.py. Compiles with nvcc too, up to
 // the launches at the end.
 #include <map>
 #include <stdexcept>

@@ -16,16 +16,18 @@ from tools.gpu_proof import processes
 from tools.gpu_proof.machine import ROOT, Machine
 
 # Compile something, or look at the sources rather than at what is installed: left out for a wheel, as in compat.py.
-OF_THE_SOURCES = ["build", "contributing", "docs", "emulator*", "library", "native*"]
-# Compile for minutes what shows nothing of a GPU, and have cuda in their names.
-NEVER = ["cuda_build", "cuda_bytes", "fake_cuda"]
-OF_THEIR_OWN = ["every_operator", "graphs", "streams", "second_gpu", "no_wait", "large"]
+OF_THE_SOURCES = ["emulator/*", "native/*"]
+OF_THE_SOURCES += ["repository/build", "repository/contributing", "repository/docs", "repository/library"]
+# Compile for minutes what shows nothing of a GPU, and have cuda in the name of their folder.
+NEVER = ["cuda/*"]
+OF_THEIR_OWN = ["operators/every_operator", "operators/large", "gpu/*"]
+DRAWS = ["categorical*", "deferred*", "inverse*", "multinomial", "resample", "statistics", "subset", "sum_tree"]
 GROUPS = {
-    "suite-steps": ["binarize*", "bernoulli", "curves", "transforms", "testing"],
-    "suite-quantize": ["quantize*", "nn*"],
-    "suite-clip": ["clip*"],
-    "suite-sampling": ["categorical*", "data*", "deferred*", "inverse*", "resample", "sampling*", "subset", "sum_tree"],
-    "suite-compile": ["compile"],
+    "suite-steps": ["binarize/*", "sampling/bernoulli", "testing/check_ste"],
+    "suite-quantize": ["quantize/*", "nn/*"],
+    "suite-clip": ["clip/*"],
+    "suite-sampling": [*(f"sampling/{name}" for name in DRAWS), "data/*"],
+    "suite-compile": ["operators/compile"],
 }
 
 
@@ -154,7 +156,10 @@ def tested(done: processes.Done) -> Outcome:
 
 
 def files(patterns: list[str]) -> list[str]:
-    return sorted({path.name for pattern in patterns for path in (ROOT / "tests").glob(f"test_{pattern}.py")})
+    """Below tests/; a pattern is FOLDER/NAME of FOLDER/test_NAME.py."""
+    tests = ROOT / "tests"
+    found = (tests.glob(pattern.replace("/", "/test_") + ".py") for pattern in patterns)
+    return sorted({str(path.relative_to(tests)) for paths in found for path in paths})
 
 
 def pytest(context: Context, names: list[str], *more: str, parallel: bool = False, **variables: str) -> Outcome:
@@ -171,7 +176,7 @@ def pytest(context: Context, names: list[str], *more: str, parallel: bool = Fals
 def suite(group: str | None) -> Run:
     def run(context: Context) -> Outcome:
         apart = {*files(OF_THEIR_OWN), *(name for patterns in GROUPS.values() for name in files(patterns))}
-        names = files(GROUPS[group]) if group else [name for name in files(["*"]) if name not in apart]
+        names = files(GROUPS[group]) if group else [name for name in files(["*/*"]) if name not in apart]
         return pytest(context, names, parallel=True)
 
     return run
@@ -200,7 +205,7 @@ def sanitizer(tool: str) -> Run:
             # torch asks for what may fail and looks at the answer.
             command += ["--report-api-errors", "no"]
         command += [context.python, "-m", "pytest", "-q", "-k", "cuda", "-p", "no:cacheprovider", *context.more]
-        done = context.run(*command, "tests/test_every_operator.py", **variables)
+        done = context.run(*command, "tests/operators/test_every_operator.py", **variables)
         found = re.findall(r"^========= (?:ERROR|RACECHECK) SUMMARY: (.*)", done.output, re.M)
         outcome = tested(done)
         if done.code == 0 and not found:
@@ -293,14 +298,14 @@ class Stage:
 STAGES: dict[str, Stage] = {
     # The compilers go on where a call ended, so it is begun with little time left, too.
     "build": Stage("compiles for the GPUs that are here, or unpacks --wheel; what is loaded", 60, 3600, build),
-    "operators": Stage("every operator twice, against the CPU kernels", 60, 300, tests_of("every_operator")),
+    "operators": Stage("every operator twice, against the CPU kernels", 60, 300, tests_of("operators/every_operator")),
     **{name: Stage("the tests of this group on cuda", 120, 580, suite(name)) for name in GROUPS},
     "suite-rest": Stage("those of no group", 120, 580, suite(None)),
-    "graphs": Stage("every operator and a training step from a CUDA graph", 60, 300, tests_of("graphs")),
-    "streams": Stage("every operator on two streams at once", 60, 300, tests_of("streams")),
-    "second-gpu": Stage("every operator on device 1 while 0 is current", 60, 300, tests_of("second_gpu")),
-    "no-wait": Stage("nothing makes the host wait; bad arguments do no harm", 60, 300, tests_of("no_wait")),
-    "large": Stage("more than 2^31 elements", 120, 400, tests_of("large", STE_OPS_LARGE="1")),
+    "graphs": Stage("every operator and a training step from a CUDA graph", 60, 300, tests_of("gpu/graphs")),
+    "streams": Stage("every operator on two streams at once", 60, 300, tests_of("gpu/streams")),
+    "second-gpu": Stage("every operator on device 1 while 0 is current", 60, 300, tests_of("gpu/second_gpu")),
+    "no-wait": Stage("nothing makes the host wait; bad arguments do no harm", 60, 300, tests_of("gpu/no_wait")),
+    "large": Stage("more than 2^31 elements", 120, 400, tests_of("operators/large", STE_OPS_LARGE="1")),
     "gradcheck": Stage("python -m ste_ops gradcheck", 120, 400, gradcheck()),
     "gradcheck-compile": Stage("the same through torch.compile", 400, 580, gradcheck("--compile")),
     "memcheck": Stage("compute-sanitizer over `operators`", 300, 580, sanitizer("memcheck")),

@@ -1,0 +1,114 @@
+"""What pip makes of the repository: the sdist holds all that a build needs, the wheel serves every Python and torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from setuptools import Distribution
+from support import cuda_library
+
+import ste_ops
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="runs in a checkout only")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    _setup(ROOT, "egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder))
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def _setup(cwd: Path, *command: str, **variables: str) -> str:
+    environment = {**os.environ, "FORCE_CUDA": "0", "MAX_JOBS": "2", **variables}
+    done = subprocess.run(
+        [sys.executable, "setup.py", *command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_sdist_holds_every_source(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    tracked = subprocess.run(
+        ["git", "ls-files", "csrc", "ste_ops", "benchmarks/*.py", "tests"], cwd=ROOT, capture_output=True, text=True
+    )
+    wanted = [line for line in tracked.stdout.splitlines() if line.endswith((".py", ".h", ".cpp", ".cu", ".cuh"))]
+    assert wanted, "git ls-files found nothing"
+    assert [name for name in wanted if name not in names] == []
+    assert "LICENSE" in names
+
+
+@pytest.mark.slow
+def test_wheel_of_the_sdist_is_abi3(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
+    # How fast its kernels are is not asked here: a seventh of the time to compile.
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    summary = _setup(source, "bdist_wheel", "--dist-dir", str(tmp_path), CXX=str(compiler))
+    assert "CUDA        no: FORCE_CUDA=0" in summary
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp310-abi3-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert "ste_ops/_C.abi3.so" in names
+    assert "ste_ops/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "csrc"))]
+
+    # Python started in the checkout imports the package there: it finds the library too.
+    assert (source / "ste_ops" / "_C.abi3.so").exists()
+
+    # It runs from where it was unpacked, away from the checkout.
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "import ste_ops, torch; print(ste_ops.sign(torch.tensor([-2.0, 0.0])).tolist(), ste_ops.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("[-1.0, 1.0]"), done.stderr
+    assert str(tmp_path) in done.stdout
+
+
+def test_force_cuda_without_nvcc_is_refused(tmp_path: Path) -> None:
+    environment = {**os.environ, "FORCE_CUDA": "1", "CUDA_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "FORCE_CUDA=1, but no nvcc was found" in done.stderr
+
+
+def test_asks_for_no_newer_glibc_than_torch() -> None:
+    if not cuda_library.setup_script.old_symbols("csrc/packaging/glibc_cpu.cpp"):
+        pytest.skip("x86-64 with glibc only")
+    assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
+
+
+def test_a_header_that_changed_makes_kernels_be_compiled_again(tmp_path: Path) -> None:
+    folder = tmp_path / "csrc" / "cuda" / "clip"
+    folder.mkdir(parents=True)
+    old, new = folder / "old.o", folder / "new.o"
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    build = cuda_library.setup_script.Build(Distribution())
+    build.build_temp = str(tmp_path)
+    build.forget_what_is_older_than_a_header()
+    assert (old.exists(), new.exists()) == (False, True)
