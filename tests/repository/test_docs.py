@@ -55,6 +55,12 @@ def test_files_that_the_pages_name_exist():
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_a_device_is_in_the_name_of_no_tests_but_those_of_the_cuda_sources():
+    tests = ROOT / "tests"
+    names = {part for path in tests.rglob("test_*.py") for part in path.relative_to(tests).parts}
+    assert [name for name in names if re.search("cpu|emulated|cuda", name)] == ["cuda"]
+
+
 def test_make_targets_that_the_pages_name_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for page in PAGES for name in re.findall(r"`make ([\w-]+)", page.read_text())}
