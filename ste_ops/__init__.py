@@ -1,6 +1,10 @@
 """Native straight-through estimators, gradient clipping and weighted sampling for PyTorch."""
 
-from ste_ops import data, functional, nn, reference, surrogate, testing
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from ste_ops import data, functional, nn, surrogate
 from ste_ops._library import build_info
 from ste_ops._names import show_public_names as _show_public_names
 from ste_ops.functional import (
@@ -45,11 +49,23 @@ from ste_ops.functional import (
 )
 from ste_ops.functional import round as round
 
+if _TYPE_CHECKING:
+    from ste_ops import reference, testing
+
 __version__ = "0.1.0"
 
 # `round` is left out: a star import must not hide Python's own.
 __all__ = ["__version__", "build_info", "data", "nn", "reference", "surrogate", "testing"]
 __all__ += functional.__all__
+
+
+if not _TYPE_CHECKING:  # a checker would take any name to be there
+
+    def __getattr__(name: str) -> _Any:
+        # What judges the rest is loaded when it is asked for: nothing here leans on it.
+        if name in ("reference", "testing"):
+            return _import_module(f"ste_ops.{name}")
+        raise AttributeError(f"module 'ste_ops' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 The same names and signatures as `ste_ops`, in plain torch operations.
 """
 
+from ste_ops._names import show_public_names as _show_public_names
 from ste_ops.reference import binarize, clip, quantize, sampling
 from ste_ops.reference.binarize import *
 from ste_ops.reference.clip import *
@@ -19,3 +20,6 @@ __all__ += sampling.__all__
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "round"])
+
+
+_show_public_names(__name__)

@@ -15,6 +15,7 @@ torch.autograd.grad(fn(x), x, g, create_graph=True)[0], g)`` must pass, and its 
 ``gradgradcheck`` does both.
 """
 
+from ste_ops._names import show_public_names as _show_public_names
 from ste_ops.testing._elementwise import SurrogateLike, check_ste
 from ste_ops.testing._gradients import check_gradients
 from ste_ops.testing._report import CHECKS, Report
@@ -34,3 +35,6 @@ __all__ = [
     "check_ste",
     "gradcheck_suite",
 ]
+
+
+_show_public_names(__name__)

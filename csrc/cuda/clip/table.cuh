@@ -80,8 +80,8 @@ void for_each_table(const Item* items, size_t count, const Use& use) {
   constexpr int kSmall = items_in<Table>(kSmallTableBytes), kLarge = items_in<Table>(kTableBytes);
   const int64_t all = int64_t(count);
   for (TablePlace at{}; at.first_item < all;) {
-    at = all - at.first_item <= kSmall ? use_table<Table, kSmall>(items, all, at, use)
-                                       : use_table<Table, kLarge>(items, all, at, use);
+    const bool fits = all - at.first_item <= kSmall;
+    at = fits ? use_table<Table, kSmall>(items, all, at, use) : use_table<Table, kLarge>(items, all, at, use);
   }
 }
 

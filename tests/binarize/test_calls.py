@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from table import DTYPES, assert_same_bits, filler, first_instances
+from support.surrogate_table import DTYPES, assert_same_bits, filler, first_instances
 
 import ste_ops
 from ste_ops.surrogate import Surrogate
