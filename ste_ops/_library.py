@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from ste_ops._torch import all_operator_names, tree_leaves
+
 MINIMUM_TORCH = (2, 11)
 _FOLDER = Path(__file__).parent
 _REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ste_ops (or '.' in a clone)"
@@ -76,8 +78,7 @@ def _load_cuda() -> tuple[bool, str]:
 
 
 def _operator_names(namespace: str) -> list[str]:
-    names = torch._C._dispatch_get_all_op_names()
-    return sorted(name.split("::")[1] for name in names if name.startswith(namespace + "::"))
+    return sorted(name.split("::")[1] for name in all_operator_names() if name.startswith(namespace + "::"))
 
 
 # Dispatch keys under which a user may arrive with a tensor that no kernel here takes.
@@ -86,7 +87,7 @@ _UNSUPPORTED_KEYS = ("MPS", "XPU", "HPU", "SparseCPU", "SparseCUDA", "SparseCsrC
 
 def _refuse(library: torch.library.Library, operator: str, key: str, why: str, mend: str) -> None:
     def refusal(*args: Any, **kwargs: Any) -> NoReturn:
-        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
         got = ", ".join(sorted({f"{t.dtype} {t.layout} on {t.device}" for t in tensors})) or key
         raise RuntimeError(f"{operator}: {why}, got {got}. {mend}")
 

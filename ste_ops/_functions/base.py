@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad as _forward_ad
 
-_functorch_active = torch._C._are_functorch_transforms_active
-_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+from ste_ops._torch import differentiated_around, functorch_active, unwrap_if_dead
 
 FAKES: dict[str, Callable[..., Any]] = {}
 
@@ -44,18 +42,16 @@ class NativeFunction(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if _functorch_active():
+        if functorch_active():
             return super().apply(*args)
         # A tensor that outlived its transform is unwrapped, as Function.apply does.
-        return cls._apply(*[_unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
+        return cls._apply(*[unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
 
 def needs_function(tensor: Tensor) -> bool:
     """Whether a backward must itself be recorded: under create_graph, forward-mode AD or a functorch transform."""
     # A dual tensor need not require a gradient, and a registered operator without autograd would drop its tangent.
-    if _forward_ad._current_level >= 0:
-        return True
-    return (torch.is_grad_enabled() and tensor.requires_grad) or _functorch_active()
+    return differentiated_around() or (torch.is_grad_enabled() and tensor.requires_grad)
 
 
 def memory_order(x: Tensor) -> list[int] | None:

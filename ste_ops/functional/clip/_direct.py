@@ -10,12 +10,8 @@ from torch import Tensor
 
 from ste_ops import _C  # type: ignore[attr-defined]
 from ste_ops._library import ops
+from ste_ops._torch import dispatch_modes, function_modes, functorch_active, profiled
 from ste_ops.functional.clip import distributed
-
-_functorch_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_profiled = torch.autograd._profiler_enabled
 
 
 def clip_grad_norm(parameters: Sequence[Any], max_norm: float, p: float, nonfinite: int) -> Tensor | None:
@@ -27,10 +23,10 @@ def clip_grad_norm(parameters: Sequence[Any], max_norm: float, p: float, nonfini
     if (
         torch.compiler.is_compiling()
         or ops.namespace != "ste_ops"
-        or _dispatch_modes()
-        or _function_modes()
-        or _functorch_active()
-        or _profiled()
+        or dispatch_modes()
+        or function_modes()
+        or functorch_active()
+        or profiled()
     ):
         return None
     found = _C.clip_grad_norm_list(parameters, max_norm, p, nonfinite, not distributed.may_have_dtensor())

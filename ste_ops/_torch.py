@@ -1,0 +1,33 @@
+"""Private torch: everything that ste_ops takes of torch without a public name, and why.
+
+No other module reaches for a name of torch that begins with an underscore, so a new torch is looked through here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad as _forward_ad
+
+# Whether a transform of torch.func is running: `Function.apply` asks the same before it takes its slow way.
+functorch_active = torch._C._are_functorch_transforms_active
+
+# The tensor within a wrapper that outlived its transform, and any other tensor as it is: `Function.apply` does it too.
+unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+
+# How many modes watch the dispatcher, and how many torch's functions: a call past the dispatcher would hide from them.
+dispatch_modes = torch._C._len_torch_dispatch_stack
+function_modes = torch._C._len_torch_function_stack
+
+# Whether the profiler records: it sees only what the dispatcher sees.
+profiled = torch.autograd._profiler_enabled
+
+# The tensors in nested arguments: torch has no public pytree.
+tree_leaves = torch.utils._pytree.tree_leaves
+
+# The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
+all_operator_names = torch._C._dispatch_get_all_op_names
+
+
+def differentiated_around() -> bool:
+    """Whether forward-mode AD or a transform of torch.func is running: neither need show on a tensor itself."""
+    return _forward_ad._current_level >= 0 or functorch_active()
