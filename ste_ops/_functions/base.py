@@ -1,4 +1,5 @@
-"""What every autograd.Function of this package stands on, and the register of fake kernels."""
+"""What every autograd.Function of this package stands on: the register of fake kernels, the base classes, and the rules
+that they share for a batch, a tangent and an order in memory."""
 
 from __future__ import annotations
 
@@ -31,6 +32,8 @@ class NativeFunction(torch.autograd.Function):
     20 µs); outside functorch transforms nothing needs it. Dynamo takes the classes as opaque calls: they hold nothing
     but registered operators, and its own tracing of an autograd.Function drops the backward under a compiled
     `torch.func.grad` and refuses a custom `jvp` (docs/decisions/autograd-functions.md).
+
+    A family of Functions has one `vmap`, a classmethod of their base class that calls `cls.apply`.
     """
 
     _apply: Callable[..., Any]
@@ -48,10 +51,65 @@ class NativeFunction(torch.autograd.Function):
         return cls._apply(*[unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
 
+class Elementwise(NativeFunction):
+    """A Function of each element of its first argument, the only tensor: to it a batch is one more dimension."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Tensor, int]:
+        return cls.apply(x, *others), in_dims[0]
+
+
+class PassThrough(NativeFunction):
+    """`forward(x, ...) -> out` with the identity as gradient of x; nothing is saved."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.others = (None,) * (len(inputs) - 1)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return grad, *ctx.others
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        return new_tangent(tangent)
+
+
+class SeededPassThrough(PassThrough):
+    """`forward(x, seed) -> out`, drawn element by element."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+        # A row of the batch is drawn as it would be alone: under its own seed, or all under the one seed.
+        x, seed = batch_first(info, in_dims, x, seed)
+        seeds = seed.reshape(-1)
+        rows = x.reshape(seeds.numel(), x.numel() // max(seeds.numel(), 1))
+        return cls.apply(rows.contiguous(), seeds.contiguous()).reshape(x.shape), 0
+
+
 def needs_function(tensor: Tensor) -> bool:
     """Whether a backward must itself be recorded: under create_graph, forward-mode AD or a functorch transform."""
     # A dual tensor need not require a gradient, and a registered operator without autograd would drop its tangent.
     return differentiated_around() or (torch.is_grad_enabled() and tensor.requires_grad)
+
+
+def batch_first(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """The tensors of a vmap rule with the batch as their first dimension, repeated where one has none."""
+    return [
+        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+
+
+def new_tangent(tangent: Tensor | None) -> Tensor | None:
+    """Forward-mode AD does not take its input back as the tangent of another output: a new tensor object."""
+    return None if tangent is None else tangent.view_as(tangent)
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 in float32, as the kernels compute."""
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def memory_order(x: Tensor) -> list[int] | None:

@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import FAKES, NativeFunction, fake, inverse, memory_order, needs_function
-from ste_ops._functions.curve import batched, curve_gradient, refuse_batched_parameters
+from ste_ops._functions.base import FAKES, NativeFunction, batch_first, fake, inverse, memory_order, needs_function
+from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
 from ste_ops._library import ops
 
 Saves: TypeAlias = Literal["nothing", "mask", "input"]
@@ -176,7 +176,7 @@ class BinarizeBackward(NativeFunction):
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None, None], grad: Tensor, mask: Tensor, factor: float
     ) -> tuple[Tensor, int]:
-        grad, mask = batched(info, in_dims, grad, mask)
+        grad, mask = batch_first(info, in_dims, grad, mask)
         rows, numel = _rows(grad, 0)
         out = BinarizeBackward.apply(_pad(rows), mask.reshape(-1).contiguous(), factor)
         return out[:, :numel].reshape(grad.shape), 0

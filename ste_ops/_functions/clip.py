@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, inverse, needs_function
+from ste_ops._functions.base import Elementwise, NativeFunction, fake, inverse, needs_function, new_tangent
 from ste_ops._library import ops
 
 
@@ -63,7 +63,7 @@ def _(grad: Tensor, row_dims: int, max_norm: float, norm_type: float) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
-class ClipGradientValue(NativeFunction):
+class ClipGradientValue(Elementwise):
     """x forward, the clamped gradient backward."""
 
     @staticmethod
@@ -84,14 +84,10 @@ class ClipGradientValue(NativeFunction):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, _: None) -> Tensor | None:
-        return None if tangent is None else tangent.view_as(tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, clip_value: float) -> tuple[Tensor, int | None]:
-        return ClipGradientValue.apply(x, clip_value), in_dims[0]
+        return new_tangent(tangent)
 
 
-class ClipGradientValueBackward(NativeFunction):
+class ClipGradientValueBackward(Elementwise):
     """The clamp of a gradient; its derivative is 1 where it changes nothing, at the bounds and at NaN too."""
 
     @staticmethod
@@ -113,10 +109,6 @@ class ClipGradientValueBackward(NativeFunction):
     def jvp(ctx: Any, tangent: Tensor | None, _: None) -> Tensor | None:
         return None if tangent is None else torch.where(_clamped(ctx), 0.0, tangent).to(tangent.dtype)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], grad: Tensor, clip_value: float) -> tuple[Tensor, int | None]:
-        return ClipGradientValueBackward.apply(grad, clip_value), in_dims[0]
-
 
 def _clamped(ctx: Any) -> Tensor:
     (grad,) = ctx.saved_tensors
@@ -124,8 +116,18 @@ def _clamped(ctx: Any) -> Tensor:
     return grad.abs() > torch.tensor(ctx.clip_value, dtype=grad.dtype).item()
 
 
-class ClipGradientNorm(NativeFunction):
-    """x forward, the gradient scaled to the norm backward. `dims` are sorted and not negative."""
+class _OfRows(NativeFunction):
+    """`forward(x, max_norm, norm_type, dims) -> out`; `dims` are sorted and not negative."""
+
+    @classmethod
+    def vmap(
+        cls, info: Any, in_dims: tuple[Any, ...], x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]
+    ) -> tuple[Tensor, int]:
+        return cls.apply(x.movedim(in_dims[0], 0), max_norm, norm_type, tuple(d + 1 for d in dims)), 0
+
+
+class ClipGradientNorm(_OfRows):
+    """x forward, the gradient scaled to the norm backward."""
 
     @staticmethod
     def forward(x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
@@ -145,14 +147,10 @@ class ClipGradientNorm(NativeFunction):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        return None if tangent is None else tangent.view_as(tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *how: Any) -> tuple[Tensor, int]:
-        return _vmap_norm(ClipGradientNorm, in_dims[0], x, *how)
+        return new_tangent(tangent)
 
 
-class ClipGradientNormBackward(NativeFunction):
+class ClipGradientNormBackward(_OfRows):
     """`grad * min(1, max_norm / (norm + 1e-6))`, differentiable through the norm."""
 
     @staticmethod
@@ -183,16 +181,6 @@ class ClipGradientNormBackward(NativeFunction):
         coefficient, slope = _coefficient(grad, *ctx.how)
         along = (slope * tangent).sum(ctx.how[2], keepdim=True) if ctx.how[2] else slope * tangent
         return (coefficient * tangent + along * grad).to(grad.dtype)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *how: Any) -> tuple[Tensor, int]:
-        return _vmap_norm(ClipGradientNormBackward, in_dims[0], grad, *how)
-
-
-def _vmap_norm(
-    function: type[NativeFunction], batch: int, x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]
-) -> tuple[Tensor, int]:
-    return function.apply(x.movedim(batch, 0), max_norm, norm_type, tuple(d + 1 for d in dims)), 0
 
 
 def _clip_rows(grad: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
 from ste_ops._library import ops
 
 # A surrogate's number and its parameters a and b.
@@ -36,14 +36,6 @@ def curve_second(upper: Tensor, grad: Tensor, x: Tensor, parameters: Tensor | No
     return (CurveSecond.apply if recorded else ops.curve_second)(upper, grad, x, *curve, parameters)
 
 
-def batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """The tensors with the batch as their first dimension, repeated where one has none."""
-    return [
-        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
-
-
 def refuse_batched_parameters(dim: int | None) -> None:
     if dim is not None:
         raise ValueError("vmap: a surrogate's fields must be the same for the whole batch, got a batched tensor")
@@ -54,8 +46,8 @@ class _Curve(NativeFunction):
 
     factors: int
 
-    @classmethod
-    def _save(cls, ctx: Any, inputs: tuple[Any, ...]) -> None:
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *tensors, surrogate, a, b, parameters = inputs
         ctx.save_for_backward(*tensors, parameters)
         ctx.save_for_forward(*tensors, parameters)
@@ -63,10 +55,10 @@ class _Curve(NativeFunction):
         ctx.curve = surrogate, a, b
 
     @classmethod
-    def _vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         refuse_batched_parameters(in_dims[-1])
         count = cls.factors + 1
-        return cls.apply(*batched(info, in_dims, *args[:count]), *args[count:]), 0
+        return cls.apply(*batch_first(info, in_dims, *args[:count]), *args[count:]), 0
 
 
 class CurveBackward(_Curve):
@@ -77,10 +69,6 @@ class CurveBackward(_Curve):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None) -> Tensor:
         return ops.curve_backward(grad, x, surrogate, a, b, parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        CurveBackward._save(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, upper: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -103,10 +91,6 @@ class CurveBackward(_Curve):
             terms.append(curve_second(of_x, grad, x, parameters, ctx.curve))
         return sum(terms[1:], terms[0]) if terms else None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        return CurveBackward._vmap(info, in_dims, *args)
-
 
 def _refuse_third() -> NoReturn:
     raise NotImplementedError(
@@ -125,10 +109,6 @@ class CurveSecond(_Curve):
         upper: Tensor, grad: Tensor, x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None
     ) -> Tensor:
         return ops.curve_second(upper, grad, x, surrogate, a, b, parameters)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        CurveSecond._save(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, top: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -154,7 +134,3 @@ class CurveSecond(_Curve):
         if of_grad is not None:
             terms.append(curve_second(upper, of_grad, x, parameters, ctx.curve))
         return sum(terms[1:], terms[0]) if terms else None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        return CurveSecond._vmap(info, in_dims, *args)

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, needs_function
-from ste_ops._functions.mask import batch_first, new_tangent
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, new_tangent
 from ste_ops._library import ops
 
 
@@ -50,7 +49,7 @@ class SRSTE(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, n: int, m: int, decay: float) -> tuple[Tensor, int]:
-        w = batch_first(w, in_dims[0], info.batch_size)
+        w = w.movedim(in_dims[0], 0)
         return SRSTE.apply(_fold(w), n, m, decay).reshape(w.shape), 0
 
 
@@ -83,7 +82,7 @@ class SRSTEBackward(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Any:
-        grad, w = (batch_first(x, dim, info.batch_size) for x, dim in ((grad, in_dims[0]), (w, in_dims[1])))
+        grad, w = batch_first(info, in_dims, grad, w)
         return SRSTEBackward.apply(_fold(grad), _fold(w), n, m, decay).reshape(w.shape), 0
 
 

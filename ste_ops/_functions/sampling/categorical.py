@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
 from ste_ops._library import ops
 
 STRAIGHT_THROUGH, GUMBEL, REINMAX = range(3)
@@ -31,14 +31,6 @@ def _(logits: Tensor, seed: Tensor) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What the kernels compute in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def to_front(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """The tensors with the batch as their first dimension, repeated where one has none."""
-    return [
-        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, in_dims, strict=False)
-    ]
 
 
 def by_seed(rows: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +62,7 @@ class GumbelNoise(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], logits: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-        logits, seed = to_front(info, in_dims, logits, seed)
+        logits, seed = batch_first(info, in_dims, logits, seed)
         return GumbelNoise.apply(*by_seed(logits, seed)).reshape(logits.shape), 0
 
 
@@ -102,7 +94,7 @@ class Categorical(NativeFunction):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], logits: Tensor, seed: Tensor, *others: Any) -> Any:
         # A row of the batch is drawn as it would be alone: under its own seed, or all under the one seed.
-        logits, seed = to_front(info, in_dims, logits, seed)
+        logits, seed = batch_first(info, in_dims, logits, seed)
         out, index = Categorical.apply(*by_seed(logits, seed), *others)
         return (out.reshape(logits.shape), index.reshape(logits.shape[:-1])), (0, 0)
 
@@ -156,7 +148,7 @@ class CategoricalBackward(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        grad, logits, seed, index = to_front(info, in_dims, *args[:4])
+        grad, logits, seed, index = batch_first(info, in_dims, *args[:4])
         rows, seeds = by_seed(logits, seed)
         if args[4] != STRAIGHT_THROUGH:
             index = index.reshape(rows.shape[:-1]).contiguous()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, needs_function
-from ste_ops._functions.sampling.categorical import GumbelNoise, by_seed, to_front, wide
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
+from ste_ops._functions.sampling.categorical import GumbelNoise, by_seed, wide
 from ste_ops._library import ops
 
 
@@ -50,7 +50,7 @@ class Subset(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], logits: Tensor, seed: Tensor, *others: Any) -> Any:
-        logits, seed = to_front(info, in_dims, logits, seed)
+        logits, seed = batch_first(info, in_dims, logits, seed)
         return Subset.apply(*by_seed(logits, seed), *others).reshape(logits.shape), 0
 
 
@@ -98,7 +98,7 @@ class SubsetBackward(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        grad, logits, seed = to_front(info, in_dims, *args[:3])
+        grad, logits, seed = batch_first(info, in_dims, *args[:3])
         rows, seeds = by_seed(logits, seed)
         return SubsetBackward.apply(grad.reshape(rows.shape), rows, seeds, *args[3:]).reshape(logits.shape), 0
 
