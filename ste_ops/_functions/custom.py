@@ -1,4 +1,4 @@
-"""Functions of the steps whose surrogate is a Python callable."""
+"""Functions of heaviside, sign and ternary with a Python callable as surrogate."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction
-from ste_ops._functions.binarize import SURROGATES
+from ste_ops._functions.base import Elementwise, NativeFunction, batch_first, widen
+from ste_ops._functions.binarize import surrogate_number
 from ste_ops._library import ops
 
 # Whose forward makes no mask.
-_IDENTITY = [name for name, _ in SURROGATES].index("Identity")
+_IDENTITY = surrogate_number("Identity")
 
 Slope = Callable[[Tensor], Tensor]
 
@@ -22,12 +22,8 @@ def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope
     """`threshold` is empty but for a ternary step."""
     if torch.compiler.is_compiling():
         # A callable is no argument of an opaque call; Dynamo traces it here, and autograd its derivative.
-        return SlopedStep.apply(x, slope(_wide(x)), step, threshold)
+        return SlopedStep.apply(x, slope(widen(x)), step, threshold)
     return CustomStep.apply(x, slope, step, threshold)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _forward(x: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
@@ -38,7 +34,7 @@ def _times(grad: Tensor, slope: Tensor) -> Tensor:
     return torch.where(slope == 0, 0.0, grad * slope).to(grad.dtype)
 
 
-class CustomStep(NativeFunction):
+class CustomStep(Elementwise):
     """Saves x and calls the callable in the backward, where autograd may differentiate it."""
 
     @staticmethod
@@ -54,16 +50,12 @@ class CustomStep(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        gradient = None if grad is None else _times(grad, ctx.slope(_wide(ctx.saved_tensors[0])))
+        gradient = None if grad is None else _times(grad, ctx.slope(widen(ctx.saved_tensors[0])))
         return gradient, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        return None if tangent is None else _times(tangent, ctx.slope(_wide(ctx.saved_tensors[0])))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *others: Any) -> Any:
-        return CustomStep.apply(x, *others), in_dims[0]
+        return None if tangent is None else _times(tangent, ctx.slope(widen(ctx.saved_tensors[0])))
 
 
 class SlopedStep(NativeFunction):
@@ -89,5 +81,4 @@ class SlopedStep(NativeFunction):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, slope: Tensor, *others: Any) -> Any:
-        tensors = [t if d is None else t.movedim(d, 0) for t, d in zip((x, slope), in_dims, strict=False)]
-        return SlopedStep.apply(*tensors, *others), 0
+        return SlopedStep.apply(*batch_first(info, in_dims, x, slope), *others), 0

@@ -1,14 +1,19 @@
-"""What the Functions of the quantizers share: masks, also under vmap, and the batch rules of elementwise operators."""
+"""Masks of one bit an element: their size, the gradient through one, and how a batch of them is packed.
+
+Element i of the output's memory is bit i % 8 of byte i / 8, and under vmap every sample has a mask of its own, of whole
+bytes (docs/decisions/mask-layout.md).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import inverse, memory_order
-from ste_ops._functions.binarize import mask_gradient
+from ste_ops._functions.base import NativeFunction, batch_first, fake, inverse, memory_order, needs_function
+from ste_ops._library import ops
 
 
 def mask_bytes(numel: int) -> int:
@@ -20,59 +25,95 @@ def new_mask(x: Tensor) -> Tensor:
     return x.new_empty(mask_bytes(x.numel()), dtype=torch.uint8)
 
 
-def unpacked(mask: Tensor, shape: torch.Size, order: list[int] | None) -> Tensor:
-    """A packed mask as a bool tensor of that shape, `order` being the memory order that it was packed in; a bool mask
-    as it is."""
-    if mask.dtype == torch.bool:
-        return mask
-    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    flat = (mask.unsqueeze(-1) >> places).bitwise_and(1).bool().flatten()[: shape.numel()]
+@fake("binarize_backward")
+def _(grad: Tensor, mask: Tensor, factor: float = 1.0) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+class BinarizeBackward(NativeFunction):
+    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself."""
+
+    @staticmethod
+    def forward(grad: Tensor, mask: Tensor, factor: float) -> Tensor:
+        return ops.binarize_backward(grad, mask, factor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+        ctx.set_materialize_grads(False)
+        ctx.factor = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return (None if grad is None else mask_gradient(grad, ctx.saved_tensors[0], None, ctx.factor)), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
+        return None if tangent is None else mask_gradient(tangent, ctx.saved_tensors[0], None, ctx.factor)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, mask: Tensor, factor: float) -> tuple[Tensor, int]:
+        grad, mask = batch_first(info, in_dims, grad, mask)
+        return batch_gradient(grad, mask, factor), 0
+
+
+def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float = 1.0) -> Tensor:
+    """factor * grad where the mask has a one, in the memory order that the mask was made in."""
+    call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
     if order is None:
-        return flat.view(shape)
-    return flat.view([shape[d] for d in order]).permute(inverse(order))
+        return call(grad, mask, factor)
+    return call(grad.permute(order), mask, factor).permute(inverse(order))
 
 
-def as_bool(mask: Tensor, like: Tensor) -> Tensor:
-    """A packed mask as a bool tensor of `like`'s shape, `like` being the tensor in whose memory order it was packed.
-
-    What a vmap rule saves in the place of the packed mask, because a bool mask is batched, sliced and differentiated by
-    torch itself. A mask that is bool already (the rule inside was batched too) stays.
-    """
-    return unpacked(mask, like.shape, memory_order(like))
+def batch_gradient(grad: Tensor, masks: Tensor, factor: float = 1.0) -> Tensor:
+    """`mask_gradient` of a batch of row-major samples, each with the mask in its row of `masks`."""
+    out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), factor)
+    return from_mask_rows(out, grad.shape)
 
 
-def masked(grad: Tensor, mask: Tensor, order: list[int] | None) -> Tensor:
-    """`grad` where the mask, packed in the memory order `order` or bool, has a one; 0 elsewhere."""
-    if mask.dtype == torch.bool:
-        return torch.where(mask, grad, 0.0)
-    return mask_gradient(grad, mask, order)
+def mask_rows(x: Tensor) -> Tensor:
+    """A batch, the batch first, as one row of whole mask bytes a sample."""
+    numel = math.prod(x.shape[1:])
+    rows = x.reshape(x.shape[0], numel)
+    return torch.nn.functional.pad(rows, (0, -numel % 8)).contiguous()
 
 
-def batch_first(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """A tensor of a vmap rule with its batch as dimension 0, whether it has one or not."""
-    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+def from_mask_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `mask_rows`, `shape` being that of the batch."""
+    return rows[:, : math.prod(shape[1:])].contiguous().view(shape)
 
 
-def fold_channels(x: Tensor, axis: int) -> Tensor:
-    """A batch of tensors, the batch first, as (batch * channels, rest): one group in each row.
-
-    `axis` is the channels' in a sample, or -1 where a sample is one group.
-    """
-    if axis < 0:
-        return x.reshape(x.shape[0], x[0].numel() if x.shape[0] else 0)
-    channels_first = x.movedim(axis + 1, 1)
-    rows = x.shape[0] * channels_first.shape[1]
-    return channels_first.reshape(rows, x.numel() // rows if rows else 0)
+def batch_of_masks(mask: Tensor, shape: torch.Size) -> Tensor:
+    """The mask of a batch whose samples begin at whole bytes, as the mask of each sample in a row."""
+    masks = mask.view(shape[0], mask.numel() // max(shape[0], 1))
+    return masks[:, : mask_bytes(math.prod(shape[1:]))]
 
 
-def unfold_channels(rows: Tensor, shape: torch.Size, axis: int) -> Tensor:
-    """The inverse of `fold_channels`, `shape` being that of the batch."""
-    if axis < 0:
-        return rows.reshape(shape)
-    channels_first = [shape[0], shape[axis + 1], *shape[1 : axis + 1], *shape[axis + 2 :]]
-    return rows.reshape(channels_first).movedim(1, axis + 1)
+class Masked(NativeFunction):
+    """`forward(x, ...) -> (out, mask)`: the gradient of x passes where the mask has a one; nothing else has one."""
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        out, mask = output
+        ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
+        ctx.order = memory_order(out)
+        ctx.others = (None,) * (len(inputs) - 1)
 
-def new_tangent(tangent: Tensor | None) -> Any:
-    """Forward-mode AD does not take its input back as the tangent of another output."""
-    return None if tangent is None else tangent.view_as(tangent)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        return (None if grad is None else mask_gradient(grad, ctx.saved_tensors[0], ctx.order)), *ctx.others
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        return None if tangent is None else mask_gradient(tangent, ctx.saved_tensors[0], ctx.order), None
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> Any:
+        """Of an elementwise operator."""
+        (x,) = batch_first(info, in_dims, x)
+        out, mask = cls.apply(mask_rows(x), *others)
+        return (from_mask_rows(out, x.shape), batch_of_masks(mask, x.shape)), (0, 0)

@@ -7,7 +7,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import ste_ops
 from ste_ops import reference
-from ste_ops._functions.binarize import BinarizeBackward
+from ste_ops._functions.mask import BinarizeBackward
 from ste_ops.surrogate import Clip
 
 # Odd sizes: no row of a batch is a whole number of mask bytes.

@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 import ste_ops
 from ste_ops import reference
+from ste_ops._functions.quantize import uniform
 
 nan, inf = math.nan, math.inf
 SHAPE = (3, 5, 7)  # no sample is a whole number of mask bytes
@@ -294,3 +295,61 @@ def test_values_of_tensors_are_checked(device, request, value):
     assert not of_x[:, 3].any()
     assert torch.equal(of_scale.isnan().cpu(), invalid[0])
     assert bool(ste_ops.pact(x, scale[3].detach(), 2).isnan().all())
+
+
+# name -> its Function, and how many masks that keeps.
+KEEP_MASKS = {
+    "fake_quantize": (uniform.FakeQuantize, 1),
+    "fake_quantize of a tensor": (uniform.FakeQuantize, 1),
+    "fake_quantize of channels": (uniform.FakeQuantize, 1),
+    "pact": (uniform.PACT, 2),
+    "dorefa_activation": (uniform.DorefaActivation, 1),
+}
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (0, None)])
+@pytest.mark.parametrize("name", KEEP_MASKS)
+def test_vmap_keeps_one_bit_an_element(device, monkeypatch, name, dims):
+    """What the gradients of each sample save, within vmap; and around it."""
+    function, count = KEEP_MASKS[name]
+    kept, setup_context = [], function.setup_context
+
+    def watched(ctx, given, output):
+        kept.append(output[1:])
+        setup_context(ctx, given, output)
+
+    monkeypatch.setattr(function, "setup_context", staticmethod(watched))
+    x, p, _ = inputs(name, device, (3,))
+    fn = call(name, ste_ops)
+    vmap(grad(lambda x, p: fn(x, p).sum()), dims)(x, p if dims[1] == 0 else p[0])
+    assert kept
+    whole = (x[0].numel() + 7) // 8
+    for masks in kept:
+        assert len(masks) == count
+        for mask in masks:
+            assert mask.dtype == torch.uint8
+            # One sample's, or in a call for the batch that of all.
+            assert mask.numel() in (whole, 3 * whole) or name.endswith("channels")
+    assert kept[-1][0].numel() == whole
+
+
+@pytest.mark.parametrize("name", ["fake_quantize", "fake_quantize of channels", "pact", "dorefa_activation"])
+def test_the_masks_of_a_batch_are_those_of_its_samples(device, name):
+    """Packed as outside vmap, and so small: what the rule gives is what a sample alone gives, byte by byte."""
+    x, p, _ = inputs(name, device, (3,))
+    function, arguments = {
+        "fake_quantize": (uniform.FakeQuantize, (None, None, 0.3, 1.0, -4, 3, -1)),
+        "fake_quantize of channels": (uniform.FakeQuantize, (p[0], None, 1.0, 1.0, -4, 3, 1)),
+        "pact": (uniform.PACT, (p[0], 3)),
+        "dorefa_activation": (uniform.DorefaActivation, (2,)),
+    }[name]
+    out, *masks = vmap(lambda x: function.apply(x, *arguments))(x)
+    for i, sample in enumerate(x):
+        axis_first = sample.t().contiguous().t() if name.endswith("channels") else sample
+        alone, *wanted = function.apply(axis_first, *arguments)
+        assert torch.equal(out[i], alone)
+        for mask, want in zip(masks, wanted, strict=True):
+            last = 2 ** (sample.numel() % 8) - 1  # the bits of the last byte that are elements
+            assert mask.dtype == torch.uint8
+            assert torch.equal(mask[i, :-1], want[:-1])
+            assert torch.equal(mask[i, -1] & last, want[-1] & last)

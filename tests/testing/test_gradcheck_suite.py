@@ -87,7 +87,7 @@ FUNCTIONS = {
     "subset_ste": "sampling.subset.Subset",
     "round": "quantize.rounding.Round",
     "fake_quantize": "quantize.uniform.FakeQuantize",
-    "lsq": "quantize.uniform.LSQ",
+    "lsq": "quantize.lsq.LSQ",
     "pact": "quantize.uniform.PACT",
     "dorefa_activation": "quantize.uniform.DorefaActivation",
     "dorefa_weight": "quantize.scaled.DoReFaWeight",

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, fake, needs_function
-from ste_ops._functions.binarize import Sign
-from ste_ops._functions.mask import fold_channels, new_tangent, unfold_channels
+from ste_ops._functions.base import NativeFunction, PassThrough, fake, needs_function, widen
+from ste_ops._functions.binarize import Sign, surrogate_number
+from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
 from ste_ops._library import ops
-from ste_ops.surrogate import Clip
+
+_CLIP = surrogate_number("Clip")
 
 
 def _statistic(w: Tensor, kinds: int, per_channel: bool) -> Tensor:
@@ -51,39 +52,19 @@ def _(x: Tensor, bits: int) -> Tensor:
     return torch.empty_like(x)
 
 
-class PassThrough(NativeFunction):
-    """A quantizer whose gradient passes unchanged. Saves nothing."""
+class _Grouped(PassThrough):
+    """`forward(w, per_channel) -> out`; a group has one scale."""
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.arguments = len(inputs) - 1
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return grad, *(None,) * ctx.arguments
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Any:
-        return new_tangent(tangent)
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
+        w, axis = w.movedim(in_dims[0], 0), 0 if per_channel else -1
+        return unfold_channels(cls.apply(fold_channels(w, axis), True), w.shape, axis), 0
 
 
-def _fold(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, torch.Size, int]:
-    """A batch of weights as one, each group a row of it; the shape of the batch, and the axis that `unfold` takes."""
-    batch = w.movedim(in_dims[0], 0)
-    axis = 0 if per_channel else -1
-    return fold_channels(batch, axis), batch.shape, axis
-
-
-class BitNetWeight(PassThrough):
+class BitNetWeight(_Grouped):
     @staticmethod
     def forward(w: Tensor, per_channel: bool) -> Tensor:
         return ops.bitnet_weight(w, per_channel)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
-        rows, shape, axis = _fold(info, in_dims, w, per_channel)
-        return unfold_channels(BitNetWeight.apply(rows, True), shape, axis), 0
 
 
 class BitNetActivation(PassThrough):
@@ -99,21 +80,18 @@ class BitNetActivation(PassThrough):
         return BitNetActivation.apply(batch, bits), 0
 
 
-class DoReFaSign(PassThrough):
+class DoReFaSign(_Grouped):
     """`dorefa_weight` of one bit."""
 
     @staticmethod
     def forward(w: Tensor, per_channel: bool) -> Tensor:
         return ops.xnor_weight(w, per_channel)[0]
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
-        rows, shape, axis = _fold(info, in_dims, w, per_channel)
-        return unfold_channels(DoReFaSign.apply(rows, True), shape, axis), 0
-
 
 class ScaledWeight(NativeFunction):
     """`forward(w, ..., per_channel) -> (out, statistic)`. Saves w itself, which is a parameter, and the statistic."""
+
+    native: str  # the operator that is the backward
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -125,14 +103,34 @@ class ScaledWeight(NativeFunction):
         ctx.set_materialize_grads(False)
 
     @classmethod
-    def _backward(cls, ctx: Any, grad: Tensor | None, native: Any) -> tuple[Tensor | None, ...]:
+    def backward(cls, ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
         none = (None,) * ctx.arguments
         if grad is None:
             return None, *none
         w, statistic = ctx.saved_tensors
         # The gradient is a function of w too, so that w alone may need it recorded.
-        call = cls.gradient if needs_function(grad) or needs_function(w) else native
+        recorded = needs_function(grad) or needs_function(w)
+        call = cls.gradient if recorded else getattr(ops, cls.native)
         return call(grad, w, statistic, ctx.per_channel), *none
+
+    @classmethod
+    def jvp(cls, ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        if tangent is None:
+            return None, None
+        w, statistic = ctx.saved_tensors
+        return cls.tangent(tangent, w, statistic, ctx.per_channel), None
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], w: Tensor, *arguments: Any) -> Any:
+        *others, per_channel = arguments
+        w, axis = w.movedim(in_dims[0], 0), 0 if per_channel else -1
+        rows = fold_channels(w, axis)
+        out, statistic = cls.apply(rows, *others, True)
+        # A group of every sample stands beside that of the others; here a sample owns its groups.
+        kinds = statistic.numel() // rows.shape[0] if rows.shape[0] else 1
+        of_all = -1 if rows.shape[0] else 0
+        of_sample = statistic.view(kinds, info.batch_size, of_all).movedim(1, 0).reshape(info.batch_size, of_all)
+        return (unfold_channels(out, w.shape, axis), of_sample), (0, 0)
 
     @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
@@ -143,30 +141,6 @@ class ScaledWeight(NativeFunction):
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         """The same for forward mode."""
         raise NotImplementedError
-
-    @classmethod
-    def _jvp(cls, ctx: Any, tangent: Tensor | None) -> tuple[Any, None]:
-        if tangent is None:
-            return None, None
-        w, statistic = ctx.saved_tensors
-        return cls.tangent(tangent, w, statistic, ctx.per_channel), None
-
-    @classmethod
-    def _vmap(cls, info: Any, in_dims: tuple[Any, ...], w: Tensor, *arguments: Any) -> Any:
-        *others, per_channel = arguments
-        rows, shape, axis = _fold(info, in_dims, w, per_channel)
-        out, statistic = cls.apply(rows, *others, True)
-        # A group of every sample stands beside that of the others; here a sample owns its groups.
-        kinds = statistic.numel() // rows.shape[0] if rows.shape[0] else 1
-        of_sample = statistic.view(kinds, info.batch_size, -1 if rows.shape[0] else 0).movedim(1, 0)
-        return (unfold_channels(out, shape, axis), of_sample.reshape(info.batch_size, -1 if rows.shape[0] else 0)), (
-            0,
-            0,
-        )
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _members(w: Tensor, per_channel: bool) -> list[int]:
@@ -184,7 +158,7 @@ def _mean(x: Tensor, dims: list[int]) -> Tensor:
 
 def _sign(x: Tensor) -> Tensor:
     """Never 0, NaN at NaN; passes the gradient where abs(x) <= 1."""
-    return torch.where(x.isnan(), x, Sign.apply(x, Clip.number, 1.0, 0.0, 1.0, None)[0])
+    return torch.where(x.isnan(), x, Sign.apply(x, _CLIP, 1.0, 0.0, 1.0, None)[0])
 
 
 def _passes(x: Tensor) -> Tensor:
@@ -194,31 +168,21 @@ def _passes(x: Tensor) -> Tensor:
 class XNORWeight(ScaledWeight):
     """sign(w) times the mean of abs(w), both of them differentiated."""
 
+    native = "xnor_weight_backward"
+
     @staticmethod
     def forward(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
         return ops.xnor_weight(w, per_channel)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
-        return XNORWeight._backward(ctx, grad, ops.xnor_weight_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
-        return XNORWeight._jvp(ctx, tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return XNORWeight._vmap(info, in_dims, *args)
-
-    @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        g, x, dims = _widen(grad), _widen(w), _members(w, per_channel)
+        g, x, dims = widen(grad), widen(w), _members(w, per_channel)
         through_sign = torch.where(_passes(x), g * _mean(x.abs(), dims), 0.0)
         return (through_sign + x.sgn() * _mean(g * _sign(x), dims)).to(w.dtype)
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        t, x, dims = _widen(tangent), _widen(w), _members(w, per_channel)
+        t, x, dims = widen(tangent), widen(w), _members(w, per_channel)
         through_sign = torch.where(_passes(x), t * _mean(x.abs(), dims), 0.0)
         return (through_sign + _sign(x) * _mean(t * x.sgn(), dims)).to(w.dtype)
 
@@ -226,25 +190,15 @@ class XNORWeight(ScaledWeight):
 class MagnitudeAwareSign(ScaledWeight):
     """The same with the mean held."""
 
+    native = "magnitude_aware_sign_backward"
+
     @staticmethod
     def forward(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
         return ops.xnor_weight(w, per_channel)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
-        return MagnitudeAwareSign._backward(ctx, grad, ops.magnitude_aware_sign_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
-        return MagnitudeAwareSign._jvp(ctx, tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return MagnitudeAwareSign._vmap(info, in_dims, *args)
-
-    @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        g, x = _widen(grad), _widen(w)
+        g, x = widen(grad), widen(w)
         return torch.where(_passes(x), g * _along(statistic, w), 0.0).to(w.dtype)
 
     @staticmethod
@@ -255,26 +209,16 @@ class MagnitudeAwareSign(ScaledWeight):
 class DoReFaWeight(ScaledWeight):
     """Levels of tanh(w) / max(abs(tanh(w))), from two bits on. The rounding passes, the rest is differentiated."""
 
+    native = "dorefa_weight_backward"
+
     @staticmethod
     def forward(w: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor]:
         return ops.dorefa_weight(w, bits, per_channel)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
-        return DoReFaWeight._backward(ctx, grad, ops.dorefa_weight_backward)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Any, None]:
-        return DoReFaWeight._jvp(ctx, tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        return DoReFaWeight._vmap(info, in_dims, *args)
-
-    @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        g, dims = _widen(grad), _members(w, per_channel)
-        t, divisor, share = _dorefa_parts(_widen(w), dims)
+        g, dims = widen(grad), _members(w, per_channel)
+        t, divisor, share = _dorefa_parts(widen(w), dims)
         total = (g * t).double()
         total = total.sum(dims, keepdim=True) if dims else total
         taken = (total / divisor.double() / divisor.double()).to(t.dtype)
@@ -283,8 +227,8 @@ class DoReFaWeight(ScaledWeight):
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         dims = _members(w, per_channel)
-        t, divisor, share = _dorefa_parts(_widen(w), dims)
-        of_t = (1 - t * t) * _widen(tangent)
+        t, divisor, share = _dorefa_parts(widen(w), dims)
+        of_t = (1 - t * t) * widen(tangent)
         of_divisor = share * of_t
         of_divisor = of_divisor.sum(dims, keepdim=True) if dims else of_divisor
         return (of_t / divisor - t / divisor / divisor * of_divisor).to(w.dtype)

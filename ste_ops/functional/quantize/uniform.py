@@ -18,6 +18,7 @@ from ste_ops._checks import (
 )
 from ste_ops._functions.base import needs_function
 from ste_ops._functions.quantize import uniform as _functions
+from ste_ops._functions.quantize.lsq import LSQ
 
 
 def fake_quantize(
@@ -164,7 +165,7 @@ def lsq(
         check_number(operator, "grad_scale", grad_scale)
     if not needs_function(scale):
         return _functions.FakeQuantize.apply(x, scale.detach(), None, 1.0, 0.0, quant_min, quant_max, axis)[0]
-    return _functions.LSQ.apply(x, scale, quant_min, quant_max, axis, float(grad_scale))
+    return LSQ.apply(x, scale, quant_min, quant_max, axis, float(grad_scale))
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
