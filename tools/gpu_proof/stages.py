@@ -21,12 +21,11 @@ OF_THE_SOURCES += ["repository/build", "repository/contributing", "repository/do
 # Compile for minutes what shows nothing of a GPU, and have cuda in the name of their folder.
 NEVER = ["cuda/*"]
 OF_THEIR_OWN = ["operators/every_operator", "operators/large", "gpu/*"]
-DRAWS = ["categorical*", "deferred*", "inverse*", "multinomial", "resample", "statistics", "subset", "sum_tree"]
 GROUPS = {
-    "suite-steps": ["binarize/*", "sampling/bernoulli", "testing/check_ste"],
+    "suite-steps": ["binarize/*", "testing/check_ste"],
     "suite-quantize": ["quantize/*", "nn/*"],
     "suite-clip": ["clip/*"],
-    "suite-sampling": [*(f"sampling/{name}" for name in DRAWS), "data/*"],
+    "suite-sampling": ["sampling/*", "data/*"],
     "suite-compile": ["operators/compile"],
 }
 
