@@ -55,8 +55,8 @@ STE_HD uint64_t padded(uint64_t prefix, uint64_t padding) { return prefix + mult
 STE_HD uint64_t lacks(uint64_t mass, uint64_t capacity) { return mass < capacity ? capacity - mass : 0; }
 STE_HD uint64_t exceeds(uint64_t mass, uint64_t capacity) { return mass > capacity ? mass - capacity : 0; }
 
-// What the items before `item` lack of the capacity in all, from their masses and from what they exceed it by: together
-// they fill `item` columns but for the two.
+// What the items before `item` lack of the capacity in all, from their masses and from what they exceed it by: they
+// fill `item` columns up to the difference of the two.
 STE_HD uint64_t lacked_before(int64_t item, uint64_t mass, uint64_t exceeded, Columns columns) {
   return exceeded + uint64_t(item) * columns.capacity - padded(mass, columns.padding);
 }
@@ -69,15 +69,15 @@ STE_HD int64_t capacity_of(const Row& row, int64_t n) {
   return int64_t(columns_of(row.total, n).capacity);
 }
 
-// a where the condition holds, b elsewhere: arithmetic rather than a choice, which compilers make a branch, and here
-// one that is mispredicted every other time.
+// a where the condition holds, else b: by arithmetic, because compilers make a choice a branch, and here it would be
+// mispredicted every other time.
 STE_HD uint64_t choose(bool condition, uint64_t a, uint64_t b) { return b ^ ((a ^ b) & -uint64_t(condition)); }
 
 // The sweep hands out the units that light items (mass <= capacity) lack and heavy items (mass > capacity) exceed by,
 // both in index order: the current heavy item fills up light columns until it is drained to the capacity or below, and
 // is then itself filled up by the next heavy item. Over prefix sums that is a merge of two ascending sequences. Heavy
-// item j is done before light item i where excess[j] <= deficit[i], and a step completes the column of one item; it can
-// begin anywhere (the merge path of Green, McColl and Bader, ICS 2012).
+// item j is done before light item i where excess[j] <= deficit[i], and each element of the merge completes the column
+// of one item; it can begin anywhere (the merge path of Green, McColl and Bader, ICS 2012).
 template <class Item>
 struct AliasMerge {
   const uint64_t* deficit;  // lights + 1 of them: what light items 0..i-1 lack in all
@@ -109,24 +109,22 @@ struct AliasMerge {
         capacity(capacity),
         bits(bits) {}
 
-  // To the state after `steps` steps.
-  STE_HD void seek(int64_t steps) {
-    seek(steps, steps > heavies ? steps - heavies : 0, steps < lights ? steps : lights);
-  }
+  // To the state after `done` columns.
+  STE_HD void seek(int64_t done) { seek(done, done > heavies ? done - heavies : 0, done < lights ? done : lights); }
 
   // The same where the light items that are done by then are known to be `low` to `high`.
-  STE_HD void seek(int64_t steps, int64_t low, int64_t high) {
+  STE_HD void seek(int64_t done, int64_t low, int64_t high) {
     while (low < high) {
       int64_t middle = low + (high - low) / 2;
-      bool taken = excess[steps - 1 - middle] > deficit[middle];
+      bool taken = excess[done - 1 - middle] > deficit[middle];
       low = taken ? middle + 1 : low;
       high = taken ? high : middle;
     }
     i = low;
-    j = steps - low;
+    j = done - low;
   }
 
-  STE_HD void step(uint64_t* table) {
+  STE_HD void complete_column(uint64_t* table) {
     uint64_t lacked = deficit[i], exceeded = excess[j];
     uint64_t drained = exceeded <= lacked;
     uint64_t item = choose(drained, uint64_t(heavy[j]), uint64_t(light[i]));

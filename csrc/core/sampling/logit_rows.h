@@ -52,7 +52,7 @@ STE_HD A quiet_nan() {
   return bit_cast<A>(bits_t<A>(sizeof(A) == 8 ? 0x7ff8000000000000u : 0x7fc00000u));
 }
 
-// The first of the largest.
+// The largest key (the first of equal ones) and its index.
 template <class A>
 struct Best {
   int64_t index;

@@ -9,15 +9,15 @@
 
 namespace ste_ops {
 
-// Most categories of one distribution. Below it every step of the arithmetic here and in alias.h stays within 64 bits.
+// Most categories of one distribution. Below it all arithmetic here and in alias.h stays within 64 bits.
 constexpr int64_t kMaxCategories = int64_t(1) << 36;
 
 STE_HD int bit_width(uint64_t x) {
   int width = 0;
-  for (int step = 32; step > 0; step /= 2) {
-    bool high = x >> step != 0;
-    width += high ? step : 0;
-    x = high ? x >> step : x;
+  for (int half = 32; half > 0; half /= 2) {
+    bool high = x >> half != 0;
+    width += high ? half : 0;
+    x = high ? x >> half : x;
   }
   return width + (x != 0);
 }
@@ -84,7 +84,7 @@ STE_HD uint64_t round_scaled(Scaled x, int64_t exponent) {
   uint64_t value = x.integer << clamp_shift(left);
   uint64_t right = clamp_shift(-left);
   uint64_t down = value >> right;
-  // What the shift drops, in units of 2^-64. (In two steps, because a shift by 64 is undefined.)
+  // What the shift drops, in units of 2^-64. (In two shifts, because one by 64 is undefined.)
   uint64_t dropped = value << 1 << (63 - right);
   return down + uint64_t(dropped + (down & 1) > uint64_t(1) << 63);
 }
@@ -100,8 +100,8 @@ STE_HD uint64_t mass(bits_t<T> x, int64_t exponent) {
   return rounded + (uint64_t(rounded == 0) & uint64_t(magnitude<T>(x) != 0));
 }
 
-// The mass of x where the scale leaves it an integer, as it does every weight that is not below one of which
-// is_integer(scaled(magnitude), exponent) holds; the rounding is most of the work of the others.
+// The mass of x where the scale leaves it an integer. It does so for every weight at or above one for which
+// is_integer(scaled(magnitude), exponent) holds; for the others the rounding is most of the work.
 STE_HD bool is_integer(Scaled x, int64_t exponent) { return x.exponent + exponent >= 0; }
 
 template <class T>
@@ -110,8 +110,8 @@ STE_HD uint64_t integer_mass(bits_t<T> x, int64_t exponent) {
   return s.integer << (uint64_t(s.exponent + exponent) & 63);  // zero may ask for any shift
 }
 
-// The masses of n weights are chosen in two steps. Scaled by the first exponent, the largest weight stays so small that
-// n of them cannot overflow, and the sum of the coarse masses shows how much room is left.
+// The masses of n weights are chosen in two stages. Scaled by the first exponent, the largest weight stays so small
+// that n of them cannot overflow, and the sum of the coarse masses shows how much room is left.
 template <class T>
 STE_HD int64_t coarse_exponent(uint64_t largest, int64_t n) {
   Scaled x = scaled<T>(largest);

@@ -94,14 +94,14 @@ STE_HD int64_t first_above(const uint64_t* up_to, int64_t begin, int64_t end, ui
 }
 
 // Ancestors of ascending positions are a merge of the positions with the sums `up_to` of n masses: particle i is behind
-// position k where up_to[i] <= position(k). `steps` into the merge it stands before particle i and position steps - i;
-// returns i, for the stretches that threads take (the merge path of Green, McColl and Bader, ICS 2012).
+// position k where up_to[i] <= position(k). After `done` elements the merge stands before particle i and position
+// done - i; returns i, for the stretches that threads take (the merge path of Green, McColl and Bader, ICS 2012).
 template <class P>
-STE_HD int64_t seek_ancestor(const uint64_t* up_to, int64_t n, const P& position, int64_t count, int64_t steps) {
-  int64_t low = steps > count ? steps - count : 0, high = steps < n ? steps : n;
+STE_HD int64_t seek_ancestor(const uint64_t* up_to, int64_t n, const P& position, int64_t count, int64_t done) {
+  int64_t low = done > count ? done - count : 0, high = done < n ? done : n;
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
-    bool behind = up_to[middle] <= position(uint64_t(steps - 1 - middle));
+    bool behind = up_to[middle] <= position(uint64_t(done - 1 - middle));
     low = behind ? middle + 1 : low;
     high = behind ? high : middle;
   }

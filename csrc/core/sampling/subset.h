@@ -9,7 +9,7 @@
 
 namespace ste_ops {
 
-// The largest, the first of equal ones, and the largest of the others.
+// The largest (the first of equal ones) and the largest of the others.
 template <class A>
 struct TopTwo {
   int64_t index;
@@ -30,14 +30,14 @@ struct MergeTops {
 // One softmax. With f_i = e^((a_i - center) / tau) for all but the largest: p_i = f_i * scale and f_i * share is
 // p_i / (1 - p of the largest).
 template <class A>
-struct SubsetStep {
+struct SubsetSoftmax {
   int64_t top;
   A center, scale, share, p_top, log_left;
 
   STE_HD static A center_of(const TopTwo<A>& tops) { return tops.second >= -kHuge<A> ? tops.second : tops.first; }
 
-  SubsetStep() = default;
-  STE_HD explicit SubsetStep(const TopTwo<A>& tops) : top(tops.index), center(center_of(tops)) {}
+  SubsetSoftmax() = default;
+  STE_HD explicit SubsetSoftmax(const TopTwo<A>& tops) : top(tops.index), center(center_of(tops)) {}
 
   // `rest` is the sum of all f_i.
   STE_HD void finish(const TopTwo<A>& tops, A rest, A inv_tau) {
@@ -50,7 +50,7 @@ struct SubsetStep {
     log_left = rest > A(0) ? gap + portable_log(rest) - portable_log(total) : -Floating<A>::infinity;
   }
 
-  // Of all but the largest.
+  // f of any but the largest.
   STE_HD A weight(A a, A inv_tau) const { return portable_exp_bounded((a - center) * inv_tau); }
   STE_HD A next(A a, A f) const {
     A p = f * scale;
@@ -58,7 +58,7 @@ struct SubsetStep {
   }
 };
 
-// The sums of one step of the backward: of p g, and of what the others hand back, u = p t / (1 - p).
+// The sums that the backward of one softmax needs: of p g, and of what the others hand back, u = p t / (1 - p).
 template <class A>
 struct SubsetSums {
   A pg, u;
@@ -73,22 +73,22 @@ STE_HD A handed_back(A p, A t) {
 // From t, the gradient of a_{j+1}, to that of a_j.
 template <class A>
 struct SubsetPull {
-  SubsetStep<A> step;
+  SubsetSoftmax<A> softmax;
   SubsetSums<A> sums;
   A t_top, inv_tau;
 
   STE_HD A other(A f, A g, A t) const {
-    A p = f * step.scale;
+    A p = f * softmax.scale;
     A direct = p * ((g - sums.pg) + (sums.u - handed_back(p, t)));
-    return t - inv_tau * (p * t) + inv_tau * (direct + f * step.share * (step.p_top * t_top));
+    return t - inv_tau * (p * t) + inv_tau * (direct + f * softmax.share * (softmax.p_top * t_top));
   }
   STE_HD A top(A g) const {
-    return t_top - inv_tau * (step.p_top * t_top) + inv_tau * (step.p_top * ((g - sums.pg) + sums.u));
+    return t_top - inv_tau * (softmax.p_top * t_top) + inv_tau * (softmax.p_top * ((g - sums.pg) + sums.u));
   }
 };
 
-// Logits are kept at the start of every segment of so many steps, and the steps of a segment are computed anew: memory
-// grows as the square root of k, and time twice as it would.
+// The k softmaxes in segments of `length`. The logits are kept at the start of every segment, and the softmaxes of a
+// segment are computed anew: memory grows as the square root of k, and the time doubles.
 struct SubsetPlan {
   int64_t k, length = 1, segments;
   explicit SubsetPlan(int64_t k) : k(k) {

@@ -58,7 +58,7 @@ STE_HD uint64_t wide(bits_t<T> weight) {
   return x.integer == 0 ? 0 : word;
 }
 
-// The weights of a node. Where none is denormal, to widen one is to move its bits.
+// Widens the weights of a node. Where none is denormal, this only moves their bits.
 template <class T>
 STE_HD void widen(const bits_t<T>* weights, uint64_t* child) {
   constexpr int fraction = Format<T>::fraction;

@@ -47,7 +47,7 @@ STE_OPS_CLONES void draw_stretch(
   for (; i + kDraws <= count; i += kDraws) {
     draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, kDraws);
   }
-  // A batch of random numbers costs as much as a fifth of it one by one.
+  // A whole batch of random numbers costs as much as a fifth of a batch one by one.
   if (count - i >= kDraws / 5) {
     return draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, count - i);
   }

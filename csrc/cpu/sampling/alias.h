@@ -13,7 +13,7 @@ namespace {
 // Items of one pass over a row.
 constexpr int64_t kTile = 8192;
 
-// Pads the masses of a tile in place, notes which are heavy, and sums by how much.
+// Pads the masses of a tile in place, notes which are heavy, and sums what they exceed the capacity by.
 inline void pad_tile(
     uint64_t* masses, int64_t count, uint64_t prefix, Columns columns, uint64_t* heavy_bits, TileSums& sums) {
   uint64_t before = padded(prefix, columns.padding), exceeded = 0;
@@ -36,7 +36,7 @@ inline void pad_tile(
   sums.heavies = heavies;
 }
 
-// One row's table, and what it takes to build it; used again for rows of the same length.
+// Builds the table of one row, and keeps the memory that this takes for the next row of the same length.
 template <class T>
 class RowBuilder {
  public:
@@ -77,7 +77,8 @@ class RowBuilder {
     sweep.run(std::clamp(tiles_.count() / 8, int64_t(1), int64_t(64)));
   }
 
-  // Sums of a field of the tiles become sums before each, and behind them that of all, which is returned.
+  // The sums that the tiles have in a field become the sums before each tile; the sum of all stands behind them and is
+  // returned.
   template <class V>
   V exclusive_scan(V TileSums::* field) {
     V total = 0;

@@ -7,7 +7,7 @@
 namespace ste_ops {
 namespace {
 
-// Of each row the first of its largest keys.
+// The first of the largest keys of each row.
 template <class A>
 STE_OPS_CLONES void best_keys(const A* keys, int64_t count, int64_t n, Best<A>* best) {
   for (int64_t r = 0; r < count; ++r) {
@@ -44,7 +44,7 @@ STE_OPS_CLONES void draw_short_rows(const A* keys, int64_t rows, int64_t n, int6
   }
 }
 
-// Of `rows` short enough for one block, or of one longer row.
+// Draws from `rows` that are short enough for one block, or from one longer row.
 template <class T, class A = arithmetic_t<T>>
 void draw_rows(const A* keys, int64_t rows, int64_t n, int64_t* index, T* out) {
   Best<A> best[kRowTile];

@@ -11,7 +11,7 @@ namespace {
 
 // Weights of one pass.
 constexpr int64_t kPassTile = 4096;
-// Weights to one sum. A draw goes through as many.
+// Weights of one sum. A draw looks at so many of them.
 constexpr int64_t kSumTile = 128;
 // Draws whose reads overlap.
 constexpr int64_t kOverlap = 16;

@@ -1,5 +1,5 @@
 // Rows of logits on the CPU. A block is several short rows, or a tile of a long one: at most kRowTile elements, which
-// every step passes over at once.
+// every loop passes over at once.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace ste_ops {
 
-// From so many rows on they are what the threads share; else the tiles of each row are.
+// Threads share the rows where there are so many or more, and the tiles of each row where there are fewer.
 constexpr int64_t kRowsForThreads = 16;
 
 template <class F>
@@ -32,7 +32,7 @@ void each_tile(int64_t n, const F& f) {
 
 inline int64_t tiles_of(int64_t n) { return (n + kRowTile - 1) / kRowTile; }
 
-// Memory that is not cleared.
+// Memory that nothing clears.
 template <class A>
 std::unique_ptr<A[]> scratch(int64_t numel) {
   return std::unique_ptr<A[]>(new A[size_t(numel)]);
@@ -86,7 +86,7 @@ STE_OPS_INLINE A largest_of(const A* x, int64_t n) {
   return best;
 }
 
-// Of each of `count` rows the largest.
+// The largest logit of each of `count` rows.
 template <class T>
 STE_OPS_CLONES void largest_logits(const T* x, int64_t count, int64_t n, arithmetic_t<T>* largest) {
   arithmetic_t<T> wide[kRowTile];
@@ -112,7 +112,7 @@ STE_OPS_INLINE void add_noise(uint64_t seed, uint64_t place, int64_t count, A* k
   }
 }
 
-// Logits less the row's largest, with the noise of their places where it is asked for.
+// The logits minus the row's largest, plus the noise of their places where it is asked for.
 template <class T>
 STE_OPS_CLONES void block_keys(
     const T* x, int64_t count, int64_t n, const arithmetic_t<T>* largest, bool noisy, uint64_t seed, uint64_t place,
@@ -129,7 +129,7 @@ inline int64_t rows_at_once(const RowShape& shape, int64_t row, int64_t end) {
   return std::min({fit, end - row, shape.per_seed - shape.row_of_seed(row)});
 }
 
-// Keys of `count` rows from `row` on, and of each its largest logit.
+// The keys of `count` rows from `row` on, and the largest logit of each.
 template <class T>
 void row_keys(
     const RowShape& shape, const T* x, const uint64_t* seeds, int64_t row, int64_t count, bool noisy,

@@ -25,7 +25,7 @@ STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64
 // Whether the scale leaves every weight an integer.
 template <class T>
 STE_OPS_INLINE bool all_integers(const bits_t<T>* weights, int64_t count, int64_t exponent) {
-  bits_t<T> least = bits_t<T>(~bits_t<T>(0));  // of the positive ones, less 1; a zero wraps round
+  bits_t<T> least = bits_t<T>(~bits_t<T>(0));  // the least positive one minus 1; a zero wraps round
   for (int64_t i = 0; i < count; ++i) least = std::min(least, bits_t<T>(magnitude<T>(weights[i]) - 1));
   return is_integer(scaled<T>(magnitude<T>(bits_t<T>(least + 1))), exponent);
 }
@@ -53,12 +53,12 @@ STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64
   return sum;
 }
 
-// Writes the sum of the masses of each `step` weights.
+// Writes the sum of the masses of each `tile` weights.
 template <class T>
-STE_OPS_CLONES void mass_sums(const bits_t<T>* weights, int64_t count, int64_t exponent, int64_t step, uint64_t* sums) {
+STE_OPS_CLONES void mass_sums(const bits_t<T>* weights, int64_t count, int64_t exponent, int64_t tile, uint64_t* sums) {
   bool integers = all_integers<T>(weights, count, exponent);
-  for (int64_t begin = 0; begin < count; begin += step) {
-    int64_t end = std::min(begin + step, count);
+  for (int64_t begin = 0; begin < count; begin += tile) {
+    int64_t end = std::min(begin + tile, count);
     uint64_t sum = 0;
     if (integers) {
       for (int64_t i = begin; i < end; ++i) sum += integer_mass<T>(weights[i], exponent);

@@ -25,7 +25,7 @@ struct Runner {
 
 // Weights of one pass.
 constexpr int64_t kHeat = 8 * kDraws;
-// Draws at a time of a row that is as short.
+// Draws of one pass where the row has no more of them.
 constexpr int64_t kFewDraws = 16;
 
 // What one pass has seen.
@@ -36,13 +36,13 @@ struct Heat {
   int64_t index[kHeat];
 };
 
-// exp(threshold), and a little more for what is rounded here and in the keys; no denormal, which a processor may flush
-// to zero.
+// exp(threshold), and a little more for what is rounded here and in the keys; never a denormal, which a processor may
+// flush to zero.
 inline double bound_of(double threshold) { return std::max(std::exp(threshold) * (1 + 1e-6), 1e-290); }
 
-// The keys of all weights that may have one of at most the threshold; infinite where the weight is zero. The bound may
-// overflow, then nobody loses early. What a product loses by underflow is less than the slack, and a denormal weight,
-// which a processor may flush to zero, never loses early.
+// The keys of all weights whose key may be at most the threshold; infinite where the weight is zero. If the bound
+// overflows, nobody loses early. What a product loses by underflow is less than the slack, and a denormal weight, which
+// a processor may flush to zero, never loses early.
 // Everything in it is inlined, or the clones would call what was compiled once for the baseline.
 template <class T, int64_t kLanes>
 STE_OPS_CLONES __attribute__((flatten)) void run_heat(
@@ -86,7 +86,7 @@ STE_OPS_CLONES __attribute__((flatten)) void run_heat(
   heat.invalid = invalid != 0;
 }
 
-// Keeps the k least of a stretch, and as many again before it drops those that cannot be among them.
+// Keeps the k least of a stretch, and about as many others until it drops those that cannot be among the k.
 class Least {
  public:
   // Only keys of at most `threshold` are kept.
@@ -139,7 +139,7 @@ double guess_threshold(const bits_t<T>* weights, uint64_t seed, uint64_t row, in
   if (n < 8 * kGuessed || rank >= kGuessed) return infinity;
   std::vector<double> keys(kGuessed);
   for (int64_t i = 0; i < kGuessed; ++i) {
-    // One place, at random, of each of as many stretches: weights may be periodic.
+    // One random place in each of kGuessed stretches: weights may be periodic.
     const int64_t stretch = n / kGuessed;
     const uint64_t place = (uint64_t(i) * 0x9E3779B97F4A7C15u >> 32) * uint64_t(stretch) >> 32;
     const int64_t index = i * stretch + int64_t(place);
@@ -150,8 +150,8 @@ double guess_threshold(const bits_t<T>* weights, uint64_t seed, uint64_t row, in
   return keys[size_t(rank)];
 }
 
-// Buckets of keys, monotone in the key. The density of logarithmic keys grows as an exponential towards the greatest,
-// which a power of their place among all flattens; sums and products of what is not negative are monotone as rounded.
+// Buckets of keys, monotone in the key. The density of logarithmic keys grows exponentially towards the greatest; a
+// power of their place among all flattens it. Sums and products of what is not negative stay monotone when rounded.
 struct Buckets {
   int64_t count;
   double least, scale;
@@ -201,7 +201,7 @@ class Finish {
     }
     Buckets bucket(std::min(int64_t(1) << kBucketBits, runners_ / kBucket), least, greatest);
     const int64_t parts = int64_t(parts_.size());
-    // Of each part and bucket how many there are, then where they begin.
+    // How many runners each bucket has in each part, then where they begin.
     std::vector<std::vector<int64_t>> place(parts_.size(), std::vector<int64_t>(size_t(bucket.count)));
     for_parts(parts, [&](int64_t p) {
       for (const Runner& r : parts_[size_t(p)].kept) ++place[size_t(p)][size_t(bucket(r.key))];

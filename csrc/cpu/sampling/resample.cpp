@@ -10,7 +10,7 @@
 namespace ste_ops {
 namespace {
 
-// Particles of one pass over a row, and steps of a merge that a thread takes at a time.
+// Particles of one pass over a row, and elements of a merge that a thread takes at a time.
 constexpr int64_t kParticles = 8192;
 
 // The masses of a tile become the sums up to each of them.
@@ -22,7 +22,7 @@ STE_OPS_CLONES void random_bits(uint64_t seed, uint64_t row, uint64_t first, Ran
   philox_block(seed, row, first, random);
 }
 
-// Ancestors begin .. end - 1, the first of them not before particle i.
+// Ancestors begin .. end - 1; the first of them is particle i or a later one.
 void merge_ancestors(
     const uint64_t* up_to, const Positions& positions, int64_t i, int64_t begin, int64_t end, int64_t* out) {
   RandomBlock<kDraws> random;
@@ -84,9 +84,9 @@ class RowResampler {
   }
 
   void ancestors(const uint64_t* up_to, const Positions& positions, int64_t count, int64_t* out) const {
-    const int64_t steps = n_ + count, stretches = (steps + kParticles - 1) / kParticles;
+    const int64_t length = n_ + count, stretches = (length + kParticles - 1) / kParticles;
     torch::stable::parallel_for(0, stretches, 2, [&](int64_t first, int64_t last) {
-      const int64_t begin = first * kParticles, end = std::min(last * kParticles, steps);
+      const int64_t begin = first * kParticles, end = std::min(last * kParticles, length);
       const int64_t i = seek_ancestor(up_to, n_, positions, count, begin);
       const int64_t i_end = last == stretches ? n_ : seek_ancestor(up_to, n_, positions, count, end);
       merge_ancestors(up_to, positions, i, begin - i, std::min(end - i_end, count), out);

@@ -1,12 +1,12 @@
 // Rows of at most kRowLanes logits. A block of them lies transposed, element i of row r at i * rows + r, so that loops
-// run over the rows: what is one number of a row is a lane of a register. The same bits as rows.h gives.
+// run over the rows, and one number of each row is a lane of a register. The bits are those of logit_rows.h.
 #pragma once
 
 #include "cpu/sampling/logit_rows.h"
 
 namespace ste_ops {
 
-// Fewer rows than this to a seed fill no register.
+// Fewer rows of one seed than this do not fill a register.
 constexpr int64_t kShortRows = 8;
 
 inline bool has_short_rows(const RowShape& shape) { return shape.n <= kRowLanes && shape.per_seed >= kShortRows; }
@@ -29,7 +29,7 @@ STE_OPS_CLONES void transposed_out(const A* x, int64_t rows, int64_t n, T* out) 
   for (int64_t i = 0; i < rows * n; ++i) out[i] = store<T>(wide[i]);
 }
 
-// Of each row the sum, added as tile_sum does: a lane begins with 0, so none is -0 and those past n change nothing.
+// The sum of each row, added as tile_sum does: a lane begins with 0, so none is -0 and those past n change nothing.
 template <class A>
 STE_OPS_INLINE void short_sums(const A* x, int64_t rows, int64_t n, A* sum) {
   A lane[kRowTile];
@@ -52,8 +52,8 @@ STE_OPS_CLONES void short_largest(const A* x, int64_t rows, int64_t n, A* larges
   }
 }
 
-// Where the largest first is; the last place where there is a NaN. As a number of the keys' type, so that a loop has
-// lanes of one width.
+// The first place of the largest, the last place of all where there is a NaN: as a number of the keys' type, so that
+// all lanes of a loop have one width.
 template <class A>
 STE_OPS_CLONES void short_places(const A* x, const A* largest, int64_t rows, int64_t n, A* at) {
   for (int64_t r = 0; r < rows; ++r) at[r] = A(n - 1);
@@ -62,7 +62,7 @@ STE_OPS_CLONES void short_places(const A* x, const A* largest, int64_t rows, int
   }
 }
 
-// Logits less the row's largest, with the noise of their places where it is asked for.
+// The logits minus the row's largest, plus the noise of their places where it is asked for.
 template <class T, class A = arithmetic_t<T>>
 STE_OPS_CLONES void short_keys(
     const T* x, int64_t rows, int64_t n, bool noisy, uint64_t seed, uint64_t place, A* largest, A* keys) {

@@ -44,7 +44,7 @@ STE_OPS_CLONES void softmax_sums(
   }
 }
 
-// `first` is the place in its row of a tile's first element.
+// `first` is the place that a tile's first element has in its row.
 template <class T, class A = arithmetic_t<T>>
 STE_OPS_CLONES void softmax_gradients(
     const Block<T>& block, int64_t count, int64_t n, const A* center, const RowGradient<A>* rows, int64_t first,
@@ -64,7 +64,7 @@ STE_OPS_CLONES void softmax_gradients(
   }
 }
 
-// The RowGradient of each row of a block: first its sums, then what they finish to.
+// The RowGradient of each row of a block: at first the sums of the row, then what `finish` makes of them.
 template <class A>
 struct ShortGradients {
   const A* drawn;

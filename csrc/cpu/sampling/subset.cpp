@@ -7,7 +7,7 @@
 namespace ste_ops {
 namespace {
 
-// Writes 1 at the k largest keys, of equal ones the first; `copy` is n numbers to work in.
+// Writes 1 at the k largest keys (at the first of equal ones); `copy` is n numbers to work in.
 template <class T, class A = arithmetic_t<T>>
 void choose(const A* keys, int64_t n, int64_t k, A* copy, T* out) {
   std::copy(keys, keys + n, copy);
@@ -119,47 +119,48 @@ STE_OPS_CLONES TopTwo<A> tile_tops(const A* a, int64_t begin, int64_t n) {
 
 // f of a tile that starts at `begin`, 0 at the top; returns their sum.
 template <class A>
-STE_OPS_CLONES A tile_weights(const A* a, int64_t begin, int64_t n, const SubsetStep<A>& step, A inv_tau, A* f) {
-  for (int64_t i = 0; i < n; ++i) f[i] = step.weight(a[i], inv_tau);
-  if (step.top >= begin && step.top < begin + n) f[step.top - begin] = A(0);
+STE_OPS_CLONES A tile_weights(const A* a, int64_t begin, int64_t n, const SubsetSoftmax<A>& softmax, A inv_tau, A* f) {
+  for (int64_t i = 0; i < n; ++i) f[i] = softmax.weight(a[i], inv_tau);
+  if (softmax.top >= begin && softmax.top < begin + n) f[softmax.top - begin] = A(0);
   return tile_sum(f, n);
 }
 
 template <class A>
-STE_OPS_CLONES void tile_next(A* a, const A* f, int64_t begin, int64_t n, const SubsetStep<A>& step) {
-  const bool inside = step.top >= begin && step.top < begin + n;
-  const A top = inside ? a[step.top - begin] + step.log_left : A(0);
-  for (int64_t i = 0; i < n; ++i) a[i] = step.next(a[i], f[i]);
-  if (inside) a[step.top - begin] = top;
+STE_OPS_CLONES void tile_next(A* a, const A* f, int64_t begin, int64_t n, const SubsetSoftmax<A>& softmax) {
+  const bool inside = softmax.top >= begin && softmax.top < begin + n;
+  const A top = inside ? a[softmax.top - begin] + softmax.log_left : A(0);
+  for (int64_t i = 0; i < n; ++i) a[i] = softmax.next(a[i], f[i]);
+  if (inside) a[softmax.top - begin] = top;
 }
 
 template <class T, class A = arithmetic_t<T>>
 STE_OPS_CLONES SubsetSums<A> tile_pull_sums(
-    const T* grad, const A* f, const A* t, int64_t begin, int64_t n, const SubsetStep<A>& step) {
+    const T* grad, const A* f, const A* t, int64_t begin, int64_t n, const SubsetSoftmax<A>& softmax) {
   A product[kRowTile], back[kRowTile];
   for (int64_t i = 0; i < n; ++i) {
-    A p = f[i] * step.scale;
+    A p = f[i] * softmax.scale;
     product[i] = p * load(grad[i]);
     back[i] = handed_back(p, t[i]);
   }
-  if (step.top >= begin && step.top < begin + n) product[step.top - begin] = step.p_top * load(grad[step.top - begin]);
+  if (softmax.top >= begin && softmax.top < begin + n)
+    product[softmax.top - begin] = softmax.p_top * load(grad[softmax.top - begin]);
   return {tile_sum(product, n), tile_sum(back, n)};
 }
 
 template <class T, class A = arithmetic_t<T>>
 STE_OPS_CLONES void tile_pull(const T* grad, const A* f, A* t, int64_t begin, int64_t n, const SubsetPull<A>& pull) {
   for (int64_t i = 0; i < n; ++i) t[i] = pull.other(f[i], load(grad[i]), t[i]);
-  const int64_t top = pull.step.top - begin;
+  const int64_t top = pull.softmax.top - begin;
   if (top >= 0 && top < n) t[top] = pull.top(load(grad[top]));
 }
 
-// One row: all that its backward keeps.
+// All that the backward of one row keeps.
 template <class A>
 struct SubsetRow {
   int64_t n, k, length, segments;
   A inv_tau;
   std::unique_ptr<A[]> a, t, kept, f;
-  std::vector<SubsetStep<A>> steps;
+  std::vector<SubsetSoftmax<A>> softmaxes;
   std::vector<TopTwo<A>> tops;
   std::vector<A> sums;
   std::vector<SubsetSums<A>> pull_sums;
@@ -174,28 +175,28 @@ struct SubsetRow {
         t(scratch<A>(n)),
         kept(scratch<A>(segments * n)),
         f(scratch<A>(length * n)),
-        steps(size_t(k)),
+        softmaxes(size_t(k)),
         tops(size_t(tiles_of(n))),
         sums(size_t(tiles_of(n))),
         pull_sums(size_t(tiles_of(n))) {}
 
-  SubsetStep<A> step_from(const A* at) {
+  SubsetSoftmax<A> softmax_from(const A* at) {
     each_tile(
         n, [&](int64_t tile, int64_t begin, int64_t end) { tops[tile] = tile_tops(at + begin, begin, end - begin); });
     TopTwo<A> of_row = TopTwo<A>::none();
     for (const TopTwo<A>& tile : tops) of_row = MergeTops()(of_row, tile);
-    SubsetStep<A> step(of_row);
+    SubsetSoftmax<A> softmax(of_row);
     each_tile(n, [&](int64_t tile, int64_t begin, int64_t end) {
-      sums[tile] = tile_weights(at + begin, begin, end - begin, step, inv_tau, f.get() + begin);
+      sums[tile] = tile_weights(at + begin, begin, end - begin, softmax, inv_tau, f.get() + begin);
     });
     A rest = sum_of_tiles(sums.data(), tiles_of(n), [](A sum) { return sum; });
-    step.finish(of_row, rest, inv_tau);
-    return step;
+    softmax.finish(of_row, rest, inv_tau);
+    return softmax;
   }
 
-  void next(A* at, const A* weights, const SubsetStep<A>& step) {
+  void next(A* at, const A* weights, const SubsetSoftmax<A>& softmax) {
     each_tile(n, [&](int64_t, int64_t begin, int64_t end) {
-      tile_next(at + begin, weights + begin, begin, end - begin, step);
+      tile_next(at + begin, weights + begin, begin, end - begin, softmax);
     });
   }
 
@@ -205,8 +206,8 @@ struct SubsetRow {
     std::copy(keys, keys + n, a.get());
     for (int64_t j = 0; j < k; ++j) {
       if (j % length == 0) std::copy(a.get(), a.get() + n, kept.get() + j / length * n);
-      steps[j] = step_from(a.get());
-      if (j < k - 1) next(a.get(), f.get(), steps[j]);
+      softmaxes[j] = softmax_from(a.get());
+      if (j < k - 1) next(a.get(), f.get(), softmaxes[j]);
     }
     std::fill(t.get(), t.get() + n, A(0));
     for (int64_t segment = segments - 1; segment >= 0; --segment) {
@@ -215,22 +216,22 @@ struct SubsetRow {
       for (int64_t j = first; j <= last; ++j) {
         A* weights = f.get() + (j - first) * n;
         each_tile(n, [&](int64_t, int64_t begin, int64_t end) {
-          tile_weights(at + begin, begin, end - begin, steps[j], inv_tau, weights + begin);
+          tile_weights(at + begin, begin, end - begin, softmaxes[j], inv_tau, weights + begin);
         });
-        if (j < last) next(at, weights, steps[j]);
+        if (j < last) next(at, weights, softmaxes[j]);
       }
-      for (int64_t j = last; j >= first; --j) pull(steps[j], f.get() + (j - first) * n, grad);
+      for (int64_t j = last; j >= first; --j) pull(softmaxes[j], f.get() + (j - first) * n, grad);
     }
     for (int64_t i = 0; i < n; ++i) out[i] = store<T>(t[i]);
   }
 
   template <class T>
-  void pull(const SubsetStep<A>& step, const A* weights, const T* grad) {
+  void pull(const SubsetSoftmax<A>& softmax, const A* weights, const T* grad) {
     each_tile(n, [&](int64_t tile, int64_t begin, int64_t end) {
-      pull_sums[tile] = tile_pull_sums(grad + begin, weights + begin, t.get() + begin, begin, end - begin, step);
+      pull_sums[tile] = tile_pull_sums(grad + begin, weights + begin, t.get() + begin, begin, end - begin, softmax);
     });
     SubsetSums<A> total = sum_of_tiles(pull_sums.data(), tiles_of(n), [](const auto& sums) { return sums; });
-    const SubsetPull<A> of_row{step, total, step.top < n ? t[step.top] : quiet_nan<A>(), inv_tau};
+    const SubsetPull<A> of_row{softmax, total, softmax.top < n ? t[softmax.top] : quiet_nan<A>(), inv_tau};
     each_tile(n, [&](int64_t, int64_t begin, int64_t end) {
       tile_pull(grad + begin, weights + begin, t.get() + begin, begin, end - begin, of_row);
     });

@@ -12,11 +12,11 @@
 namespace ste_ops {
 namespace {
 
-// Nodes that a thread takes at least.
+// A thread takes at least so many nodes.
 constexpr int64_t kNodes = 1024;
-// How far ahead of a listed node its memory is asked for.
+// The memory of a listed node is asked for so many nodes ahead.
 constexpr int64_t kAhead = 8;
-// Batches of draws that a thread takes at least.
+// A thread takes at least so many batches of draws.
 constexpr int64_t kBatches = 8;
 
 template <class T>
@@ -158,7 +158,7 @@ void apply_update(const TreeShape& shape, const TreeUpdate<bits_t<T>>& update) {
   for (int64_t i = 0; i < update.count; ++i) update.weights[update.index[i]] = update.value[i];
   std::vector<int64_t> listed;
   for (int level = 1; level <= shape.levels; ++level) {
-    // Past this point a list would be about as long as the level.
+    // From here on a list would be about as long as the level.
     const int64_t changed = level == 1 ? update.count : listed.empty() ? shape.count[level] : int64_t(listed.size());
     if (changed >= shape.count[level]) {
       listed.clear();

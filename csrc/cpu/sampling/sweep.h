@@ -1,6 +1,6 @@
 // The sweep of core/sampling/alias.h over masses that stand where the table will: the entry of an item takes the place
 // of its mass. Beside them the sweep needs a bit an item, which says whether it is heavy, and sums for each tile.
-// Chunks of it run side by side: one reads and writes the masses of those items alone whose columns it completes.
+// Chunks of the sweep run side by side: each reads and writes only the masses of the items whose columns it completes.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ struct SweepState {
   int64_t lights, heavies;
   uint64_t lacked, exceeded;  // deficit[lights], excess[heavies]
   int64_t light, heavy;       // the next light item is at or behind `light`; the next heavy one, 0 where none is left
-  int64_t steps() const { return lights + heavies; }
+  int64_t columns() const { return lights + heavies; }
 };
 
 // The items of one kind, in ascending order. There must be a next one.
@@ -49,14 +49,14 @@ class ItemsOfKind {
 
 class Sweep {
  public:
-  // Tiles are of `tile` items, a multiple of 64; of the sums one more stands behind those of the last tile.
+  // Tiles have `tile` items, a multiple of 64; behind the sums of the last tile stands one more.
   Sweep(
       uint64_t* table, int64_t n, const uint64_t* heavy_bits, const std::vector<TileSums>& sums, int64_t tile,
       uint64_t capacity)
       : table_(table), n_(n), heavy_bits_(heavy_bits), sums_(sums), tile_(tile), capacity_(capacity) {}
 
-  // The more chunks the shorter: their ends are boundaries of tiles, half of them tiles of light items and half of
-  // heavy ones, in the order in which the sweep comes by.
+  // More chunks are shorter ones. Their ends are boundaries of tiles, half of them tiles of light items and half of
+  // heavy ones, in the order in which the sweep meets them.
   void run(int64_t chunks) const {
     std::vector<SweepState> states(chunks + 1);
     torch::stable::parallel_for(0, chunks + 1, 1, [&](int64_t first, int64_t last) {
@@ -143,8 +143,8 @@ class Sweep {
     // One place more than the merge counts is read, though not used.
     uint64_t deficit[kBuffer + 2], excess[kBuffer + 2];
     int64_t light[kBuffer + 1], heavy[kBuffer + 2];
-    int64_t steps = to.steps() - from.steps();
-    if (steps == 0) return;
+    int64_t left = to.columns() - from.columns();
+    if (left == 0) return;
     ItemsOfKind lights(heavy_bits_, ~uint64_t(0), std::min(from.light, n_ - 1));
     ItemsOfKind heavies(heavy_bits_, 0, from.heavy);
     if (from.heavies < to.heavies) heavies.next();
@@ -156,7 +156,7 @@ class Sweep {
     Merge merge(deficit, excess, light, heavy, 0, 0, capacity_, alias_bits(n_));
     // Items that are still to be laid out.
     int64_t lights_left = to.lights - from.lights, heavies_left = to.heavies - from.heavies;
-    while (steps > 0) {
+    while (left > 0) {
       if (lights_left > 0 && merge.lights - merge.i <= kBuffer / 2) {
         int64_t kept = merge.lights - merge.i, count = std::min(lights_left, kBuffer - kept);
         std::copy(light + merge.i, light + merge.lights, light);
@@ -193,11 +193,11 @@ class Sweep {
           excess[merge.heavies] = to.exceeded;
         }
       }
-      int64_t safe = steps;
+      int64_t safe = left;
       if (lights_left > 0) safe = std::min(safe, merge.lights - merge.i);
       if (heavies_left > 0) safe = std::min(safe, merge.heavies - merge.j);
-      for (int64_t step = 0; step < safe; ++step) merge.step(table_);
-      steps -= safe;
+      for (int64_t k = 0; k < safe; ++k) merge.complete_column(table_);
+      left -= safe;
     }
   }
 

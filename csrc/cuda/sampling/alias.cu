@@ -10,10 +10,10 @@
 namespace ste_ops {
 namespace {
 
-// A draw waits for one load from anywhere in the table: a thread has so many under way, two of them neighbours.
+// A draw waits for one load from anywhere in the table. A thread has so many loads under way; each two are neighbours.
 constexpr int kDraws = 8;
 
-// A row at a time for 2^lane_bits threads, which take pairs of neighbouring draws in turn. Bounds that leave a thread
+// 2^lane_bits threads work on a row at a time and take pairs of neighbouring draws in turn. Bounds that leave a thread
 // 80 registers spill on some archs; 512 threads of 8 loads are 4096 of a multiprocessor under way.
 // Moves: reads at most 8 * draws + 8 * rows + 8, writes 8 * draws; an entry lies in a sector of its own.
 __global__ void __launch_bounds__(kSamplingThreads, 2) alias_sample_kernel(

@@ -28,7 +28,7 @@ __global__ void scan_heavy_kernel(Tiles tiles, uint64_t* tile_excess, uint64_t* 
   }
 }
 
-// The masses of tile_item(begin, k) as the columns hold them, and what is before each.
+// Pads the masses of tile_item(begin, k) to what the columns hold, and finds the mass before each.
 __device__ inline void pad_masses(
     uint64_t (&masses)[kTileItems], uint64_t mass_before, Columns column, uint64_t (&before)[kTileItems]) {
   TileSums<uint64_t> sums(sum_of(masses), mass_before);
@@ -39,13 +39,13 @@ __device__ inline void pad_masses(
   }
 }
 
-// What is heavy among masses: by how much it exceeds the capacity in all, and of how many items it is. An item without
-// a mass is light.
+// The heavy ones among some masses: what they exceed the capacity by in all, and how many they are. An item without a
+// mass is light.
 struct HeavySums {
   uint64_t excess = 0, heavies = 0;
 };
 
-// The padded masses of this thread's items of a tile, what is before each, and what of them is heavy.
+// The padded masses of this thread's items of a tile and the masses before each; returns the sums of the heavy ones.
 template <class T>
 __device__ HeavySums padded_tile(
     const Tiles& tiles, int64_t tile, const bits_t<T>* weights, const Row& row, uint64_t mass_before, Columns column,
@@ -61,7 +61,7 @@ __device__ HeavySums padded_tile(
   return sums;
 }
 
-// Sums what is heavy in a tile.
+// The sums of the heavy items of each tile.
 // Moves: reads rows * n * T + 8 * tiles + 40 * rows, writes 16 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
   }
 }
 
-// Room of a row for the arrays of AliasMerge.
+// The room that a row has for the arrays of AliasMerge.
 STE_HD int64_t bounds_of(int64_t n) { return n + 2; }
 STE_HD int64_t items_of(int64_t n) { return n + 1; }
 
-// Puts the items where the merge finds them. An item number takes 4 bytes where that holds all of them.
+// Puts the items where the merge finds them. An item number takes 4 bytes where these hold all numbers.
 // Moves: reads rows * n * T + 24 * tiles + 48 * rows, writes rows * ((n + 2) * 8 + (n + 1) * Item).
 template <class T, class Item>
 __global__ void __launch_bounds__(kSamplingThreads) place_kernel(
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kSamplingThreads) place_kernel(
   }
 }
 
-// The steps of a tile, so many neighbours to a thread. Where the tile begins and ends is searched for in the whole row
-// once for all threads, which then search what lies between.
+// Completes the columns of a tile; a thread completes kTileItems neighbours of the merge. Where the tile begins and
+// ends is searched for in the whole row once for all threads, which then search what lies between.
 // Moves: reads at most rows * ((n + 2) * 8 + (n + 1) * Item + 16), writes 8 * rows * n.
 template <class Item>
 __global__ void __launch_bounds__(kSamplingThreads) merge_kernel(
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kSamplingThreads) merge_kernel(
     if (begin >= end) continue;
     const int64_t at_least = high - (last - begin), at_most = low + (begin - first);
     merge.seek(begin, at_least > low ? at_least : low, at_most < high ? at_most : high);
-    for (int64_t step = begin; step < end; ++step) merge.step(out);
+    for (int64_t done = begin; done < end; ++done) merge.complete_column(out);
   }
 }
 

@@ -56,7 +56,7 @@ const char* permanent(const std::string& name) {
 
 void raise_deferred_errors(const Tensor& on) {
   DeferredRecord* record = deferred_record(on);
-  // Of several threads one raises.
+  // Only one of several threads raises.
   if (__atomic_load_n(&record->ready, __ATOMIC_ACQUIRE) == 0) return;
   if (__atomic_exchange_n(&record->ready, 0ull, __ATOMIC_ACQ_REL) == 0) return;
   const std::string op = record->op;

@@ -15,7 +15,7 @@
 namespace ste_ops {
 
 struct DeferredRecord {
-  // From 0 to 1 when a kernel takes the record, until the host has read it.
+  // 1 from when a kernel takes the record until the host has read it, else 0.
   unsigned long long claimed;
   // The operator's name, in the host's memory.
   const char* op;
@@ -35,7 +35,7 @@ void raise_deferred_errors(const torch::stable::Tensor& on);
 
 struct DeferredErrors {
   DeferredRecord* record;
-  const char* op;  // of which only the host reads the letters
+  const char* op;  // only the host reads the letters
 
   DeferredErrors(const torch::stable::Tensor& on, const char* op) : record(deferred_record(on)), op(op) {
     raise_deferred_errors(on);
@@ -50,8 +50,8 @@ struct DeferredErrors {
   }
 };
 
-// By one block: the first row that at_fault(row) finds to be, for its first thread; -1 where there is none, and for the
-// other threads.
+// A block searches all rows; its first thread gets the first row for which at_fault(row) holds, -1 where there is none.
+// The other threads get -1.
 template <class F>
 __device__ int64_t first_fault(int64_t rows, F at_fault) {
   uint64_t first = 0;

@@ -1,4 +1,4 @@
-// Draws by the inverse CDF: a block to a draw.
+// Draws by the inverse CDF; a block takes a draw at a time.
 #include "ops/sampling/inverse_cdf.h"
 
 #include <tuple>
@@ -19,7 +19,7 @@ __global__ void scan_total_kernel(Tiles tiles, uint64_t* tile_mass, Row* rows, i
   }
 }
 
-// A block to a draw: it finds the tile, and each thread looks at its items there.
+// A block takes a draw at a time: it finds the tile, and each thread looks at its items there.
 // Moves: reads at most rows * n * T + 8 * tiles + 32 * rows + 8, writes 8 * draws; a draw looks at half a tile.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) inverse_cdf_sample_kernel(

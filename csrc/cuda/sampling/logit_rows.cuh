@@ -71,7 +71,7 @@ struct BlockTeam {
   }
 };
 
-// Calls f(team, blocks that would give every row a team of its own).
+// Calls f(team, blocks) with as many blocks as give every row a team of its own.
 template <class F>
 void with_team(const RowShape& shape, F f) {
   if (shape.n > kRowTile) return f(BlockTeam{}, shape.rows);

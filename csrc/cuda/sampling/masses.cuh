@@ -39,12 +39,12 @@ struct TileVectors {
   static constexpr int64_t kStride = int64_t(kSamplingThreads) * kSize;
 };
 
-// A tile in the order that its prefix sums want: a warp has neighbouring items, a lane every 32nd of them.
+// A tile in the order that its prefix sums need: a warp has neighbouring items, a lane has every 32nd of them.
 __device__ inline int64_t tile_item(int64_t begin, int k) {
   return begin + (warp_index() * kTileItems + k) * kWarpSize + lane_index();
 }
 
-// The sums of the values before each tile_item(begin, k), from the sum of this thread's and from `start`. A lane has
+// The sums of the values before each tile_item(begin, k), from the sum of this thread's and from `start`. A lane gets
 // them one after the other: all at once they would take registers that other warps need.
 template <class V>
 struct TileSums {
@@ -64,7 +64,7 @@ struct TileSums {
     __syncthreads();  // the array is free for the next sums
   }
 
-  // Of the next value; every lane must take part.
+  // The sum before the next value; every lane must take part.
   __device__ V next(V value) {
     const V up_to = warp_inclusive_scan(value), here = before + up_to - value;
     before += shuffle_from(up_to, kWarpSize - 1);
@@ -80,7 +80,7 @@ __device__ V sum_of(const V (&values)[kTileItems]) {
   return sum;
 }
 
-// Turns one row's sums of tiles into the sums before each, a block to a row; returns the row's sum.
+// A block turns the sums that the tiles of one row have into the sums before each; returns the row's sum.
 __device__ inline uint64_t scan_row(uint64_t* sums, int64_t count) {
   uint64_t before = 0;
   for (int64_t begin = 0; begin < count; begin += kSamplingTile) {
@@ -173,7 +173,7 @@ __device__ void tile_masses(
   for (int k = 0; k < kTileItems; ++k) masses[k] = mass<T>(weight[k], exponent);
 }
 
-// What is known of rows before their first weight is looked at.
+// What is known of rows before any weight is read.
 inline Tensor zero_rows(const Tensor& like, int64_t rows) {
   return torch::stable::new_zeros(like, {rows * int64_t(sizeof(Row) / 8)}, ScalarType::Long);
 }

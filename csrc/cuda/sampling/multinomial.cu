@@ -11,10 +11,10 @@
 namespace ste_ops {
 namespace {
 
-// Up to so many draws are selected tile by tile; for more all keys are sorted.
+// So many draws, or fewer, are selected tile by tile; for more all keys are sorted.
 constexpr int64_t kMostSelected = 256;
 
-// What is known of a row: how many weights are positive, and n - index of the first weight that is none.
+// What is known of a row: how many weights are positive, and n - index of the first one that is no weight.
 struct RowState {
   uint64_t positive, invalid;
 };
@@ -55,7 +55,7 @@ __device__ void add_state(RowState state, RowState& row) {
   if (state.invalid != 0) atomicMax(atomic(row.invalid), static_cast<unsigned long long>(state.invalid));
 }
 
-// Ascending by key, equal keys by index: bitonic, of a power of two in shared memory, by the whole block.
+// A bitonic sort by the whole block of a power of two keys in shared memory: ascending by key, equal keys by index.
 __device__ void sort_tile(double* keys, int64_t* indices, int64_t count) {
   for (int64_t size = 2; size <= count; size *= 2) {
     for (int64_t stride = size / 2; stride > 0; stride /= 2) {
@@ -76,7 +76,7 @@ __device__ void sort_tile(double* keys, int64_t* indices, int64_t count) {
   __syncthreads();
 }
 
-// Of every tile the `selected` least keys in order, +inf where it has fewer.
+// The `selected` least keys of every tile in order, +inf where it has fewer.
 // Moves: reads Source, writes 16 * tiles * selected + Source.
 template <class Source>
 __global__ void __launch_bounds__(kSamplingThreads)
@@ -155,7 +155,7 @@ struct Keys {
   int64_t* index() const { return static_cast<int64_t*>(indices.mutable_data_ptr()); }
 };
 
-// Selects of tiles until one tile a row is left: every pass leaves an eighth or less.
+// Selects from tiles until each row has one tile left: every pass leaves an eighth or less.
 template <class T>
 Keys select(
     const Launcher& launch, const Tensor& like, KeySource<T> source, int64_t rows, int64_t selected, RowState* states) {

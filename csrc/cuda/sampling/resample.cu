@@ -19,7 +19,7 @@ struct Particles {
   int64_t* first;
 };
 
-// The sums of tiles become those before each; their sum is the row's, from which the positions follow.
+// The sums of tiles become the sums before each; the sum of all is the row's total, from which the positions follow.
 // Moves: reads 8 * tiles + 8 * rows + 8, writes 8 * tiles + 81 * rows.
 __global__ void positions_kernel(
     Tiles tiles, Resampling scheme, int64_t num_samples, const uint64_t* seed, uint64_t* tile_mass, Row* rows,

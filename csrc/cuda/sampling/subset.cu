@@ -7,7 +7,7 @@
 namespace ste_ops {
 namespace {
 
-// Integers in the order of the numbers.
+// Integers that have the order of the numbers.
 STE_HD uint32_t ordered(float x) {
   uint32_t bits = bit_cast<uint32_t>(x);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -17,7 +17,7 @@ STE_HD uint64_t ordered(double x) {
   return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
 }
 
-// Adds to a row's logits, its largest taken off, the noise of their places.
+// Writes a row's keys: its logits minus the largest, plus the noise of their places.
 template <class Team, class T>
 __device__ void write_keys(
     const Team& team, const RowShape& shape, int64_t row, int64_t n, const T* x, arithmetic_t<T> largest,
@@ -30,7 +30,7 @@ __device__ void write_keys(
   team.sync();
 }
 
-// The k largest keys, found bit by bit of the least of them, then of the last index among its equals.
+// Finds the k largest keys: first the bits of the least of them, then those of the last index among its equals.
 // Moves: reads n * (rows * T + teams * A) + 8 * seeds (again all), writes n * (rows * T + teams * A); teams at once.
 template <class T, class Team>
 __global__ void __launch_bounds__(kRowThreads, 1) subset_kernel(
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) subset_kernel(
     const T* x = logits + row * shape.n;
     const A largest = largest_logit(team, x, n);
     write_keys(team, shape, row, n, x, largest, seeds, keys);
-    // Of equal keys those in front of the limit.
+    // Equal keys are chosen in front of the limit.
     const auto chosen = [&](int64_t i, U least, int64_t limit) {
       const U key = ordered(keys[i]);
       return key > least || (key == least && i < limit);
@@ -69,31 +69,32 @@ __global__ void __launch_bounds__(kRowThreads, 1) subset_kernel(
   }
 }
 
-// Memory of a team: numbers in A, then the steps.
+// Memory of a team: numbers in A, then the softmaxes.
 template <class A>
 struct SubsetMemory {
   A *a, *t, *kept, *f;
-  SubsetStep<A>* steps;
+  SubsetSoftmax<A>* softmaxes;
 
   STE_HD static int64_t numbers(int64_t n, const SubsetPlan& plan) { return n * (2 + plan.segments + plan.length); }
-  STE_HD SubsetMemory(A* numbers_of_all, SubsetStep<A>* steps_of_all, int64_t team, int64_t n, const SubsetPlan& plan)
+  STE_HD SubsetMemory(
+      A* numbers_of_all, SubsetSoftmax<A>* softmaxes_of_all, int64_t team, int64_t n, const SubsetPlan& plan)
       : a(numbers_of_all + team * numbers(n, plan)),
         t(a + n),
         kept(t + n),
         f(kept + n * plan.segments),
-        steps(steps_of_all + team * plan.k) {}
+        softmaxes(softmaxes_of_all + team * plan.k) {}
 };
 
 template <class A, class Team>
-__device__ void next_logits(const Team& team, int64_t n, const SubsetStep<A>& step, const A* f, A* a) {
-  team.each(n, [&](int64_t i) { a[i] = i == step.top ? a[i] + step.log_left : step.next(a[i], f[i]); });
+__device__ void next_logits(const Team& team, int64_t n, const SubsetSoftmax<A>& softmax, const A* f, A* a) {
+  team.each(n, [&](int64_t i) { a[i] = i == softmax.top ? a[i] + softmax.log_left : softmax.next(a[i], f[i]); });
   team.sync();
 }
 
 template <class A, class Team>
-__device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& step, A inv_tau, const A* a, A* f) {
+__device__ A write_weights(const Team& team, int64_t n, const SubsetSoftmax<A>& softmax, A inv_tau, const A* a, A* f) {
   const A rest = team.sum(n, A(0), [&](int64_t i) {
-    f[i] = i == step.top ? A(0) : step.weight(a[i], inv_tau);
+    f[i] = i == softmax.top ? A(0) : softmax.weight(a[i], inv_tau);
     return f[i];
   });
   team.sync();
@@ -104,9 +105,9 @@ __device__ A write_weights(const Team& team, int64_t n, const SubsetStep<A>& ste
 template <class T, class Team>
 __global__ void __launch_bounds__(kRowThreads, 1) subset_backward_kernel(
     Team team, RowShape shape, SubsetPlan plan, arithmetic_t<T> inv_tau, const T* grad, const T* logits,
-    const uint64_t* seeds, T* out, arithmetic_t<T>* numbers, SubsetStep<arithmetic_t<T>>* steps) {
+    const uint64_t* seeds, T* out, arithmetic_t<T>* numbers, SubsetSoftmax<arithmetic_t<T>>* softmaxes) {
   using A = arithmetic_t<T>;
-  const SubsetMemory<A> m(numbers, steps, int64_t(blockIdx.x) * team.per_block() + team.slot(), shape.n, plan);
+  const SubsetMemory<A> m(numbers, softmaxes, int64_t(blockIdx.x) * team.per_block() + team.slot(), shape.n, plan);
   for (int64_t first = int64_t(blockIdx.x) * team.per_block(); first < shape.rows;
        first += int64_t(gridDim.x) * team.per_block()) {
     const int64_t row = first + team.slot(), n = row < shape.rows ? shape.n : 0;
@@ -120,10 +121,10 @@ __global__ void __launch_bounds__(kRowThreads, 1) subset_backward_kernel(
         tops = MergeTops()(tops, TopTwo<A>{i, m.a[i], -Floating<A>::infinity});
       });
       tops = team.reduce(tops, MergeTops(), TopTwo<A>::none());
-      SubsetStep<A> step(tops);
-      step.finish(tops, write_weights(team, n, step, inv_tau, m.a, m.f), inv_tau);
-      if (team.leads()) m.steps[j] = step;
-      if (j < plan.k - 1) next_logits(team, n, step, m.f, m.a);
+      SubsetSoftmax<A> softmax(tops);
+      softmax.finish(tops, write_weights(team, n, softmax, inv_tau, m.a, m.f), inv_tau);
+      if (team.leads()) m.softmaxes[j] = softmax;
+      if (j < plan.k - 1) next_logits(team, n, softmax, m.f, m.a);
       if (until == 0) {
         kept += n;
         until = plan.length;
@@ -136,21 +137,21 @@ __global__ void __launch_bounds__(kRowThreads, 1) subset_backward_kernel(
       const int64_t last = (begin + plan.length < plan.k ? begin + plan.length : plan.k) - 1;
       A* a = m.kept + segment * n;
       for (int64_t j = begin; j <= last; ++j) {
-        write_weights(team, n, m.steps[j], inv_tau, a, m.f + (j - begin) * n);
-        if (j < last) next_logits(team, n, m.steps[j], m.f + (j - begin) * n, a);
+        write_weights(team, n, m.softmaxes[j], inv_tau, a, m.f + (j - begin) * n);
+        if (j < last) next_logits(team, n, m.softmaxes[j], m.f + (j - begin) * n, a);
       }
       for (int64_t j = last; j >= begin; --j) {
-        const SubsetStep<A> step = m.steps[j];
+        const SubsetSoftmax<A> softmax = m.softmaxes[j];
         const A* f = m.f + (j - begin) * n;
-        const A t_top = step.top >= 0 && step.top < n ? m.t[step.top] : quiet_nan<A>();
+        const A t_top = softmax.top >= 0 && softmax.top < n ? m.t[softmax.top] : quiet_nan<A>();
         const SubsetSums<A> sums = team.sum(n, SubsetSums<A>{A(0), A(0)}, [&](int64_t i) {
-          const A p = f[i] * step.scale;
-          return SubsetSums<A>{i == step.top ? step.p_top * load(g[i]) : p * load(g[i]), handed_back(p, m.t[i])};
+          const A p = f[i] * softmax.scale;
+          return SubsetSums<A>{i == softmax.top ? softmax.p_top * load(g[i]) : p * load(g[i]), handed_back(p, m.t[i])};
         });
-        const SubsetPull<A> pull{step, sums, t_top, inv_tau};
+        const SubsetPull<A> pull{softmax, sums, t_top, inv_tau};
         team.sync();  // all have read t_top
         team.each(n, [&](int64_t i) {
-          m.t[i] = i == step.top ? pull.top(load(g[i])) : pull.other(f[i], load(g[i]), m.t[i]);
+          m.t[i] = i == softmax.top ? pull.top(load(g[i])) : pull.other(f[i], load(g[i]), m.t[i]);
         });
         team.sync();
       }
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kRowThreads, 1) subset_backward_kernel(
   }
 }
 
-// So many blocks that the multiprocessors are busy and the memory of their teams stays below a quarter of a GiB.
+// As many blocks as keep the multiprocessors busy while the memory of their teams stays below a quarter of a GiB.
 template <class Team>
 int64_t busy_blocks(const Launcher& launch, const Team& team, int64_t blocks, int64_t bytes_of_team) {
   const int64_t fit = (int64_t(1) << 28) / (bytes_of_team * team.per_block());
@@ -204,15 +205,16 @@ struct LaunchSubsetGradients {
     const Logits& logits = call.logits;
     const SubsetPlan plan(call.k);
     const int64_t numbers = SubsetMemory<A>::numbers(logits.shape.n, plan);
-    const int64_t bytes_of_steps = call.k * int64_t(sizeof(SubsetStep<A>));
-    const int64_t blocks = busy_blocks(launch, team, all_blocks, numbers * int64_t(sizeof(A)) + bytes_of_steps);
+    const int64_t bytes_of_softmaxes = call.k * int64_t(sizeof(SubsetSoftmax<A>));
+    const int64_t blocks = busy_blocks(launch, team, all_blocks, numbers * int64_t(sizeof(A)) + bytes_of_softmaxes);
     const int64_t teams = blocks * team.per_block();
     Tensor memory = empty_vector(teams * numbers, arithmetic_type(logits.dense), logits.dense);
-    Tensor steps = empty_vector(teams * bytes_of_steps, ScalarType::Byte, logits.dense);
+    Tensor softmaxes = empty_vector(teams * bytes_of_softmaxes, ScalarType::Byte, logits.dense);
     launch(
         subset_backward_kernel<T, Team>, blocks, kRowThreads, team, logits.shape, plan, A(call.inv_tau),
         typed_data<T>(call.grad), typed_data<T>(logits.dense), unsigned_data(logits.seed),
-        mutable_typed_data<T>(call.out), mutable_typed_data<A>(memory), mutable_typed_data<SubsetStep<A>>(steps));
+        mutable_typed_data<T>(call.out), mutable_typed_data<A>(memory),
+        mutable_typed_data<SubsetSoftmax<A>>(softmaxes));
   }
 };
 

@@ -41,7 +41,7 @@ __device__ void sum_node(const TreeShape& shape, const bits_t<T>* weights, uint6
   for (int j = 0; j < kFanout; j += 2) write_vector(out, j, kFanout, aligned16(out), {{prefix[j], prefix[j + 1]}});
 }
 
-// Every node of a level, unless something is wrong.
+// Sums every node of a level, unless something is wrong.
 // Moves (level 1): reads n * T + 8, writes 136 * nodes.
 // Moves (above): reads 128 * nodes + 8, writes 136 * nodes.
 template <class T>
@@ -53,7 +53,7 @@ __global__ void sum_level_kernel(
   }
 }
 
-// Of the nodes of a level above the indices, each to one entry: to who marks it first.
+// Gives each node of a level that lies above an index to one entry: to the one that marks it first.
 // Moves: reads at most 16 * n + 8, writes at most 9 * n.
 __global__ void claim_kernel(
     TreeShape shape, uint64_t* nodes, int level, const int64_t* index, int64_t count, const int64_t* verdict,
@@ -65,7 +65,7 @@ __global__ void claim_kernel(
   }
 }
 
-// The nodes that were claimed, whose sums replace the marks. The children stand since the launches before.
+// Sums the nodes that were claimed; the sums replace the marks. Earlier launches have summed the children.
 // Moves: no fixed number: 9 * n read; its 16 children read and 136 written for each node that changes.
 template <class T>
 __global__ void sum_changed_kernel(
@@ -129,8 +129,8 @@ std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
   return {call.nodes, call.verdict};
 }
 
-// Of equal indices the last entry wins. Until its node is summed anew, the prefix sum of a weight that changes holds
-// the number of the entry that has come furthest.
+// The last entry wins among equal indices. Until its node is summed anew, the prefix sum of a weight that changes holds
+// the greatest number of an entry so far.
 // Moves: reads at most 16 * n + 8, writes at most 8 * n.
 __global__ void forget_kernel(
     TreeShape shape, uint64_t* nodes, const int64_t* index, int64_t count, const int64_t* verdict) {

@@ -11,7 +11,7 @@ namespace ste_ops {
 constexpr int kSamplingThreads = 256;
 // Items of a row that one block takes at a time, a multiple of kSamplingThreads.
 constexpr int64_t kSamplingTile = 2048;
-// Blocks stride over what a grid of this size leaves.
+// Most blocks of a grid; they stride over the work that is left.
 constexpr int64_t kMaxBlocks = 1 << 20;
 
 // The blocks of kSamplingThreads that the device holds at once, for kernels that stride over their work; at most the
@@ -21,10 +21,10 @@ inline int64_t resident_blocks(const Launcher& launch) {
   return std::min<int64_t>(int64_t(launch.multiprocessors()) * (kThreadsOfMultiprocessor / kSamplingThreads), 65535);
 }
 
-// A block for as many items as it has threads, or a grid that strides over more.
+// The blocks that give each item a thread, or of a grid that strides over the items.
 inline int64_t grid_for(int64_t items) { return std::min(blocks_for(items, kSamplingThreads), kMaxBlocks); }
 
-// The tiles of all rows, by number.
+// The tiles of all rows, numbered row by row.
 struct Tiles {
   int64_t rows, n, per_row;
   Tiles(int64_t rows, int64_t n) : rows(rows), n(n), per_row(blocks_for(n, kSamplingTile)) {}

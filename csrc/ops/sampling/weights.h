@@ -19,6 +19,7 @@ inline Tensor empty_int64(IntHeaderOnlyArrayRef sizes, const Tensor& like) {
   return empty_strided(sizes, {strides, sizes.size()}, ScalarType::Long, like);
 }
 
+// The memory of a tensor as numbers of type V.
 template <class V>
 const V* typed_data(const Tensor& x) {
   return static_cast<const V*>(x.const_data_ptr());
@@ -49,6 +50,7 @@ inline Tensor empty_draws(const Tensor& weights, int64_t num_samples) {
   return empty_int64({sizes + 2 - weights.dim(), size_t(weights.dim())}, weights);
 }
 
+// Weights as the backends take them: checked and row-major.
 struct Weights {
   Tensor dense;
   int64_t rows, n;
