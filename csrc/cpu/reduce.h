@@ -135,7 +135,7 @@ void reduce_groups(const Groups& groups, double* totals, const MakeTerm& make_te
   double* results = parts > 1 ? kept.get() : totals;
   const int64_t grain = kGrain / std::clamp(groups.numel() / std::max<int64_t>(tasks, 1), int64_t(1), kGrain);
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-    State of_lane[kReduceSpan];
+    alignas(64) State of_lane[kReduceSpan];
     for (int64_t number = begin; number < end; ++number) {
       const ReduceTask task = partition.task(number);
       reduce_task<Reduction>(task, make_term(task), of_lane);
