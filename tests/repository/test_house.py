@@ -149,17 +149,18 @@ def test_a_module_takes_its_operators_parameters_in_their_order():
 
 ROOMS: dict[str, set[str]] = {
     "_names": set(),
-    "_library": {"__version__"},
+    "_torch": set(),
+    "_library": {"__version__", "_torch"},
     "_checks": set(),
     "_random": set(),
-    "_functions": {"_library", "_checks", "_random"},
+    "_functions": {"_library", "_torch", "_checks", "_random"},
     "surrogate": {"_checks", "_functions"},
-    "functional": {"_C", "_library", "_checks", "_random", "_functions", "surrogate"},
+    "functional": {"_library", "_torch", "_checks", "_random", "_functions", "surrogate"},
     "nn": {"_checks", "_random", "surrogate", "functional"},
     "data": {"_library", "_checks", "_random", "functional"},
     # The leaves.
-    "reference": {"_random", "surrogate", "functional.clip.result"},
-    "testing": {"", "_library", "surrogate", "reference"},
+    "reference": {"_names", "_random", "surrogate", "functional.clip.result"},
+    "testing": {"", "_names", "_library", "surrogate", "reference"},
     "gallery": {"", "_names", "surrogate"},
     "demo": {"", "_names"},
     "__main__": {"", "_names", "testing", "gallery", "demo"},

@@ -17,7 +17,9 @@ from tools.gpu_proof.machine import ROOT, Machine
 
 # Compile something, or look at the sources rather than at what is installed: left out for a wheel, as in compat.py.
 OF_THE_SOURCES = ["emulator/*", "native/*"]
-OF_THE_SOURCES += ["repository/build", "repository/contributing", "repository/docs", "repository/library"]
+OF_THE_SOURCES += [
+    f"repository/{name}" for name in ("build", "contributing", "docs", "house", "library", "private_torch")
+]
 # Compile for minutes what shows nothing of a GPU, and have cuda in the name of their folder.
 NEVER = ["cuda/*"]
 OF_THEIR_OWN = ["operators/every_operator", "operators/large", "gpu/*"]

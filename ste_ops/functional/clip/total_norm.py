@@ -88,19 +88,13 @@ def get_total_norm(
     if not grads and process_group is None:
         return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
     with torch.no_grad():
-        if return_norms:
-            total_norm, norms = norms_of("get_total_norm", grads, p, each=True)
-        elif process_group is not None:
-            total_norm = norm_of_ranks("get_total_norm", grads, grads, p, process_group)
+        if process_group is None:
+            total_norm, norms = norms_of("get_total_norm", grads, p, each=return_norms)
         else:
-            total_norm = norm_of("get_total_norm", grads, p)
+            total_norm = norm_of_ranks("get_total_norm", grads, grads, p, process_group)
         if error_if_nonfinite:
             require_finite(total_norm, p)
     return (total_norm, norms) if return_norms else total_norm
-
-
-def norm_of(operator: str, grads: list[Tensor], p: float) -> Tensor:
-    return norms_of(operator, grads, p, each=False)[0]
 
 
 def norms_of(operator: str, grads: list[Tensor], p: float, *, each: bool) -> tuple[Tensor, Tensor]:
@@ -141,7 +135,7 @@ def norm_of_ranks(
     operator: str, parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None
 ) -> Tensor:
     def norm(tensors: list[Tensor], p: float) -> Tensor:
-        return norm_of(operator, tensors, p)
+        return norms_of(operator, tensors, p, each=False)[0]
 
     return distributed.total_norm(parameters, grads, p, process_group, norm)
 

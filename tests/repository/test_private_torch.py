@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "ste_ops"
+PACKAGE = Path(__file__).parents[2] / "ste_ops"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "_torch.py")
 
 
