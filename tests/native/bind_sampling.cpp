@@ -73,7 +73,7 @@ Array<uint64_t> alias_entries(Array<uint64_t> masses, int64_t steps) {
   for (int64_t begin = 0; begin < n; begin += steps) {
     AliasMerge<int64_t> merge(bounds.data(), items.data(), n, heavies, columns.capacity);
     merge.seek(begin);
-    for (int64_t step = begin; step < std::min(begin + steps, n); ++step) merge.step(table.mutable_data());
+    for (int64_t step = begin; step < std::min(begin + steps, n); ++step) merge.complete_column(table.mutable_data());
   }
   return table;
 }
