@@ -62,7 +62,7 @@ __device__ HeavySums padded_tile(
 }
 
 // The sums of the heavy items of each tile.
-// Moves: reads rows * n * T + 8 * tiles + 32 * rows, writes 16 * tiles.
+// Moves: reads rows * n * T + 8 * tiles + 24 * rows, writes 16 * tiles.
 template <class T>
 __global__ void __launch_bounds__(kSamplingThreads) pad_kernel(
     Tiles tiles, const bits_t<T>* weights, const Row* rows, const uint64_t* mass_before, const Columns* columns,
