@@ -1,10 +1,12 @@
-#include "ops/sampling/bernoulli.h"
-
+// The Bernoulli draw.
 #include <algorithm>
 #include <atomic>
 
+#include "core/sampling/bernoulli.h"
 #include "cpu/sampling/draws.h"
 #include "cpu/seeded.h"
+#include "ops/checks.h"
+#include "ops/layout.h"
 #include "ops/library.h"
 #include "ops/sampling/fault.h"
 
@@ -23,27 +25,27 @@ struct Bernoulli {
   }
 };
 
-// The place of the first p that is no probability, `numel` where there is none.
 template <class T>
-int64_t draw_all(const bits_t<T>* p, const uint64_t* seeds, int64_t rows, int64_t in_row, bits_t<T>* out) {
-  std::atomic<int64_t> invalid(rows * in_row);
-  for_each_stretch(seeds, rows, in_row, [&](const SeededStretch& stretch) {
-    if (each_drawn(Bernoulli<T>{p, out}, stretch).invalid == 0) return;
+void bernoulli_loop(Type<T>, const Elementwise& call, const uint64_t* seeds, int64_t rows) {
+  const bits_t<T>* p = const_data<bits_t<T>>(call.x);
+  const Bernoulli<T> f{p, mutable_data<bits_t<T>>(call.out)};
+  const int64_t numel = call.x.numel();
+  std::atomic<int64_t> invalid(numel);  // the place of the first p that is no probability
+  for_each_stretch(seeds, rows, numel / rows, [&](const SeededStretch& stretch) {
+    if (each_drawn(f, stretch).invalid == 0) return;
     const bits_t<T>* begin = p + stretch.begin;
     lower(invalid, std::find_if_not(begin, begin + stretch.count, is_probability<T>) - p);
   });
-  return invalid;
+  if (invalid == numel) return;
+  refuse("bernoulli_ste", Fault::probability(invalid, double(load(bit_cast<T>(p[invalid])))));
 }
 
 Tensor bernoulli_cpu(Tensor p, Tensor seed) {
-  return bernoulli(
-      p, seed,
-      [](auto type, const Tensor&, const auto* p, const uint64_t* seed, int64_t rows, int64_t in_row, auto* out) {
-        using T = typename decltype(type)::type;
-        const int64_t invalid = draw_all<T>(p, seed, rows, in_row, out);
-        if (invalid == rows * in_row) return;
-        refuse("bernoulli_ste", Fault::probability(invalid, double(load(bit_cast<T>(p[invalid])))));
-      });
+  constexpr const char* op = "bernoulli_ste";
+  const int64_t rows = seed_rows(op, seed, p, "p");
+  const Elementwise call(p);
+  dispatch_elements(op, "p", p, [&](auto type) { bernoulli_loop(type, call, const_data<uint64_t>(seed), rows); });
+  return call.out;
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
-#include "ops/sampling/bernoulli.h"
-
+// The Bernoulli draw.
+#include "core/sampling/bernoulli.h"
 #include "cuda/sampling/fault.cuh"
 #include "cuda/seeded.cuh"
+#include "ops/checks.h"
+#include "ops/layout.h"
 #include "ops/library.h"
 
 namespace ste_ops {
@@ -21,17 +23,25 @@ __global__ void __launch_bounds__(kElementwiseThreads, 2) bernoulli_kernel(
   });
 }
 
+template <class T>
+void launch_bernoulli(
+    Type<T>, const Launcher& launch, const Elementwise& call, const Tensor& seed, int64_t rows,
+    const DeferredErrors& errors) {
+  const bits_t<T>* p = const_data<bits_t<T>>(call.x);
+  bits_t<T>* out = mutable_data<bits_t<T>>(call.out);
+  launch(
+      bernoulli_kernel<T>, elementwise_blocks<bits_t<T>>(call.x.numel()), kElementwiseThreads, p,
+      const_data<uint64_t>(seed), rows, call.x.numel() / rows, out, aligned16(p) && aligned16(out), errors);
+}
+
 Tensor bernoulli_cuda(Tensor p, Tensor seed) {
-  Launcher launch(p);
-  DeferredErrors errors(p, "bernoulli_ste");
-  return bernoulli(
-      p, seed,
-      [&](auto type, const Tensor&, const auto* p, const uint64_t* seed, int64_t rows, int64_t numel, auto* out) {
-        using T = typename decltype(type)::type;
-        launch(
-            bernoulli_kernel<T>, elementwise_blocks<bits_t<T>>(rows * numel), kElementwiseThreads, p, seed, rows, numel,
-            out, aligned16(p) && aligned16(out), errors);
-      });
+  constexpr const char* op = "bernoulli_ste";
+  const Launcher launch(p);
+  const DeferredErrors errors(p, op);
+  const int64_t rows = seed_rows(op, seed, p, "p");
+  const Elementwise call(p);
+  dispatch_elements(op, "p", p, [&](auto type) { launch_bernoulli(type, launch, call, seed, rows, errors); });
+  return call.out;
 }
 
 }  // namespace
