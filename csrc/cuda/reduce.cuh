@@ -21,10 +21,6 @@
 #include "cuda/vector.cuh"
 #include "ops/layout.h"
 
-#ifdef STE_OPS_EMULATED
-#define __grid_constant__
-#endif
-
 namespace ste_ops {
 
 constexpr int kReduceThreads = 256;

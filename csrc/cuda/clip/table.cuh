@@ -19,10 +19,6 @@
 
 #include "cuda/launch.cuh"
 
-#ifdef STE_OPS_EMULATED
-#define __grid_constant__
-#endif
-
 namespace ste_ops {
 
 // Kernel parameters may take 32,764 bytes since CUDA 12.1 and 4,096 before it. The last 128 are for those beside a
