@@ -14,16 +14,22 @@ inline std::string shape_of(const Tensor& x) {
   return shape + "]";
 }
 
+// "x's", "logits'".
+inline std::string possessive(const char* name) {
+  const std::string noun = name;
+  return noun + (noun.back() == 's' ? "'" : "'s");
+}
+
 // A gradient (or another factor of one) has the shape, the dtype and the device of what it is the gradient of.
 inline void check_like(
     const char* op, const char* name, const Tensor& tensor, const char* other_name, const Tensor& x) {
   STD_TORCH_CHECK(
-      tensor.scalar_type() == x.scalar_type(), op, ": ", name, " must have ", other_name, "'s dtype ",
+      tensor.scalar_type() == x.scalar_type(), op, ": ", name, " must have ", possessive(other_name), " dtype ",
       torch::headeronly::toString(x.scalar_type()), ", got ", torch::headeronly::toString(tensor.scalar_type()));
   bool same = tensor.dim() == x.dim();
   for (int64_t d = 0; same && d < x.dim(); ++d) same = tensor.size(d) == x.size(d);
   STD_TORCH_CHECK(
-      same, op, ": ", name, " must have ", other_name, "'s shape ", shape_of(x), ", got ", shape_of(tensor));
+      same, op, ": ", name, " must have ", possessive(other_name), " shape ", shape_of(x), ", got ", shape_of(tensor));
   STD_TORCH_CHECK(tensor.device() == x.device(), op, ": ", name, " and ", other_name, " must be on one device");
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import check_tensor
+from ste_ops._functions.base import widen
 from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves
 
 _NATIVE: dict[int, type[Surrogate]] = {}
@@ -83,8 +84,7 @@ class Surrogate:
 
     def derivative(self, x: Tensor) -> Tensor:
         """s'(x), elementwise, in x's dtype; computed in float32 for float16 and bfloat16."""
-        wide = x if x.dtype.itemsize >= 4 else x.float()
-        return self._derivative(wide).to(x.dtype)
+        return self._derivative(widen(x)).to(x.dtype)
 
     def _derivative(self, x: Tensor) -> Tensor:
         """s'(x) of a float32 or float64 x. A NaN gives NaN, but for the masks, which compare."""
