@@ -160,6 +160,34 @@ def refuse_missing_archs(library: Path, named: str) -> None:
         raise SystemExit(f"ste_ops: {library} has no device code for {', '.join(missing)} of {named}")
 
 
+JOINED_LINES = 500
+
+
+def joined(sources: list[str], folder: Path) -> list[str]:
+    """The sources of one library as fewer files, each of which includes neighbours: torch's headers take longer to
+    compile than most of ours, and nvcc reads them for every arch. In place, where an edit is built again and again,
+    each file is compiled by itself."""
+    alone = [source for source in sources if Path(source).parts[1] not in ("cpu", "cuda")]
+    units: list[list[str]] = []
+    lines = JOINED_LINES
+    for source in sorted(set(sources) - set(alone)):
+        length = Path(source).read_text().count("\n")
+        if lines + length > JOINED_LINES:
+            units.append([])
+            lines = 0
+        units[-1].append(source)
+        lines += length
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, unit in enumerate(units):
+        path = folder / f"{Path(unit[0]).parts[1]}_{number}{Path(unit[0]).suffix}"
+        text = "".join(f'#include "{Path(source).relative_to("csrc").as_posix()}"\n' for source in unit)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        paths.append(str(path))
+    return alone + paths
+
+
 class Build(BuildExtension):
     """Compiles under build/ for `pip install -e` too, which would start anew in a temporary folder every time."""
 
@@ -169,16 +197,19 @@ class Build(BuildExtension):
         if asked_for is None and Path(self.build_temp).is_absolute():
             self.build_temp = f"build/temp.{get_platform()}-{sys.implementation.cache_tag}"
 
-    def forget_what_is_older_than_a_header(self) -> None:
-        """Where torch has no CUDA, its rule for nvcc notes no headers: ninja would keep what one of them changed."""
-        headers = [path for path in (Path(__file__).parent / "csrc").rglob("*") if path.suffix in (".h", ".cuh")]
-        newest = max(path.stat().st_mtime for path in headers)
-        for compiled in Path(self.build_temp).glob("**/csrc/cuda/**/*.o"):
-            if compiled.stat().st_mtime < newest:
-                compiled.unlink()
+    def forget_what_is_older_than_a_source(self) -> None:
+        """Where torch has no CUDA, its rule for nvcc notes no includes: ninja would keep what one of them changed."""
+        newest = max(path.stat().st_mtime for path in (Path(__file__).parent / "csrc").rglob("*.*"))
+        compiled = Path(self.build_temp)
+        for old in [*compiled.glob("**/csrc/cuda/**/*.o"), *compiled.glob("**/joined/cuda*.o")]:
+            if old.stat().st_mtime < newest:
+                old.unlink()
 
     def run(self) -> None:
-        self.forget_what_is_older_than_a_header()
+        self.forget_what_is_older_than_a_source()
+        if not self.inplace:
+            for extension in self.extensions:
+                extension.sources = joined(extension.sources, Path(self.build_temp, "joined"))
         super().run()
         for extension in self.extensions:
             if extension.name == "ste_ops._cuda":

@@ -1,5 +1,6 @@
 """One wheel on every torch and Python that it names: installs it beside each torch, away from the sources, and runs the
-tests of its commit that need no compiler. Prints the table of the README and writes it to benchmarks/results/.
+tests of its commit that need no compiler. Prints the table of the README, and writes it to benchmarks/results/ where no
+cell of this wheel is missing.
 
     python tools/compat.py dist/ste_ops-*.whl             every cell below
     python tools/compat.py dist/ste_ops-*.whl 3.13:2.15.0
@@ -169,14 +170,16 @@ def main() -> int:
         "platform": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}, no GPU looked for",
         "rows": rows,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"compat-{record['date']}.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     if earlier.get("sha256") == record["sha256"]:  # the same wheel: what was not asked for now stands as it was
         now = [(row["python"], row["asked"]) for row in rows]
         rows += [row for row in earlier["rows"] if (row["python"], row["asked"]) not in now]
         rows.sort(key=lambda row: [tuple(map(int, row[key].split("."))) for key in ("asked", "python")])
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    # The table of the README is read from the newest file: a few cells of another wheel are none.
+    if len(rows) > len(CELLS):
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{wheel.name}, {record['bytes'] / 1e6:.1f} MB, commit {record['commit']}, {record['date']}\n")
     print(table(rows))
     return int(any(row["result"] not in ("passed", "refused, as it should be") for row in rows))

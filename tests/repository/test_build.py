@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from setuptools import Distribution
 from support import cuda_library
+from support.compiler import compiler_without_optimization
 
 import ste_ops
 
@@ -54,11 +55,7 @@ def test_wheel_of_the_sdist_is_abi3(sdist: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
-    # How fast its kernels are is not asked here: a seventh of the time to compile.
-    compiler = tmp_path / "c++"
-    compiler.write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
-    compiler.chmod(0o755)
-    summary = _setup(source, "bdist_wheel", "--dist-dir", str(tmp_path), CXX=str(compiler))
+    summary = _setup(source, "bdist_wheel", "--dist-dir", str(tmp_path), CXX=compiler_without_optimization(tmp_path))
     assert "CUDA        no: FORCE_CUDA=0" in summary
     (wheel,) = tmp_path.glob("*.whl")
     assert "-cp310-abi3-" in wheel.name
@@ -101,6 +98,21 @@ def test_asks_for_no_newer_glibc_than_torch() -> None:
     assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
 
 
+def test_every_source_is_compiled_once_where_files_are_joined(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    script = cuda_library.setup_script
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
+    cpp = "csrc/packaging/glibc_cuda.cpp"
+    units = script.joined([cpp, *sources], tmp_path)
+    assert units[0] == cpp
+    assert len(units) < len(sources) / 2
+    included = "".join(Path(unit).read_text() for unit in units[1:])
+    assert included == "".join(f'#include "{source.removeprefix("csrc/")}"\n' for source in sources)
+    written = [Path(unit).stat().st_mtime_ns for unit in units[1:]]
+    assert script.joined([cpp, *sources], tmp_path) == units
+    assert [Path(unit).stat().st_mtime_ns for unit in units[1:]] == written
+
+
 def test_a_header_that_changed_makes_kernels_be_compiled_again(tmp_path: Path) -> None:
     folder = tmp_path / "csrc" / "cuda" / "clip"
     folder.mkdir(parents=True)
@@ -110,5 +122,5 @@ def test_a_header_that_changed_makes_kernels_be_compiled_again(tmp_path: Path) -
     os.utime(old, (0, 0))
     build = cuda_library.setup_script.Build(Distribution())
     build.build_temp = str(tmp_path)
-    build.forget_what_is_older_than_a_header()
+    build.forget_what_is_older_than_a_source()
     assert (old.exists(), new.exists()) == (False, True)

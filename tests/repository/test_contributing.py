@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from support.compiler import compiler_without_optimization
 
 ROOT = Path(__file__).parents[2]
 STEP = re.compile(r"^\d\. `(?P<file>[^`]+)`:.*?^ +```\w+\n(?P<code>.*?)^ +```$", re.MULTILINE | re.DOTALL)
@@ -57,6 +58,7 @@ EDITS = {
 
 def run(folder, *command):
     environment = {**os.environ, "FORCE_CUDA": "0", "PYTHONPATH": str(folder)}
+    environment["CXX"] = compiler_without_optimization(folder)
     done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kSampleThreads)
 }
 
 template <class Terms>
-struct LaunchPartials {
+struct LaunchSamplePartials {
   const Launcher& launch;
   Terms terms;
   const double* largest;
@@ -167,12 +167,12 @@ void clip_per_sample_cuda(StableIValue* stack, uint64_t, uint64_t) {
   double* partials = largest + batch;
   // float64 squares can leave float64's range: they are scaled by the sample's largest magnitude.
   if (wide) {
-    for_each_table_of(call, LaunchPartials<Largest>{launch, {}, nullptr, partials, blocks, batch});
+    for_each_table_of(call, LaunchSamplePartials<Largest>{launch, {}, nullptr, partials, blocks, batch});
     launch(sample_largest_kernel, batch, kSampleThreads, partials, blocks, largest);
     const ScaledSquares squares(1);
-    for_each_table_of(call, LaunchPartials<ScaledSquares>{launch, squares, largest, partials, blocks, batch});
+    for_each_table_of(call, LaunchSamplePartials<ScaledSquares>{launch, squares, largest, partials, blocks, batch});
   } else {
-    for_each_table_of(call, LaunchPartials<Squares>{launch, {}, nullptr, partials, blocks, batch});
+    for_each_table_of(call, LaunchSamplePartials<Squares>{launch, {}, nullptr, partials, blocks, batch});
   }
   launch(
       sample_norms_kernel, batch, kSampleThreads, partials, blocks, wide ? largest : nullptr, call.max_norm,
