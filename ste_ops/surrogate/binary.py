@@ -114,11 +114,11 @@ class Tanh(Surrogate):
 
 @dataclass(frozen=True)
 class ReSTE(Surrogate):
-    """s'(x) = abs(x)^((1 - power) / power) / power up to abs(x) = threshold, 0 above; below 0.1, where that has no
-    bound, its value at 0.1. Saves x.
+    """s'(x) = abs(x)^((1 - power) / power) / power up to abs(x) = threshold, 0 above; up to abs(x) = 0.1, where that
+    has no bound, the slope of the chord, 0.1^(1 / power) / 0.1. Saves x.
 
-    Source: ReSTE (Wu et al., ICCV 2023), which raises power from 1 to 3 over training. Its authors' code takes the
-    secant's slope below 0.1: power times what stands here, and a jump.
+    Source: ReSTE (Wu et al., ICCV 2023), which raises power from 1 to 3 over training; the chord is that of its
+    authors' code (DravenALG/ReSTE).
 
     Args:
         power: o in the paper, where 1 is ``Clip(threshold)``; a finite number >= 1, or a 0-d floating tensor.
@@ -132,7 +132,7 @@ class ReSTE(Surrogate):
         >>> x = torch.tensor([0.05, 1.0, 2.0], requires_grad=True)
         >>> ste_ops.sign(x, ste_ops.surrogate.ReSTE()).sum().backward()
         >>> x.grad
-        tensor([1.5472, 0.3333, 0.0000])
+        tensor([4.6416, 0.3333, 0.0000])
     """
 
     power: float | Tensor = 3.0
@@ -148,14 +148,16 @@ class ReSTE(Surrogate):
 
     def _derivative(self, x: Tensor) -> Tensor:
         # Not a power: NaN to the power of 0 is 1.
-        value = torch.exp(torch.log(x.abs().clamp(min=0.1)) * ((1 - self.power) / self.power)) / self.power
-        return torch.where(x.abs() > self.threshold, torch.zeros_like(x), value)
+        u = x.abs()
+        value = torch.exp(torch.log(u.clamp(min=0.1)) * ((1 - self.power) / self.power))
+        value = torch.where(u <= 0.1, value, value / self.power)
+        return torch.where(u > self.threshold, torch.zeros_like(x), value)
 
     def primitive(self, x: Tensor) -> Tensor:
         u = x.abs().clamp(max=self.threshold)
-        line = 0.1 ** ((1 - self.power) / self.power) / self.power
-        curve = 0.1 * line + u.clamp(min=0.1) ** (1 / self.power) - 0.1 ** (1 / self.power)
-        return torch.sign(x) * torch.where(u < 0.1, line * u, curve)
+        chord = 0.1 ** (1 / self.power) / 0.1
+        return torch.sign(x) * torch.where(u <= 0.1, chord * u, u.clamp(min=0.1) ** (1 / self.power))
 
     def kinks(self) -> list[float]:
-        return [-float(self.threshold), float(self.threshold)]
+        bounds = [min(0.1, float(self.threshold)), float(self.threshold)]
+        return sorted({sign * bound for sign in (-1, 1) for bound in bounds})

@@ -106,8 +106,9 @@ struct Tanh {
   }
 };
 
-// (1/o) |x|^((1-o)/o), the derivative of sign(x) |x|^(1/o), between 0.1 and threshold; below 0.1, where that grows
-// without bound, its value at 0.1; 0 above threshold (ReSTE, ICCV 2023).
+// (1/o) |x|^((1-o)/o), the derivative of sign(x) |x|^(1/o), above 0.1 and up to threshold; up to 0.1, where that grows
+// without bound, the slope of the chord, 0.1^(1/o) / 0.1; 0 above threshold (ReSTE, ICCV 2023, and its authors' code,
+// DravenALG/ReSTE).
 struct ReSTE {
   static constexpr const char* name = "ReSTE";
   static constexpr Saves saves = Saves::input;
@@ -119,8 +120,9 @@ struct ReSTE {
   template <class A>
   STE_HD A derivative(A x) const {
     A u = magnitude(x);
-    A base = u < A(flat) ? A(flat) : u;
-    A value = A(factor) * portable_power(base, A(exponent));
+    // 0.1^(1/o) / 0.1 is 0.1^((1-o)/o): the curve's value without the factor. A NaN stays one.
+    bool chord = u <= A(flat);
+    A value = (chord ? A(1) : A(factor)) * portable_power(chord ? A(flat) : u, A(exponent));
     return u > A(threshold) ? A(0) : value;
   }
 
@@ -128,7 +130,7 @@ struct ReSTE {
   STE_HD A second(A x) const {
     A u = magnitude(x);
     A value = odd(x, A(factor) * portable_power(u, A(exponent)) * A(exponent) / u);
-    value = u < A(flat) ? A(0) : value;
+    value = u <= A(flat) ? A(0) : value;
     return u > A(threshold) ? A(0) : value;
   }
 };
