@@ -67,7 +67,7 @@ def _quantized(x: Tensor, scale: Any) -> tuple[Tensor, Tensor]:
 
 def _lsq_backward(x: Tensor, grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     v, q = _quantized(x, scale)
-    low, high = q < QUANT_MIN, q > QUANT_MAX
+    low, high = v <= QUANT_MIN, v >= QUANT_MAX
     slope = torch.where(low, QUANT_MIN, torch.where(high, QUANT_MAX, q - v))
     return torch.where(low | high, 0.0, grad), (grad * slope).sum() / math.sqrt(x.numel() * QUANT_MAX)
 

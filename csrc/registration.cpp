@@ -69,7 +69,7 @@ STE_OPS_LIBRARY(m) {
   m.def("floor(Tensor x) -> Tensor");
   m.def("ceil(Tensor x) -> Tensor");
   m.def("trunc(Tensor x) -> Tensor");
-  m.def("clamp(Tensor x, float min, float max) -> Tensor");
+  m.def("clamp(Tensor x, float? min, float? max) -> Tensor");
   m.def("stochastic_round(Tensor x, Tensor seed) -> Tensor");
 
   // Uniform quantizers. An axis of -1 is the whole tensor. A scale or zero point is a tensor of one element or one for
@@ -78,10 +78,13 @@ STE_OPS_LIBRARY(m) {
       "fake_quantize(Tensor x, Tensor? scale, Tensor? zero_point, float scale_number, float zero_point_number, "
       "int quant_min, int quant_max, int axis) -> (Tensor out, Tensor mask)");
   m.def("lsq(Tensor x, Tensor scale, int quant_min, int quant_max, int axis) -> Tensor");
-  // The gradient of x, in its strides, and that of scale, times grad_scale.
+  // The same of a scale that gets no gradient.
+  m.def("lsq_masked(Tensor x, Tensor scale, int quant_min, int quant_max, int axis) -> (Tensor out, Tensor mask)");
+  // The gradient of x, in its strides, and that of scale, times grad_scale; which is by default 1 / sqrt(N *
+  // quant_max), N being the elements that share a scale, of all of x or of one sample of it along dimension 0.
   m.def(
-      "lsq_backward(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float grad_scale) "
-      "-> (Tensor of_x, Tensor of_scale)");
+      "lsq_backward(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float? grad_scale, "
+      "bool of_sample=False) -> (Tensor of_x, Tensor of_scale)");
   m.def("pact(Tensor x, Tensor alpha, int bits) -> (Tensor out, Tensor inside, Tensor above)");
   // As binarize_backward, and the sum of grad where `above` has a one, in alpha's shape and dtype.
   m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");

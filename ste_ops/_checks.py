@@ -43,7 +43,7 @@ def check_int(operator: str, name: str, value: int) -> None:
 def check_number(operator: str, name: str, value: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
-    if math.isnan(value):
+    if value != value:  # math.isnan takes no number that torch.compile keeps as a symbol
         raise ValueError(f"{operator}: {name} must not be NaN")
 
 

@@ -144,7 +144,7 @@ def _quantizers() -> Iterator[Panel]:
     out = ste_ops.lsq(z, scale, -2, 2, axis=0, grad_scale=1.0)
     of_x, of_scale = torch.autograd.grad(out, (z, scale), torch.ones_like(out))
     curves = [(x, out.detach(), FORWARD), (x, of_x, GRADIENT), (x, of_scale, PARAMETER)]
-    yield Panel("lsq(x, 0.6, -2, 2)", curves, [(0.3, 1.7, "of scale")])
+    yield Panel("lsq(x, 0.6, -2, 2)", curves, [(-0.2, 1.7, "of scale")])
     alpha = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
     of_alpha = torch.stack([torch.autograd.grad(ste_ops.pact(one, alpha, 2), alpha)[0] for one in x])
     out, of_x = _both(lambda x: ste_ops.pact(x, alpha.detach(), 2), x)

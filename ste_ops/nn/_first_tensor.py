@@ -23,6 +23,8 @@ class UniformQuantizer(Quantizer):
     initialized: Tensor
     quant_min: int
     quant_max: int
+    # A layer's weights, which have no batch.
+    _of_weight = False
 
     def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
         super().__init__()
@@ -65,6 +67,7 @@ class UniformQuantizer(Quantizer):
 
     def _fit_channels(self, weight: Tensor) -> None:
         """Takes the number of channels from a weight, where `axis` came without it; layers call this."""
+        self._of_weight = True
         if self.axis is not None and self.scale.numel() in (0, 1):
             scale = self.scale.detach() if self.scale.numel() else self.scale.new_ones(1)
             self._hold(scale.expand(weight.shape[self.axis]).clone())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_integer
+from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn.quantizer import LEAST_STEP, Quantizer
 
@@ -35,7 +36,9 @@ class LSQ(UniformQuantizer):
         axis: a step for each channel along it; default: one for the tensor.
         channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
         scale: where the step starts, a number or one for each channel; default: found as above.
-        grad_scale: multiplies the gradient of the step; default ``1 / sqrt(N * quant_max)`` for N elements a step.
+        grad_scale: multiplies the gradient of the step; default ``1 / sqrt(N * quant_max)``, N being the elements that
+            share a step: of the weights, where a layer of `ste_ops.nn` has it as its weight quantizer, and of one
+            sample elsewhere, dimension 0 being the batch (section 2.2 of the paper). With ``axis=0`` there is no batch.
 
     Attributes:
         scale: the step, a parameter of shape ``()`` or ``(channels,)``.
@@ -77,7 +80,9 @@ class LSQ(UniformQuantizer):
         if not self._settled:
             self._initialize(x)
         step = functional.clamp(self.scale, LEAST_STEP, math.inf)
-        return functional.lsq(x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale)
+        return learned_step(
+            x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample=not self._of_weight
+        )
 
 
 class FakeQuantize(UniformQuantizer):

@@ -97,9 +97,9 @@ def _elementwise() -> Iterator[Case]:
             "lsq",
             f"x, {how} scale",
             lambda fn, x, scale: fn(x, scale, -4, 3),
-            IntegerWindow(-4, 3, 0.3),
-            points=[0.3 * (k + 0.5) for k in range(5)],
-            scalar=(0.3, learned),
+            Window(-4 * 0.25, 3 * 0.25, closed="neither"),
+            points=[0.25 * k for k in range(5)],
+            scalar=(0.25, learned),
         )
         yield elementwise_case(
             "pact",
@@ -136,7 +136,7 @@ def _lsq(grad_scale: float) -> Callable[[Tensor, Tensor], Callable[[Tensor, Tens
 
         def stand_in(x: Tensor, s: Tensor) -> Tensor:
             s = laid(s0 + grad_scale * (s - s0))
-            return s * (integer + (x / s).clamp(-4.5, 3.5) - (x0 / laid(s0)).clamp(-4.5, 3.5))
+            return s * (integer + (x / s).clamp(-4, 3) - (x0 / laid(s0)).clamp(-4, 3))
 
         return stand_in
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """s'(x) = 1 from low to high and 0 elsewhere, at NaN too; with ``closed="left"`` 0 at high itself.
+    """s'(x) = 1 from low to high and 0 elsewhere, at NaN too; with ``closed="left"`` 0 at high itself, with
+    ``closed="neither"`` 0 at both.
 
     Example:
         >>> import torch, ste_ops
@@ -24,8 +25,9 @@ class Window:
     closed: str = "both"
 
     def derivative(self, x: Tensor) -> Tensor:
-        below = x < self.high if self.closed == "left" else x <= self.high
-        return ((x >= self.low) & below).to(x.dtype)
+        above = x > self.low if self.closed == "neither" else x >= self.low
+        below = x <= self.high if self.closed == "both" else x < self.high
+        return (above & below).to(x.dtype)
 
     def primitive(self, x: Tensor) -> Tensor:
         return x.clamp(self.low, self.high)
@@ -38,7 +40,7 @@ class Window:
 class IntegerWindow:
     """s'(x) = 1 where quant_min <= round(x / scale) + zero_point <= quant_max, half to even; 0 elsewhere, at NaN too.
 
-    What passes through `fake_quantize` and `lsq`: the bounds lie half a step beyond the outermost values, and belong to
+    What passes through `fake_quantize`: the bounds lie half a step beyond the outermost values, and belong to
     the range where the integer there is even. x / scale is x times the reciprocal of scale in x's dtype, as there.
 
     Example:

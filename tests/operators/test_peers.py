@@ -242,12 +242,21 @@ def test_torch_fake_quantize_per_channel(axis, dtype):
     assert bool((ours(far) == bounds[1]).all())
 
 
+def masked_by_its_integer(v: torch.Tensor, low: int = LOW, high: int = HIGH) -> torch.Tensor:
+    """Where the integer of v = x / scale is a bound, and v lies beyond it: LSQ's equation 3 stops the gradient."""
+    beyond = ((v > high - 1e-4) & (v < high + 0.501)) | ((v < low + 1e-4) & (v > low - 0.501))
+    assert beyond.any()
+    return beyond
+
+
 @pytest.mark.parametrize("axis", [None, 0])
 def test_torch_learnable_fake_quantize(axis):
-    """The gradient of its scale is a sum in float32, ours one in float64."""
+    """The gradient of its scale is a sum in float32, ours one in float64; and it masks on the rounded integer."""
     x = grid(torch.float32)[:8001]
     x = torch.stack([x, 2 * x]) if axis == 0 else x
     grad = torch.linspace(-1, 2, x.numel()).view(x.shape)
+    v = x / (torch.tensor([[0.3], [0.25]]) if axis == 0 else 0.3)
+    grad[masked_by_its_integer(v)] = 0
     count = 2 if axis == 0 else 1
     gradients = []
     for ours in (True, False):
@@ -309,7 +318,8 @@ def test_torchao_zero_point(dtype):
 
 
 def test_torchao_range_learning():
-    """The gradient of its scale, by autograd through a rounding with the identity as gradient, is LSQ's unscaled."""
+    """The gradient of its scale, by autograd through a rounding with the identity as gradient, is LSQ's unscaled, but
+    where the integer is a bound and x / scale lies beyond it."""
     qat = peer("torchao.quantization.qat")
     config = qat.IntxFakeQuantizeConfig(
         torch.int4, "per_channel", is_symmetric=True, is_dynamic=False, range_learning=True
@@ -320,6 +330,7 @@ def test_torchao_range_learning():
     theirs.zero_point = torch.nn.Parameter(torch.zeros(2, 1))
     theirs._initialized = True
     grad = torch.linspace(-1, 2, x.numel()).view(x.shape)
+    grad[masked_by_its_integer(x / theirs.scale.detach(), -8, 7)] = 0
     (expected,) = torch.autograd.grad(theirs(x), theirs.scale, grad)
     scale = torch.tensor([0.3, 0.25], requires_grad=True)
     (received,) = torch.autograd.grad(ste_ops.lsq(x, scale, -8, 7, axis=0, grad_scale=1.0), scale, grad)

@@ -139,9 +139,9 @@ def test_what_is_written_in_the_docs(device):
             m.lsq, torch.ones_like(x_), x_, torch.full((1,), 0.5, device=device), -2, 1, None, 0.5
         )
         assert out.tolist() == [-1, -1, 0, 0.5, 0.5, 0.5, 0.5]
-        assert of_x.tolist() == [0, 1, 1, 0, 0, 0, 0]
-        #                 -2.6  -2   0.5       1.5 and above
-        assert of_scale.item() == pytest.approx(0.5 * (-2 + 0 - 0.5 + 1 + 1 + 1 + 1))
+        assert of_x.tolist() == [0, 0, 1, 0, 0, 0, 0]
+        #               x / 0.5: -2.6  -2  0.5   1.5 and above
+        assert of_scale.item() == pytest.approx(0.5 * (-2 - 2 - 0.5 + 1 + 1 + 1 + 1))
         x_ = torch.tensor([-0.5, 0.0, 0.4, 0.8, 1.6, 2.0, 3.0, nan], device=device)
         out, of_x, of_alpha = gradients(m.pact, torch.ones_like(x_), x_, torch.full((), 2.0, device=device), 1)
         assert_same_bits(out.cpu(), torch.tensor([0, 0, 0, 0, 2.0, 2, 2, nan]), any_nan=True)
@@ -184,8 +184,12 @@ def test_agrees_with_torch_fake_quantize(device, dtype):
 
 
 def test_agrees_with_torch_learnable_fake_quantize(device):
-    """Whose scale has the same gradient; torch adds it in float32."""
+    """Whose scale has the same gradient but between a bound and the half step around it; torch adds it in float32."""
     x, upstream = torch.randn(300, device=device), torch.randn(300, device=device)
+    v = x * (1 / torch.full_like(x, 0.3))
+    half_step = ((v >= 3) & (v < 3.6)) | ((v <= -4) & (v > -4.6))
+    assert half_step.any()
+    upstream[half_step] = 0
     scale, zero = torch.full((1,), 0.3, device=device), torch.zeros(1, device=device)
     expected = gradients(
         lambda x, s: torch._fake_quantize_learnable_per_tensor_affine(x, s, zero, -4, 3, 0.7), upstream, x, scale
@@ -193,6 +197,7 @@ def test_agrees_with_torch_learnable_fake_quantize(device):
     received = gradients(lambda x, s: ste_ops.lsq(x, s, -4, 3, None, 0.7), upstream, x, scale)
     assert same_bits(received[0], expected[0])
     assert torch.equal(received[1], expected[1])
+    assert half_step.sum() < 100
     torch.testing.assert_close(received[2], expected[2], rtol=1e-5, atol=1e-5)
 
 
@@ -306,6 +311,29 @@ def test_the_sum_is_float64(device):
     assert of_scale.item() == 2**25 + 4096
     *_, of_alpha = gradients(ste_ops.pact, upstream, x, scale, 2)
     assert of_alpha.item() == 2**25 + 4096
+
+
+def equation_3(v: float, quant_min: int, quant_max: int) -> float:
+    """The derivative of the quantized value with respect to the step, as printed in arXiv:1902.08153."""
+    if quant_min < v < quant_max:
+        return -v + round(v)
+    return float(quant_min) if v <= quant_min else float(quant_max)
+
+
+@pytest.mark.parametrize(("quant_min", "quant_max"), [(-2, 1), (0, 3), (-8, 7)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_lsq_is_equation_3(device, quant_min, quant_max, constant):
+    """Point by point, between a bound and the half step beyond it too, where a mask on the integer differs."""
+    edge = [bound + d for bound in (quant_min, quant_max) for d in (-0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75)]
+    for v in [*edge, -0.25, 0.0, 0.3125, 0.5]:
+        x = torch.tensor([v * 0.5], device=device)
+        scale = torch.tensor([0.5], device=device)
+        given = [x] if constant else [x, scale]
+        call = lambda x, s=scale: ste_ops.lsq(x, s, quant_min, quant_max, None, 1.0)  # noqa: E731
+        out, of_x, *of_scale = gradients(call, torch.ones_like(x), *given)
+        assert out.item() == 0.5 * min(max(round(v), quant_min), quant_max), v
+        assert of_x.item() == float(quant_min < v < quant_max), v
+        assert [g.item() for g in of_scale] == ([] if constant else [equation_3(v, quant_min, quant_max)]), v
 
 
 def test_the_default_gradient_scale(device):

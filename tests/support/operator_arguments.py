@@ -204,6 +204,7 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
     "stochastic_round": lambda device: [(x, seed(device)) for x in rows(device)],
     "fake_quantize": fake_quantized,
     "lsq": learned_steps,
+    "lsq_masked": learned_steps,
     "lsq_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_steps(device)],
     "pact": clipped,
     "pact_backward": clipped_gradients,

@@ -137,13 +137,27 @@ struct Uniform {
     A q = round_even(x * step.inverse) + step.zero_point;
     return {(clamp(q, low, high) - step.zero_point) * step.scale, bool((q >= low) & (q <= high)), false};
   }
+};
 
-  // What a larger scale would change, in steps: the bound beyond it, the rounding error within.
+// The same integers of a learned step, with zero point 0; the gradient passes where x / scale lies strictly between the
+// bounds (LSQ, arXiv:1902.08153, eq. 1 to 3).
+template <class A>
+struct Learned {
+  Uniform<A> uniform;
+  STE_HD Learned(int64_t quant_min, int64_t quant_max) : uniform(quant_min, quant_max) {}
+
+  STE_HD bool passes(A v) const { return (v > uniform.low) & (v < uniform.high); }
+
+  STE_HD Quantized<A> operator()(A x, const Step<A>& step) const {
+    return {uniform(x, step).value, passes(x * step.inverse), false};
+  }
+
+  // What a larger scale would change, in steps: the bound from it on, the rounding error between.
   STE_HD A slope(A x, const Step<A>& step, bool& inside) const {
-    A v = x * step.inverse, q = round_even(v);
-    inside = (q >= low) & (q <= high);
-    A within = q > high ? high : q - v;
-    return q < low ? low : within;
+    A v = x * step.inverse;
+    inside = passes(v);
+    A within = v >= uniform.high ? uniform.high : round_even(v) - v;
+    return v <= uniform.low ? uniform.low : within;
   }
 };
 

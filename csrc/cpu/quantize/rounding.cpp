@@ -1,4 +1,6 @@
 // Rounding, clamping and stochastic rounding.
+#include <cmath>
+
 #include "cpu/quantize/steps.h"
 #include "cpu/seeded.h"
 #include "ops/library.h"
@@ -24,11 +26,11 @@ Tensor floor_cpu(Tensor x) { return rounded<Floor>("floor", x); }
 Tensor ceil_cpu(Tensor x) { return rounded<Ceil>("ceil", x); }
 Tensor trunc_cpu(Tensor x) { return rounded<Trunc>("trunc", x); }
 
-Tensor clamp_cpu(Tensor x, double min, double max) {
+Tensor clamp_cpu(Tensor x, std::optional<double> min, std::optional<double> max) {
   const Elementwise call(x);
   dispatch_elements("clamp", "x", x, [&](auto type) {
     using A = arithmetic_t<typename decltype(type)::type>;
-    rounding_loop(type, Clamp<A>(min, max), call);
+    rounding_loop(type, Clamp<A>(min.value_or(-HUGE_VAL), max.value_or(HUGE_VAL)), call);
   });
   return call.out;
 }

@@ -32,12 +32,21 @@ void with_steps(const char* op, const Quantizer& quantizer, const Groups& groups
   }
 }
 
-template <class T>
-void fake_quantize_loop(Type<T> type, const Quantizer& quantizer, const Elementwise& call, const Tensor& mask) {
+template <template <class> class Op, class T>
+void masked_steps_loop(
+    const char* op, Type<T> type, const Quantizer& quantizer, const Elementwise& call, const Tensor& mask) {
   using A = arithmetic_t<T>;
-  with_steps<A>("fake_quantize", quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
-    quantize_masked(type, quantizer.uniform<A>(), steps, call, mask);
+  with_steps<A>(op, quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
+    quantize_masked(type, quantizer.element<Op, A>(), steps, call, mask);
   });
+}
+
+template <template <class> class Op>
+std::tuple<Tensor, Tensor> masked_steps(const char* op, const Quantizer& quantizer, const Tensor& x) {
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) { masked_steps_loop<Op>(op, type, quantizer, call, mask); });
+  return {call.out, mask};
 }
 
 std::tuple<Tensor, Tensor> fake_quantize_cpu(
@@ -45,17 +54,14 @@ std::tuple<Tensor, Tensor> fake_quantize_cpu(
     double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  const Tensor mask = new_mask(x);
-  const Elementwise call(x);
-  dispatch_elements(op, "x", x, [&](auto type) { fake_quantize_loop(type, quantizer, call, mask); });
-  return {call.out, mask};
+  return masked_steps<Uniform>(op, quantizer, x);
 }
 
 template <class T>
 void lsq_loop(Type<T> type, const Quantizer& quantizer, const Elementwise& call) {
   using A = arithmetic_t<T>;
   with_steps<A>("lsq", quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
-    quantize_all(type, quantizer.uniform<A>(), steps, call);
+    quantize_all(type, quantizer.element<Learned, A>(), steps, call);
   });
 }
 
@@ -66,10 +72,14 @@ Tensor lsq_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int
   return call.out;
 }
 
+std::tuple<Tensor, Tensor> lsq_masked_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return masked_steps<Learned>("lsq", lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
+}
+
 // The gradient of x on the way, and what each element adds to that of its scale.
 template <class T, class Steps>
 struct LsqTerm {
-  Uniform<arithmetic_t<T>> op;
+  Learned<arithmetic_t<T>> op;
   Steps steps;
   const T *grad, *x;
   T* of_x;
@@ -103,12 +113,12 @@ void store_totals(const std::vector<double>& totals, double factor, const Tensor
 }
 
 template <class T>
-void lsq_backward_loop(Type<T>, const Quantizer& quantizer, const LsqBackward& call, double grad_scale) {
+void lsq_backward_loop(Type<T>, const Quantizer& quantizer, const LsqBackward& call) {
   using A = arithmetic_t<T>;
   const Groups groups = quantizer.groups_of(call.of_x);
   const T *grad = const_data<T>(call.grad), *x = const_data<T>(call.x);
   T* of_x = mutable_data<T>(call.of_x);
-  const Uniform<A> op = quantizer.uniform<A>();
+  const Learned<A> op = quantizer.element<Learned, A>();
   const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
   std::vector<double> totals(groups.count());
   if (rows_hold_one_group(groups)) {
@@ -120,14 +130,15 @@ void lsq_backward_loop(Type<T>, const Quantizer& quantizer, const LsqBackward& c
       return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
     });
   }
-  store_totals(totals, grad_scale, call.of_scale);
+  store_totals(totals, call.factor, call.of_scale);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cpu(
-    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
-  const LsqBackward call = prepare_lsq_backward(grad, x, scale);
-  dispatch_elements("lsq_backward", "x", x, [&](auto type) { lsq_backward_loop(type, quantizer, call, grad_scale); });
+  const LsqBackward call = prepare_lsq_backward(grad, x, scale, quantizer, grad_scale, of_sample);
+  dispatch_elements("lsq_backward", "x", x, [&](auto type) { lsq_backward_loop(type, quantizer, call); });
   return {call.of_x, call.of_scale};
 }
 
@@ -243,6 +254,7 @@ std::tuple<Tensor, Tensor> dorefa_activation_cpu(Tensor x, int64_t bits) {
 STE_OPS_CPU_IMPL(m) {
   m.impl("fake_quantize", TORCH_BOX(&fake_quantize_cpu));
   m.impl("lsq", TORCH_BOX(&lsq_cpu));
+  m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cpu));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cpu));
   m.impl("pact", TORCH_BOX(&pact_cpu));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cpu));

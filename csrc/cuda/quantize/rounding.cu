@@ -1,4 +1,6 @@
 // Rounding, clamping and stochastic rounding.
+#include <cmath>
+
 #include "cuda/quantize/steps.cuh"
 #include "cuda/seeded.cuh"
 #include "ops/library.h"
@@ -24,12 +26,12 @@ Tensor floor_cuda(Tensor x) { return rounded<Floor>("floor", x); }
 Tensor ceil_cuda(Tensor x) { return rounded<Ceil>("ceil", x); }
 Tensor trunc_cuda(Tensor x) { return rounded<Trunc>("trunc", x); }
 
-Tensor clamp_cuda(Tensor x, double min, double max) {
+Tensor clamp_cuda(Tensor x, std::optional<double> min, std::optional<double> max) {
   const Launcher launch(x, "clamp");
   const Elementwise call(x);
   dispatch_elements("clamp", "x", x, [&](auto type) {
     using A = arithmetic_t<typename decltype(type)::type>;
-    launch_rounding(launch, type, Clamp<A>(min, max), call);
+    launch_rounding(launch, type, Clamp<A>(min.value_or(-HUGE_VAL), max.value_or(HUGE_VAL)), call);
   });
   return call.out;
 }

@@ -6,17 +6,27 @@
 namespace ste_ops {
 namespace {
 
-template <int kMasks, class T>
-void launch_uniform(
+template <template <class> class Op, int kMasks, class T>
+void launch_steps(
     const Launcher& launch, Type<T> type, const Quantizer& quantizer, const Elementwise& call, MaskPointers masks) {
   using A = arithmetic_t<T>;
   const Groups groups = quantizer.groups_of(call.x);
-  const Uniform<A> op = quantizer.uniform<A>();
+  const Op<A> op = quantizer.element<Op, A>();
   if (groups.count() == 1) {
     launch_quantize<kMasks>(launch, type, op, SharedStep<A>(quantizer), groups, call, masks);
   } else {
     launch_quantize<kMasks>(launch, type, op, DeviceSteps<A>(quantizer), groups, call, masks);
   }
+}
+
+template <template <class> class Op>
+std::tuple<Tensor, Tensor> masked_steps(
+    const char* op, const Launcher& launch, const Quantizer& quantizer, const Tensor& x) {
+  const Tensor mask = new_mask(x);
+  const Elementwise call(x);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { launch_steps<Op, 1>(launch, type, quantizer, call, {mutable_bytes(mask)}); });
+  return {call.out, mask};
 }
 
 std::tuple<Tensor, Tensor> fake_quantize_cuda(
@@ -25,19 +35,20 @@ std::tuple<Tensor, Tensor> fake_quantize_cuda(
   constexpr const char* op = "fake_quantize";
   const Launcher launch(x, op);
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  const Tensor mask = new_mask(x);
-  const Elementwise call(x);
-  dispatch_elements(
-      op, "x", x, [&](auto type) { launch_uniform<1>(launch, type, quantizer, call, {mutable_bytes(mask)}); });
-  return {call.out, mask};
+  return masked_steps<Uniform>(op, launch, quantizer, x);
 }
 
 Tensor lsq_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
   const Launcher launch(x, "lsq");
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
   const Elementwise call(x);
-  dispatch_elements("lsq", "x", x, [&](auto type) { launch_uniform<0>(launch, type, quantizer, call, {}); });
+  dispatch_elements("lsq", "x", x, [&](auto type) { launch_steps<Learned, 0>(launch, type, quantizer, call, {}); });
   return call.out;
+}
+
+std::tuple<Tensor, Tensor> lsq_masked_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  const Launcher launch(x, "lsq");
+  return masked_steps<Learned>("lsq", launch, lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
 }
 
 // The gradient of x on the way, and what each element adds to that of its scale. A thread keeps the steps of its lanes.
@@ -46,7 +57,7 @@ template <class T>
 struct LsqTerms {
   static constexpr int N = Vector<T>::size;
   using A = arithmetic_t<T>;
-  Uniform<A> op;
+  Learned<A> op;
   DeviceSteps<A> steps;
   const T *grad, *x;
   T* of_x;
@@ -100,22 +111,21 @@ void reduce_into(const Launcher& launch, const Groups& groups, const Terms& term
 }
 
 template <class T>
-void launch_lsq_backward(
-    const Launcher& launch, Type<T>, const Quantizer& quantizer, const LsqBackward& call, double grad_scale) {
+void launch_lsq_backward(const Launcher& launch, Type<T>, const Quantizer& quantizer, const LsqBackward& call) {
   using A = arithmetic_t<T>;
   const LsqTerms<T> terms{
-      quantizer.uniform<A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
+      quantizer.element<Learned, A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
       mutable_data<T>(call.of_x)};
-  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, grad_scale, call.of_scale);
+  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, call.factor, call.of_scale);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(
-    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis, double grad_scale) {
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
   const Launcher launch(x);
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
-  const LsqBackward call = prepare_lsq_backward(grad, x, scale);
-  dispatch_elements(
-      "lsq_backward", "x", x, [&](auto type) { launch_lsq_backward(launch, type, quantizer, call, grad_scale); });
+  const LsqBackward call = prepare_lsq_backward(grad, x, scale, quantizer, grad_scale, of_sample);
+  dispatch_elements("lsq_backward", "x", x, [&](auto type) { launch_lsq_backward(launch, type, quantizer, call); });
   return {call.of_x, call.of_scale};
 }
 
@@ -218,6 +228,7 @@ std::tuple<Tensor, Tensor> dorefa_activation_cuda(Tensor x, int64_t bits) {
 STE_OPS_CUDA_IMPL(m) {
   m.impl("fake_quantize", TORCH_BOX(&fake_quantize_cuda));
   m.impl("lsq", TORCH_BOX(&lsq_cuda));
+  m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cuda));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cuda));
   m.impl("pact", TORCH_BOX(&pact_cuda));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cuda));

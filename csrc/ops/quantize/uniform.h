@@ -1,6 +1,8 @@
 // Calls of the uniform quantizers: parameters and their checks, layout, allocation.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -68,9 +70,9 @@ struct Quantizer {
     return channels(dense.numel(), dense.size(axis), dense.stride(axis));
   }
 
-  template <class A>
-  Uniform<A> uniform() const {
-    return Uniform<A>(quant_min, quant_max);
+  template <template <class> class Op, class A>
+  Op<A> element() const {
+    return Op<A>(quant_min, quant_max);
   }
 
  private:
@@ -92,17 +94,32 @@ inline Quantizer lsq_quantizer(
   return Quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
 }
 
-// What lsq_backward reads, and the gradients to fill: of_x in x's memory order.
+// What lsq_backward reads, and the gradients to fill: of_x in x's memory order. `factor` multiplies that of the scale.
 struct LsqBackward {
   Tensor of_scale, of_x, x, grad;
+  double factor;
 };
 
-inline LsqBackward prepare_lsq_backward(const Tensor& grad, const Tensor& x, const Tensor& scale) {
+// 1 / sqrt(N * quant_max), N being the elements that share a scale: of all of x, or of one of the samples along
+// dimension 0 (section 2.2 of the paper). Counted here, where sizes are numbers, and not where they may be symbols.
+inline double lsq_grad_scale(const Quantizer& quantizer, const Tensor& x, const Tensor& scale, bool of_sample) {
+  int64_t shared = x.numel() / std::max<int64_t>(scale.numel(), 1);
+  if (of_sample && x.dim() > 0 && quantizer.axis != 0) shared /= std::max<int64_t>(x.size(0), 1);
+  return 1 / std::sqrt(double(std::max<int64_t>(shared, 1)) * double(quantizer.quant_max));
+}
+
+inline LsqBackward prepare_lsq_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& scale, const Quantizer& quantizer,
+    std::optional<double> grad_scale, bool of_sample) {
   check_like("lsq_backward", "grad", grad, "x", x);
+  STD_TORCH_CHECK(
+      grad_scale || quantizer.quant_max > 0,
+      "lsq_backward: grad_scale must be given where quant_max is not positive, got quant_max ", quantizer.quant_max);
   Tensor of_scale = new_like(scale);
   if (x.numel() == 0) torch::stable::zero_(of_scale);
   const Elementwise call(x);
-  return {of_scale, call.out, call.x, in_layout_of(call.out, grad)};
+  const double factor = grad_scale ? *grad_scale : lsq_grad_scale(quantizer, x, scale, of_sample);
+  return {of_scale, call.out, call.x, in_layout_of(call.out, grad), factor};
 }
 
 // The masks of pact.

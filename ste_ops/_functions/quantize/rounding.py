@@ -18,7 +18,7 @@ def _(x: Tensor) -> Tensor:
 
 
 @fake("clamp")
-def _(x: Tensor, min: float, max: float) -> Tensor:
+def _(x: Tensor, min: float | None, max: float | None) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -57,7 +57,7 @@ class Trunc(_Rounding):
 
 class Clamp(_Rounding):
     @staticmethod
-    def forward(x: Tensor, min: float, max: float) -> Tensor:
+    def forward(x: Tensor, min: float | None, max: float | None) -> Tensor:
         return ops.clamp(x, min, max)
 
 

@@ -60,22 +60,30 @@ class DorefaActivation(Masked):
         return ops.dorefa_activation(x, bits)
 
 
-class FakeQuantize(Masked):
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        return ops.fake_quantize(x, scale, zero_point, *rest)
+class MaskedSteps(Masked):
+    """`forward(x, *parameters, ..., axis) -> (out, mask)`: a parameter has one element or one for each channel."""
+
+    parameters: int  # how many come after x
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> Any:
-        *parameters, scale_number, zero_point_number, quant_min, quant_max, axis = others
+        parameters, rest, axis = list(others[: cls.parameters]), others[cls.parameters : -1], others[-1]
         (x,) = batch_first(info, in_dims, x)
         rows = mask_groups(x, axis)
         for i, value in enumerate(parameters):
             if value is not None:
                 (value,) = batch_first(info, in_dims[i + 1 :], value)
                 parameters[i] = per_group(value, rows.shape[0])
-        out, mask = cls.apply(rows, *parameters, scale_number, zero_point_number, quant_min, quant_max, 0)
+        out, mask = cls.apply(rows, *parameters, *rest, 0)
         return (from_mask_groups(out, x.shape, axis), batch_of_masks(mask, x.shape)), (0, 0)
+
+
+class FakeQuantize(MaskedSteps):
+    parameters = 2
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        return ops.fake_quantize(x, scale, zero_point, *rest)
 
 
 class PACT(NativeFunction):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Generator, Tensor
 
 from ste_ops._checks import check_number, check_tensor
@@ -149,7 +151,8 @@ def clamp(x: Tensor, min: float, max: float) -> Tensor:
     check_number("clamp", "max", max)
     if min > max:
         raise ValueError(f"clamp: min must not be greater than max, got {min} and {max}")
-    return _functions.Clamp.apply(x, float(min), float(max))
+    # No bound rather than an infinite one, which a package of AOTInductor cannot hold.
+    return _functions.Clamp.apply(x, None if min == -math.inf else float(min), None if max == math.inf else float(max))
 
 
 def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from ste_ops._checks import (
 )
 from ste_ops._functions.base import needs_function
 from ste_ops._functions.quantize import uniform as _functions
-from ste_ops._functions.quantize.lsq import LSQ
+from ste_ops._functions.quantize.lsq import LSQ, MaskedLSQ
 
 
 def fake_quantize(
@@ -102,11 +100,11 @@ def lsq(
 ) -> Tensor:
     """Learned step size quantization: clamp(round(x / scale), quant_min, quant_max) * scale, and scale is learned.
 
-    The gradient of x is the incoming one where quant_min <= round(x / scale) <= quant_max, and exactly 0 elsewhere.
-    That of scale is the sum over the elements that share it of the incoming gradient times
+    The gradient of x is the incoming one where quant_min < x / scale < quant_max, and exactly 0 elsewhere. That of
+    scale is the sum over the elements that share it of the incoming gradient times
 
-    - quant_min below that range and quant_max above it,
-    - round(x / scale) - x / scale within it,
+    - quant_min where x / scale <= quant_min, and quant_max where x / scale >= quant_max,
+    - round(x / scale) - x / scale between them,
 
     times grad_scale; added in float64 in an order that the shape decides, so the bits do not depend on the number of
     threads. x itself and scale are kept for the backward, which allocates nothing but the two gradients; where scale
@@ -122,7 +120,8 @@ def lsq(
         quant_max: the largest integer, greater than quant_min.
         axis: the dimension that a scale for each channel belongs to; default the whole tensor.
         grad_scale: what the gradient of scale is multiplied by; default 1 / sqrt(N * quant_max), N being the number of
-            elements that share a scale.
+            elements of x that share a scale. The paper counts the weights of a layer, or the features of one sample of
+            activations: this function knows no batch, `ste_ops.nn.LSQ` does.
 
     Returns:
         A tensor of x's shape, dtype and memory layout.
@@ -146,6 +145,19 @@ def lsq(
         >>> x.grad, scale.grad  # -4 + (1 - 0.6) + 3
         (tensor([0., 1., 0.]), tensor(-0.6000))
     """
+    return learned_step(x, scale, quant_min, quant_max, axis, grad_scale, of_sample=False)
+
+
+def learned_step(
+    x: Tensor,
+    scale: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    grad_scale: float | None,
+    of_sample: bool,
+) -> Tensor:
+    """`lsq`, whose default grad_scale counts the elements of one sample if `of_sample`: dimension 0 is the batch."""
     operator = "lsq"
     check_tensor(operator, "x", x)
     check_tensor(operator, "scale", scale)
@@ -160,12 +172,12 @@ def lsq(
                 f"{operator}: grad_scale must be given where quant_max is not positive, got quant_max {quant_max}: "
                 "the default is 1 / sqrt(N * quant_max)"
             )
-        grad_scale = 1 / math.sqrt(max(x.numel() // max(scale.numel(), 1), 1) * quant_max)
     else:
         check_number(operator, "grad_scale", grad_scale)
+        grad_scale = float(grad_scale)
     if not needs_function(scale):
-        return _functions.FakeQuantize.apply(x, scale.detach(), None, 1.0, 0.0, quant_min, quant_max, axis)[0]
-    return LSQ.apply(x, scale, quant_min, quant_max, axis, float(grad_scale))
+        return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
+    return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:

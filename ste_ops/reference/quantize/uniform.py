@@ -50,9 +50,9 @@ class _LSQ(torch.autograd.Function):
     ) -> Tensor:
         wide = widen(x)
         v, q, out = _quantize(wide, _along(scale, wide, axis), 0.0, quant_min, quant_max)
-        ctx.passes = (q >= quant_min) & (q <= quant_max)
+        ctx.passes = (v > quant_min) & (v < quant_max)
         # What a larger step would change: the bound, or the rounding error. NaN at NaN.
-        ctx.slope = torch.where(q < quant_min, quant_min, torch.where(q > quant_max, quant_max, q - v))
+        ctx.slope = torch.where(v <= quant_min, quant_min, torch.where(v >= quant_max, quant_max, q - v))
         ctx.axis, ctx.grad_scale, ctx.scale = axis, grad_scale, scale
         return out.to(x.dtype)
 
@@ -75,9 +75,9 @@ def lsq(
 ) -> Tensor:
     """clamp(round(x / scale)) * scale, and a gradient for scale too (LSQ, arXiv:1902.08153, eq. 3).
 
-    The gradient of x passes where the unclamped integer is in range. That of scale is the sum over the elements of the
-    incoming gradient times quant_min below the range, quant_max above it and round(x / scale) - x / scale inside;
-    times grad_scale, by default 1 / sqrt(N * quant_max) with N the elements that share a step.
+    The gradient of x passes where x / scale lies strictly between quant_min and quant_max. That of scale is the sum
+    over the elements of the incoming gradient times round(x / scale) - x / scale there, quant_min below and quant_max
+    above; times grad_scale, by default 1 / sqrt(N * quant_max) with N the elements that share a step.
     """
     if scale.numel() == 1:
         axis = None
