@@ -102,7 +102,7 @@ def test_what_is_written_in_the_docs(device):
         out, gradient = forward_and_gradient(module.xnor_weight, w, upstream)
         assert out.tolist() == [[0.75, -0.75, 0.75, 0.75], [0.5] * 4]
         # Sums of grad * sign(w) over 4: (1 - 2 + 4 + 8) / 4 and 15 / 4.
-        assert gradient.tolist() == [[0.75 + 2.75, -2.75, 3.0, 6.0 + 2.75], [3.75, 1.0, 2.0, 4.0]]
+        assert gradient.tolist() == [[0.75 + 2.75, -2.75, 3 + 2.75, 6 + 2.75], [3.75, 1 + 3.75, 2 + 3.75, 4 + 3.75]]
         out, gradient = forward_and_gradient(module.magnitude_aware_sign, w, upstream)
         assert out.tolist() == [[0.75, -0.75, 0.75, 0.75], [0.5] * 4]
         assert gradient.tolist() == [[0.75, 0.0, 3.0, 6.0], [0.0, 1.0, 2.0, 4.0]]
@@ -318,3 +318,16 @@ def test_raw_operators_check_what_they_index_with(device):
         ops.dorefa_weight(w, 1, False)
     with pytest.raises(RuntimeError, match=r"bitnet_activation: bits must be in \[2, 24\], got 25"):
         ops.bitnet_activation(w, 25)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_that_are_all_zero_can_learn(device, dtype):
+    """Such as the second factor of a LoRA; and no gradient is so large that a norm clip wipes out all others."""
+    w = torch.zeros(4, 4, device=device, dtype=dtype)
+    upstream = torch.linspace(1, 2, 16, device=device).view(4, 4).to(dtype)
+    for fn in (lambda w: ste_ops.dorefa_weight(w, 4), ste_ops.xnor_weight, ste_ops.bitnet_weight):
+        out, of_w = forward_and_gradient(fn, w, upstream)
+        assert out.isfinite().all()
+        assert 0 < of_w.abs().max() <= 4
+        assert (of_w != 0).all()
+    assert_same_bits(forward_and_gradient(lambda w: ste_ops.dorefa_weight(w, 4), w, upstream)[1], upstream)

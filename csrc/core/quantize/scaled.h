@@ -57,7 +57,8 @@ STE_HD double xnor_term(A grad, A w) {
   return double(bit_cast<A>(U(bits | (w != w ? nan : U(0)))));
 }
 
-// The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members.
+// The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members. |w| is
+// w sign(w), so that its slope at 0 is 1: weights that are all 0 have a gradient.
 template <class A>
 struct XnorGroup {
   A mean, slope;
@@ -66,7 +67,7 @@ struct XnorGroup {
 struct XnorBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, XnorGroup<A> group) const {
-    return passed_where(!(magnitude(w) > A(1)), grad * group.mean) + sign_or_zero(w) * group.slope;
+    return passed_where(!(magnitude(w) > A(1)), grad * group.mean) + ScaledSign()(w, group.slope);
   }
 };
 
@@ -118,8 +119,9 @@ struct SmallestNormal<double> {
   static constexpr double value = 0x1p-1022;
 };
 
-// What the weights of a group share, from their largest magnitude: tanh(max|w|) is max|tanh(w)|, and at least the
-// smallest normal number where it divides. A weight is a maximum where its exponential is the largest weight's.
+// What the weights of a group share, from their largest magnitude: tanh(max|w|) is max|tanh(w)|; below the
+// smallest normal number, where a quotient by it would overflow, tanh(w) is left as it is. A weight is a maximum where
+// its exponential is the largest weight's.
 template <class A>
 struct DoReFaScale {
   A exponential, divisor, reciprocal;
@@ -127,8 +129,10 @@ struct DoReFaScale {
 
   STE_HD static DoReFaScale of(A largest) {
     A exponential = tanh_exponential(largest);
-    A top = tanh_of_exponential(exponential), divisor = at_least(top, SmallestNormal<A>::value);
-    return {exponential, divisor, A(1) / divisor, top < SmallestNormal<A>::value};
+    A top = tanh_of_exponential(exponential);
+    bool bounded = top < SmallestNormal<A>::value;
+    A divisor = bounded ? A(1) : top;
+    return {exponential, divisor, A(1) / divisor, bounded};
   }
 };
 

@@ -165,6 +165,11 @@ def _passes(x: Tensor) -> Tensor:
     return ~(x.detach().abs() > 1)
 
 
+def _slope(x: Tensor) -> Tensor:
+    """Of abs(x) as x * sign(x): 1 at 0 too."""
+    return torch.where(x.detach() < 0, -1.0, 1.0).to(x.dtype)
+
+
 class XNORWeight(ScaledWeight):
     """sign(w) times the mean of abs(w), both of them differentiated."""
 
@@ -178,13 +183,13 @@ class XNORWeight(ScaledWeight):
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         g, x, dims = widen(grad), widen(w), _members(w, per_channel)
         through_sign = torch.where(_passes(x), g * _mean(x.abs(), dims), 0.0)
-        return (through_sign + x.sgn() * _mean(g * _sign(x), dims)).to(w.dtype)
+        return (through_sign + _slope(x) * _mean(g * _sign(x), dims)).to(w.dtype)
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         t, x, dims = widen(tangent), widen(w), _members(w, per_channel)
         through_sign = torch.where(_passes(x), t * _mean(x.abs(), dims), 0.0)
-        return (through_sign + _sign(x) * _mean(t * x.sgn(), dims)).to(w.dtype)
+        return (through_sign + _sign(x) * _mean(t * _slope(x), dims)).to(w.dtype)
 
 
 class MagnitudeAwareSign(ScaledWeight):
@@ -242,4 +247,4 @@ def _dorefa_parts(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     at_maximum = (t.abs() == largest).to(t.dtype)
     ties = at_maximum.sum(dims, keepdim=True) if dims else at_maximum
     share = torch.where(largest < least, 0.0, t.sgn() * at_maximum / ties)
-    return t, largest.clamp(min=least), share
+    return t, torch.where(largest < least, 1.0, largest), share

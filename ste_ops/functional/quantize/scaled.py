@@ -17,9 +17,9 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
 
     One bit is ``sign(w) * mean(abs(w))``, the mean over all of w: the gradient passes unchanged and nothing is kept.
 
-    The backward is differentiable in its incoming gradient and in w. The maximum of a w of zeros counts as the smallest
-    normal number of float32 (float64), and so its gradient is huge. A NaN anywhere makes every weight NaN. It is not
-    idempotent: a second application spreads the levels once more.
+    The backward is differentiable in its incoming gradient and in w. A maximum below the smallest normal number of
+    float32 (float64) divides nothing, so that weights that are all 0 get the incoming gradient and can learn. A NaN
+    anywhere makes every weight NaN. It is not idempotent: a second application spreads the levels once more.
 
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16.
@@ -58,8 +58,8 @@ def xnor_weight(w: Tensor) -> Tensor:
 
     An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros and passes the
     gradient where ``abs(w) <= 1``. With ``m`` the mean of a channel of N weights its gradient is
-    ``grad * m`` there, 0 elsewhere, plus ``torch.sign(w) * sum(grad * sign(w)) / N`` everywhere. A NaN makes its
-    channel NaN. A second application changes nothing but the rounding of the mean.
+    ``grad * m`` there, 0 elsewhere, plus ``sign(w) * sum(grad * sign(w)) / N`` everywhere, so that weights that are all
+    0 can learn. A NaN makes its channel NaN. A second application changes nothing but the rounding of the mean.
 
     w is kept for the backward (that of a parameter costs no memory) and the means with it. The backward is
     differentiable in its incoming gradient and in w.
@@ -86,7 +86,7 @@ def xnor_weight(w: Tensor) -> Tensor:
         >>> y.sum().backward()
         >>> w.grad
         tensor([[1.0000, 0.0000],
-                [1.1000, 0.1000]])
+                [1.1000, 1.1000]])
     """
     check_tensor("xnor_weight", "w", w)
     return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
