@@ -183,6 +183,27 @@ def test_agrees_with_torch_fake_quantize(device, dtype):
         assert torch.equal(received[1], expected[1]), axis
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("zero_points", [[0.0, 1.0, -2.0], [0.5, 1.25, -2.75]])
+def test_a_floating_zero_point_is_added_before_the_rounding(device, dtype, zero_points):
+    """As in torch; x / 0.5 + zero_point has no error here, ties and bounds included."""
+    x = (torch.arange(-99, 100, device=device) / 16).expand(3, -1).contiguous()
+    scale, zero_point = torch.full((3,), 0.5, device=device), torch.tensor(zero_points, device=device, dtype=dtype)
+    expected = torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, -8, 7)
+    v = x * 2 + zero_point.float()[:, None]
+    passes = ((v.round() >= -8) & (v.round() <= 7)).float()
+    for m in (ste_ops, reference):
+        received = gradients(lambda x, m=m: m.fake_quantize(x, scale, zero_point, -8, 7, 0), torch.ones_like(x), x)
+        assert torch.equal(received[0], expected)
+        assert torch.equal(received[1], passes)
+    # A number likewise; a whole one is added after the rounding, as torch adds an integer.
+    half = gradients(lambda x: ste_ops.fake_quantize(x, 0.5, 0.5, -8, 7), torch.ones_like(x), x)[0]
+    assert torch.equal(half, reference.fake_quantize(x, 0.5, 0.5, -8, 7))
+    assert torch.equal(half, ste_ops.fake_quantize(x, scale, torch.full((3,), 0.5, device=device), -8, 7, 0))
+    whole = gradients(lambda x: ste_ops.fake_quantize(x, 0.5, 1.0, -8, 7), torch.ones_like(x), x)[0]
+    assert torch.equal(whole, torch.fake_quantize_per_tensor_affine(x, 0.5, 1, -8, 7))
+
+
 def test_agrees_with_torch_learnable_fake_quantize(device):
     """Whose scale has the same gradient but between a bound and the half step around it; torch adds it in float32."""
     x, upstream = torch.randn(300, device=device), torch.randn(300, device=device)

@@ -139,7 +139,20 @@ struct Uniform {
   }
 };
 
-// The same integers of a learned step, with zero point 0; the gradient passes where x / scale lies strictly between the
+// A zero point that need not be whole: it is added before the rounding, and what is clamped is whole.
+template <class A>
+struct Affine {
+  Uniform<A> uniform;
+  STE_HD Affine(int64_t quant_min, int64_t quant_max) : uniform(quant_min, quant_max) {}
+
+  STE_HD Quantized<A> operator()(A x, const Step<A>& step) const {
+    A q = round_even(x * step.inverse + step.zero_point);
+    A value = (clamp(q, uniform.low, uniform.high) - step.zero_point) * step.scale;
+    return {value, bool((q >= uniform.low) & (q <= uniform.high)), false};
+  }
+};
+
+// The integers of a learned step, with zero point 0; the gradient passes where x / scale lies strictly between the
 // bounds (LSQ, arXiv:1902.08153, eq. 1 to 3).
 template <class A>
 struct Learned {

@@ -61,6 +61,14 @@ struct Quantizer {
         quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ", quant_max);
   }
 
+  // Whether the zero point need not be whole: a floating tensor, or such a number.
+  static bool is_affine(const std::optional<Tensor>& zero_point, double number) {
+    if (!zero_point) return number != std::floor(number);
+    const ScalarType type = zero_point->scalar_type();
+    return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+           type == ScalarType::BFloat16;
+  }
+
   // One step for every element.
   bool shared() const { return scale.shared() && zero_point.shared(); }
 

@@ -29,11 +29,13 @@ def fake_quantize(
 ) -> Tensor:
     """x on the grid of an integer dtype: (clamp(round(x / scale) + zero_point) - zero_point) * scale.
 
-    The division is by the reciprocal, as in ``torch.fake_quantize_per_tensor_affine`` and
-    ``torch.fake_quantize_per_channel_affine``, with which the results agree bit for bit. Half is rounded to even, a NaN
-    stays, an infinity becomes the bound. The gradient of x is the incoming one where quant_min <= round(x / scale) +
-    zero_point <= quant_max, and exactly 0 elsewhere and at NaN: one bit an element is kept for the backward. scale and
-    zero_point get no gradient; `lsq` learns a scale. The backward is differentiable in its incoming gradient.
+    A zero point that need not be whole (a floating tensor, or a number like 0.5) is added before the rounding:
+    clamp(round(x / scale + zero_point)). The division is by the reciprocal, as in
+    ``torch.fake_quantize_per_tensor_affine`` and ``torch.fake_quantize_per_channel_affine``, with which the results
+    agree bit for bit. Half is rounded to even, a NaN stays, an infinity becomes the bound. The gradient of x is the
+    incoming one where the integer lies in [quant_min, quant_max] before it is clamped, and exactly 0 elsewhere and at
+    NaN: one bit an element is kept for the backward. scale and zero_point get no gradient; `lsq` learns a scale. The
+    backward is differentiable in its incoming gradient.
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.

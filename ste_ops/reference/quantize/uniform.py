@@ -22,10 +22,19 @@ def _along(value: Tensor | float, x: Tensor, axis: int | None) -> Tensor:
     return value.reshape(shape)
 
 
-def _quantize(x: Tensor, s: Tensor, z: Tensor | float, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor, Tensor]:
+def _is_affine(zero_point: Tensor | float) -> bool:
+    """Whether a zero point need not be whole."""
+    if isinstance(zero_point, Tensor):
+        return zero_point.is_floating_point()
+    return zero_point != math.floor(zero_point)
+
+
+def _quantize(
+    x: Tensor, s: Tensor, z: Tensor | float, quant_min: int, quant_max: int, affine: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """x in steps, the integer before it is clamped, and the values of the clamped one. By the reciprocal, as torch."""
     v = x * (1 / s)
-    q = torch.round(v) + z
+    q = torch.round(v + z) if affine else torch.round(v) + z
     return v, q, (q.clamp(quant_min, quant_max) - z) * s
 
 
@@ -37,9 +46,13 @@ def fake_quantize(
     quant_max: int,
     axis: int | None = None,
 ) -> Tensor:
-    """(clamp(round(x / scale) + zero_point) - zero_point) * scale; passes where the unclamped integer is in range."""
+    """(clamp(round(x / scale) + zero_point) - zero_point) * scale; passes where the unclamped integer is in range.
+
+    A zero point that need not be whole, a floating tensor or such a number, is added before the rounding.
+    """
     wide = widen(x.detach())
-    _, q, out = _quantize(wide, _along(scale, wide, axis), _along(zero_point, wide, axis), quant_min, quant_max)
+    z, affine = _along(zero_point, wide, axis), _is_affine(zero_point)
+    _, q, out = _quantize(wide, _along(scale, wide, axis), z, quant_min, quant_max, affine)
     return through(out, x, (q >= quant_min) & (q <= quant_max))
 
 
