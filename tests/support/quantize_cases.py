@@ -69,3 +69,11 @@ def gradients(fn: Callable[..., Tensor], grad: Tensor, *inputs: object) -> list[
 def same_bits(received: Tensor, expected: Tensor) -> bool:
     same = (bits(received) == bits(expected)) | (received.isnan() & expected.isnan())
     return received.dtype == expected.dtype and received.shape == expected.shape and bool(same.all())
+
+
+def scales(x, axis, device):
+    """One in (0.1, 0.6) for each channel, and zero points within the range and without."""
+    count = 1 if axis is None else x.shape[axis]
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.rand(count, generator=generator) * 0.5 + 0.1
+    return scale.to(device), torch.randint(-6, 6, (count,), generator=generator).to(device)
