@@ -21,7 +21,10 @@ _NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/c
 
 def check_tensor(operator: str, argument: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}")
+        mend = ""
+        if isinstance(x, torch.fx.Proxy):
+            mend = f"; torch.fx traces it as one call after torch.fx.wrap of a function that calls {operator}"
+        raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}{mend}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{operator}: {argument} must be float64, float32, bfloat16 or float16, got {x.dtype}")
 

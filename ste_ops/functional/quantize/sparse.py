@@ -17,6 +17,10 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
     keeps the choice from flickering. ``decay=0`` is the plain straight-through estimator. A second application changes
     nothing.
 
+    The decay joins the gradient in each backward. Where the loss is scaled (`torch.amp.GradScaler`) it is divided with
+    the gradient before the step, and gradients accumulated over k batches hold it k times: there give ``decay=0``, and
+    add ``decay * w`` where w is pruned to the unscaled gradients before the step.
+
     w itself is kept for the backward, no mask: that of a parameter costs no memory. The backward is differentiable in
     its incoming gradient and, through the decay, in w. A forward-mode tangent passes unchanged: the decay regularizes,
     it is no derivative.
