@@ -69,9 +69,6 @@ def test_equals_the_reference_in_every_layout(device, name, dtype):
     fn, slow = (CASES[name](module) for module in (ste_ops, reference))
     for layout, make in SHAPES.items():
         w = make(finite(dtype)).to(device)
-        arithmetic = torch.promote_types(dtype, torch.float32)
-        if name.startswith("dorefa") and w.numel() and w.abs().max() < torch.finfo(arithmetic).tiny ** 0.5:
-            continue  # the reference divides by the square of the largest, which is 0 in its arithmetic
         upstream = finite(dtype, 1)(*w.shape).to(device)
         received, expected = (forward_and_gradient(f, w, upstream) for f in (fn, slow))
         assert_levels(name, received[0], expected[0], layout)
@@ -102,7 +99,7 @@ def test_what_is_written_in_the_docs(device):
         out, gradient = forward_and_gradient(module.xnor_weight, w, upstream)
         assert out.tolist() == [[0.75, -0.75, 0.75, 0.75], [0.5] * 4]
         # Sums of grad * sign(w) over 4: (1 - 2 + 4 + 8) / 4 and 15 / 4.
-        assert gradient.tolist() == [[0.75 + 2.75, -2.75, 3 + 2.75, 6 + 2.75], [3.75, 1 + 3.75, 2 + 3.75, 4 + 3.75]]
+        assert gradient.tolist() == [[3.5, -2.75, 5.75, 8.75], [3.75, 4.75, 5.75, 7.75]]
         out, gradient = forward_and_gradient(module.magnitude_aware_sign, w, upstream)
         assert out.tolist() == [[0.75, -0.75, 0.75, 0.75], [0.5] * 4]
         assert gradient.tolist() == [[0.75, 0.0, 3.0, 6.0], [0.0, 1.0, 2.0, 4.0]]
@@ -132,7 +129,7 @@ def test_equal_maxima_share_their_gradient(device):
     for module in (ste_ops, reference):
         _, gradient = forward_and_gradient(lambda w, module=module: module.dorefa_weight(w, 4), w, upstream)
         torch.testing.assert_close(gradient, torch.tensor(expected, device=device))
-        # A bounded maximum has no gradient, and saturated weights are all maxima.
+        # Zeros divide nothing, and saturated weights are all maxima.
         for x in (torch.zeros(3, device=device), torch.full((3,), 30.0, device=device)):
             found = forward_and_gradient(
                 lambda w: ste_ops.dorefa_weight(w, 4), x, torch.full((3,), 0.25, device=device)
@@ -318,16 +315,3 @@ def test_raw_operators_check_what_they_index_with(device):
         ops.dorefa_weight(w, 1, False)
     with pytest.raises(RuntimeError, match=r"bitnet_activation: bits must be in \[2, 24\], got 25"):
         ops.bitnet_activation(w, 25)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weights_that_are_all_zero_can_learn(device, dtype):
-    """Such as the second factor of a LoRA; and no gradient is so large that a norm clip wipes out all others."""
-    w = torch.zeros(4, 4, device=device, dtype=dtype)
-    upstream = torch.linspace(1, 2, 16, device=device).view(4, 4).to(dtype)
-    for fn in (lambda w: ste_ops.dorefa_weight(w, 4), ste_ops.xnor_weight, ste_ops.bitnet_weight):
-        out, of_w = forward_and_gradient(fn, w, upstream)
-        assert out.isfinite().all()
-        assert 0 < of_w.abs().max() <= 4
-        assert (of_w != 0).all()
-    assert_same_bits(forward_and_gradient(lambda w: ste_ops.dorefa_weight(w, 4), w, upstream)[1], upstream)

@@ -38,6 +38,12 @@ STE_HD A sign_or_zero(A x) {
   return A(x > A(0)) - A(x < A(0));
 }
 
+// -1 or 1, and 1 at both zeros; of a NaN 0.
+template <class A>
+STE_HD A sign_of(A x) {
+  return A(x >= A(0)) - A(x < A(0));
+}
+
 // XNOR-Net (arXiv:1603.05279).
 
 // sign(w) * scale, +scale at both zeros.
@@ -57,8 +63,8 @@ STE_HD double xnor_term(A grad, A w) {
   return double(bit_cast<A>(U(bits | (w != w ? nan : U(0)))));
 }
 
-// The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members. |w| is
-// w sign(w), so that its slope at 0 is 1: weights that are all 0 have a gradient.
+// The sign passes the gradient where |w| <= 1, times the mean; `slope` is the mean's gradient over the members. The
+// derivative of |w| is the sign that is put out, 1 at zeros: zeros alone have no mean, and would never move.
 template <class A>
 struct XnorGroup {
   A mean, slope;
@@ -67,7 +73,7 @@ struct XnorGroup {
 struct XnorBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, XnorGroup<A> group) const {
-    return passed_where(!(magnitude(w) > A(1)), grad * group.mean) + ScaledSign()(w, group.slope);
+    return passed_where(!(magnitude(w) > A(1)), grad * group.mean) + sign_of(w) * group.slope;
   }
 };
 
@@ -108,31 +114,21 @@ struct BitNetActivation {
 
 // DoReFa-Net (arXiv:1606.06160).
 
-template <class A>
-struct SmallestNormal;
-template <>
-struct SmallestNormal<float> {
-  static constexpr float value = 0x1p-126f;
-};
-template <>
-struct SmallestNormal<double> {
-  static constexpr double value = 0x1p-1022;
-};
+// A smaller maximum divides nothing: the gradient grows as its reciprocal, which float16 holds down to here.
+constexpr double kLeastDoReFaMaximum = 0x1p-14;
 
-// What the weights of a group share, from their largest magnitude: tanh(max|w|) is max|tanh(w)|; below the
-// smallest normal number, where a quotient by it would overflow, tanh(w) is left as it is. A weight is a maximum where
-// its exponential is the largest weight's.
+// What the weights of a group share, from their largest magnitude: tanh(max|w|) is max|tanh(w)|, and 1 stands in for
+// one that is too small to divide by. A weight is a maximum where its exponential is the largest weight's.
 template <class A>
 struct DoReFaScale {
   A exponential, divisor, reciprocal;
-  bool bounded;
+  bool divides;
 
   STE_HD static DoReFaScale of(A largest) {
-    A exponential = tanh_exponential(largest);
-    A top = tanh_of_exponential(exponential);
-    bool bounded = top < SmallestNormal<A>::value;
-    A divisor = bounded ? A(1) : top;
-    return {exponential, divisor, A(1) / divisor, bounded};
+    A exponential = tanh_exponential(largest), top = tanh_of_exponential(exponential);
+    bool divides = !(top < A(kLeastDoReFaMaximum));
+    A divisor = divides ? top : A(1);
+    return {exponential, divisor, A(1) / divisor, divides};
   }
 };
 
@@ -157,7 +153,7 @@ STE_HD A dorefa_gradient(A grad, A t, A reciprocal) {
 template <class A>
 STE_HD A dorefa_taken(const DoReFaScale<A>& scale, double total, double ties) {
   const double divisor = scale.divisor;
-  return scale.bounded ? A(0) : A(total / divisor / divisor / ties);
+  return scale.divides ? A(total / divisor / divisor / ties) : A(0);
 }
 
 // The whole gradient of a maximum.

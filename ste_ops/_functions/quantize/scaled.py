@@ -18,6 +18,7 @@ from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
 from ste_ops._library import ops
 
 _CLIP = surrogate_number("Clip")
+_LEAST_DOREFA_MAXIMUM = 2.0**-14  # kLeastDoReFaMaximum of csrc/core/quantize/scaled.h
 
 
 def _statistic(w: Tensor, kinds: int, per_channel: bool) -> Tensor:
@@ -161,13 +162,13 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, Sign.apply(x, _CLIP, 1.0, 0.0, 1.0, None)[0])
 
 
+def _held_sign(x: Tensor) -> Tensor:
+    """The same without a gradient: the derivative of abs(x), +1 at zeros too."""
+    return _sign(x.detach())
+
+
 def _passes(x: Tensor) -> Tensor:
     return ~(x.detach().abs() > 1)
-
-
-def _slope(x: Tensor) -> Tensor:
-    """Of abs(x) as x * sign(x): 1 at 0 too."""
-    return torch.where(x.detach() < 0, -1.0, 1.0).to(x.dtype)
 
 
 class XNORWeight(ScaledWeight):
@@ -182,14 +183,16 @@ class XNORWeight(ScaledWeight):
     @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         g, x, dims = widen(grad), widen(w), _members(w, per_channel)
-        through_sign = torch.where(_passes(x), g * _mean(x.abs(), dims), 0.0)
-        return (through_sign + _slope(x) * _mean(g * _sign(x), dims)).to(w.dtype)
+        slope = _held_sign(x)
+        through_sign = torch.where(_passes(x), g * _mean(x * slope, dims), 0.0)
+        return (through_sign + slope * _mean(g * _sign(x), dims)).to(w.dtype)
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         t, x, dims = widen(tangent), widen(w), _members(w, per_channel)
-        through_sign = torch.where(_passes(x), t * _mean(x.abs(), dims), 0.0)
-        return (through_sign + _sign(x) * _mean(t * _slope(x), dims)).to(w.dtype)
+        slope = _held_sign(x)
+        through_sign = torch.where(_passes(x), t * _mean(x * slope, dims), 0.0)
+        return (through_sign + _sign(x) * _mean(t * slope, dims)).to(w.dtype)
 
 
 class MagnitudeAwareSign(ScaledWeight):
@@ -240,11 +243,11 @@ class DoReFaWeight(ScaledWeight):
 
 
 def _dorefa_parts(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """tanh(x), what it is divided by, and the derivative of that: equal maxima share, a bounded one has none."""
+    """tanh(x), what it is divided by, and the derivative of that: equal maxima share, too small a one has none."""
     t = torch.tanh(x)
-    least = torch.finfo(x.dtype).tiny
     largest = t.abs().amax(dims, keepdim=True) if dims and t.numel() else t.abs()
     at_maximum = (t.abs() == largest).to(t.dtype)
     ties = at_maximum.sum(dims, keepdim=True) if dims else at_maximum
-    share = torch.where(largest < least, 0.0, t.sgn() * at_maximum / ties)
-    return t, torch.where(largest < least, 1.0, largest), share
+    small = largest < _LEAST_DOREFA_MAXIMUM
+    share = torch.where(small, 0.0, t.sgn() * at_maximum / ties)
+    return t, torch.where(small, 1.0, largest), share

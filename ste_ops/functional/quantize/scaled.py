@@ -17,8 +17,9 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
 
     One bit is ``sign(w) * mean(abs(w))``, the mean over all of w: the gradient passes unchanged and nothing is kept.
 
-    The backward is differentiable in its incoming gradient and in w. A maximum below the smallest normal number of
-    float32 (float64) divides nothing, so that weights that are all 0 get the incoming gradient and can learn. A NaN
+    The backward is differentiable in its incoming gradient and in w. As the levels do not depend on the size of w, the
+    gradient grows as ``1 / max(abs(t))``. A maximum below 2^-14, the smallest normal number of float16, divides nothing
+    and counts as 1: so small a w, zeros too, lies in the middle, and passes the gradient times ``1 - t**2``. A NaN
     anywhere makes every weight NaN. It is not idempotent: a second application spreads the levels once more.
 
     Args:
@@ -32,7 +33,8 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
         TypeError: w is no floating tensor of those dtypes, or bits no integer.
         ValueError: bits is not in [1, 24].
 
-    Source: DoReFa-Net, arXiv:1606.06160, eq. 9, and eq. 7 and 8 for one bit; tensorpack's ``dorefa.py``.
+    Source: DoReFa-Net, arXiv:1606.06160, eq. 9, and eq. 7 and 8 for one bit; its authors' ``dorefa.py`` in tensorpack,
+    which divides by any maximum, 0 too.
 
     Example:
         >>> import torch, ste_ops
@@ -58,8 +60,9 @@ def xnor_weight(w: Tensor) -> Tensor:
 
     An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros and passes the
     gradient where ``abs(w) <= 1``. With ``m`` the mean of a channel of N weights its gradient is
-    ``grad * m`` there, 0 elsewhere, plus ``sign(w) * sum(grad * sign(w)) / N`` everywhere, so that weights that are all
-    0 can learn. A NaN makes its channel NaN. A second application changes nothing but the rounding of the mean.
+    ``grad * m`` there, 0 elsewhere, plus ``sign(w) * sum(grad * sign(w)) / N`` everywhere, so that a channel of zeros
+    is trained too: each of its weights gets ``sum(grad) / N``. A NaN makes its channel NaN. A second application
+    changes nothing but the rounding of the mean.
 
     w is kept for the backward (that of a parameter costs no memory) and the means with it. The backward is
     differentiable in its incoming gradient and in w.
@@ -95,8 +98,9 @@ def xnor_weight(w: Tensor) -> Tensor:
 def magnitude_aware_sign(w: Tensor) -> Tensor:
     """sign(w) times the mean of abs(w) over each output channel, the mean taken as a constant.
 
-    The forward is that of `xnor_weight`. The gradient is ``grad * mean`` where ``abs(w) <= 1`` and 0 elsewhere. w is
-    kept for the backward and not a mask, since that of a parameter costs no memory. The backward is differentiable in
+    The forward is that of `xnor_weight`. The gradient is ``grad * mean`` where ``abs(w) <= 1`` and 0 elsewhere: a
+    channel of zeros, whose mean is 0, is not trained. w is kept for the backward and not a mask, since that of a
+    parameter costs no memory. The backward is differentiable in
     its incoming gradient; to w it is constant. A second application changes nothing but the rounding of the mean.
 
     Args:
@@ -109,7 +113,7 @@ def magnitude_aware_sign(w: Tensor) -> Tensor:
         TypeError: w is no floating tensor of those dtypes.
 
     Source: Bi-Real Net, arXiv:1808.00278; Larq's ``magnitude_aware_sign``, whose output channels are the last
-    dimension.
+    dimension. The code that the authors published for PyTorch leaves the mean out of the gradient.
 
     Example:
         >>> import torch, ste_ops

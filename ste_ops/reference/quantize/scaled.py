@@ -26,9 +26,8 @@ def _mean_magnitude(w: Tensor, dims: list[int]) -> Tensor:
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     """2 * quantize(tanh(w) / (2 max(abs(tanh(w)))) + 1/2) - 1 in 2^bits - 1 steps (DoReFa-Net, eq. 9).
 
-    The rounding passes the gradient and everything else is differentiated, the maximum too (equal ones share); below
-    the smallest normal number it divides nothing. With one bit sign(w) * mean(abs(w)) and the identity as gradient
-    (eq. 7 and 8).
+    The rounding passes the gradient and everything else is differentiated, the maximum too (equal ones share). A
+    maximum below 2^-14 counts as 1. With one bit sign(w) * mean(abs(w)) and the identity as gradient (eq. 7 and 8).
     """
     wide = widen(w)
     if bits == 1:
@@ -36,7 +35,7 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     n = 2**bits - 1
     t = torch.tanh(wide)
     largest = t.abs().amax() if t.numel() else t.new_ones(())
-    unit = t / torch.where(largest < torch.finfo(t.dtype).tiny, 1.0, largest)
+    unit = t / torch.where(largest < 2**-14, 1.0, largest)
     rounded = torch.round((unit * 0.5 + 0.5) * n) / n * 2 - 1
     return through(rounded, unit).to(w.dtype)
 
@@ -44,10 +43,11 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
 def xnor_weight(w: Tensor) -> Tensor:
     """sign(w) * mean(abs(w)), the mean over each output channel (dim 0) (XNOR-Net, arXiv:1603.05279, eq. 6).
 
-    The sign passes the gradient where abs(w) <= 1; the mean is differentiated, abs(w) being w * sign(w) at 0 too.
+    The sign passes the gradient where abs(w) <= 1; the mean is differentiated, with the derivative of abs(w) the sign
+    that is put out, +1 at zeros.
     """
     wide = widen(w)
-    magnitude = torch.where(wide < 0, -wide, wide)
+    magnitude = wide * _sign(wide.detach())
     mean = magnitude.double().mean(_rows(w), keepdim=True).to(wide.dtype) if w.dim() else magnitude
     return (through(_sign(wide), wide, ~(wide.detach().abs() > 1)) * mean).to(w.dtype)
 
