@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_integer
-from ste_ops.nn.quantizer import Quantizer
+from ste_ops._torch import dispatch_modes
+from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, shapes_of_now
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class UniformQuantizer(Quantizer):
     """A scale for the tensor, or one for each channel along `axis`; set from the first tensor unless given.
 
-    Whether it is set lies in the buffer `initialized`, so that it is saved, and found on the device without the host
-    asking for it. What the host knows for itself, `_settled`, only saves the pass over x after the first forward:
+    Whether it is set lies in the buffer `initialized`, 1 or 0, so that it is saved, and found on the device without the
+    host asking for it. What the host knows for itself, `_settled`, only saves the pass over x once the scale is set:
     without it (a DataParallel replica loses it) the same scale comes out, more slowly.
     """
 
@@ -25,6 +28,8 @@ class UniformQuantizer(Quantizer):
     quant_max: int
     # A layer's weights, which have no batch.
     _of_weight = False
+    _follows = False  # whether it goes on to search while training, once a tensor without a range came
+    _look: tuple[Tensor, torch.cuda.Event] | None = None  # a copy of `initialized` on its way to the host
 
     def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
         super().__init__()
@@ -40,45 +45,60 @@ class UniformQuantizer(Quantizer):
         if channels is not None:
             checked_integer(name, "channels", channels, 1)
         self.axis = axis
-        if scale is not None:
-            self._give(scale, channels)
-        else:
-            # Ones, which the first forward overwrites. Without channels there are none until a layer says how many.
-            self._hold(torch.ones(() if axis is None else (channels or 0,)))
-        self._settled = scale is not None
-        self.register_buffer("initialized", torch.tensor(self._settled))
+        self._given = None if scale is None else self._checked(scale, channels)
+        # Without channels there are no scales until a layer says how many.
+        self._hold(torch.zeros(1 if axis is None else channels or len(self._given or ())))
+        self.register_buffer("initialized", torch.zeros(1))
+        self._settled = False
+        UniformQuantizer.reset_parameters(self)
 
-    def _give(self, scale: Any, channels: int | None) -> None:
+    def _checked(self, scale: Any, channels: int | None) -> list[float]:
         name = type(self).__name__
-        scale = torch.as_tensor(scale, dtype=torch.float32).detach().clone()
-        if not bool((scale.isfinite() & (scale > 0)).all()):
-            raise ValueError(f"{name}: scale must be finite and > 0, got {scale.tolist()}")
-        shape = scale.shape if self.axis is None else (channels or scale.numel(),)
-        if scale.numel() != 1 and (self.axis is None or scale.dim() != 1 or scale.shape != shape):
-            expected = "one number without axis" if self.axis is None else f"one number or {shape[0]} of them"
-            raise ValueError(f"{name}: scale must be {expected}, got shape {tuple(scale.shape)}")
-        self._hold(scale.reshape(()) if self.axis is None else scale.expand(shape).clone())
+        numbers, shape = as_numbers(scale)
+        # In Python, since on the meta device a tensor could not be asked.
+        if not all(1 / _LARGEST <= number <= _LARGEST for number in numbers):
+            raise ValueError(f"{name}: scale must be finite and > 0, got {scale!r}")
+        expected = (channels or len(numbers),)
+        if len(numbers) != 1 and (self.axis is None or shape != expected):
+            words = "one number without axis" if self.axis is None else f"one number or {expected[0]} of them"
+            raise ValueError(f"{name}: scale must be {words}, got shape {shape}")
+        return numbers
 
     def _hold(self, scale: Tensor) -> None:
         raise NotImplementedError
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """What is found of a finite x; all of it is 0 where x is."""
         raise NotImplementedError
 
     def _fit_channels(self, weight: Tensor) -> None:
         """Takes the number of channels from a weight, where `axis` came without it; layers call this."""
         self._of_weight = True
         if self.axis is not None and self.scale.numel() in (0, 1):
-            scale = self.scale.detach() if self.scale.numel() else self.scale.new_ones(1)
+            scale = self.scale.detach() if self.scale.numel() else self.scale.new_zeros(1)
             self._hold(scale.expand(weight.shape[self.axis]).clone())
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Forgets the scale: the next forward finds it again, as after weights were loaded that it does not fit."""
-        self.initialized.fill_(False)
-        self._settled = False
+        """Takes the scale that was given, or forgets the one that was found: the next forward finds it again.
+
+        It gives what the constructor gave, also in memory that is not yet set (``to_empty`` after the meta device); a
+        call of it finds a scale anew after weights were loaded that the old one does not fit.
+        """
+        if self._given is None:
+            self.scale.zero_()
+        else:
+            fill(self.scale, self._given)
+        self.initialized.fill_(0.0 if self._given is None else 1.0)
+        self._settled, self._look = self._given is not None, None
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
+        """Sets the scale from x; from one without a range or with a NaN only for this call.
+
+        What is held is 0 while the scale is not set. In an average of modules `initialized` is therefore the part of
+        them that had one, and what is held over it the average of those.
+        """
         name = type(self).__name__
         # An export without Dynamo would note here what only its copies of the tensors know. With Dynamo (where torch
         # 2.11 says "exporting" in every torch.compile too) the program itself searches, in its first run.
@@ -88,20 +108,59 @@ class UniformQuantizer(Quantizer):
             raise RuntimeError(
                 f"{name}: channels must be given with axis={self.axis}, unless it is the weight_quantizer of a layer"
             )
-        for key, value in self._statistics(x.detach()).items():
+        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        if x.numel() == 0:
+            x = x.new_zeros([max(size, 1) for size in x.shape])
+        finite = x.isfinite()
+        found = self._statistics(torch.where(finite, x, 0.0))
+        usable = finite.all() & (found["scale"] > 0).any() & found["scale"].isfinite().all()
+        found["scale"] = found["scale"].clamp(LEAST_STEP, _LARGEST)
+        if self._follows and self.training:
+            usable = usable & (self.scale == 0).all()  # or a tensor without a range came before
+        known = self.initialized > 0
+        for key, value in found.items():
             held = getattr(self, key)
-            held.copy_(torch.where(self.initialized, held, value.to(held.dtype)))
-        self.initialized.fill_(True)
-        self._settled = True
+            held.copy_(torch.where(known, held / self.initialized, value.to(held.dtype)))
+        self.initialized.copy_(known | usable)
+        if not torch.compiler.is_compiling():
+            self._learn()
+
+    def _learn(self) -> None:
+        """The host looks whether the scale is set, where it need not wait for that.
+
+        Of CUDA a copy is sent for, and looked at once it is there. Where a mode watches or a graph is recorded, nothing
+        is learned: then the search goes on, and gives the same scale.
+        """
+        flag = self.initialized
+        if self._settled or type(flag) is not Tensor or flag.is_meta or dispatch_modes() or torch.jit.is_tracing():
+            return
+        if flag.is_cpu:
+            self._settled = bool(flag >= 1)
+        elif flag.is_cuda and not torch.cuda.is_current_stream_capturing():
+            if self._look is None:
+                host = torch.empty(flag.shape, dtype=flag.dtype, device="cpu", pin_memory=True)
+                host.copy_(flag, non_blocking=True)
+                self._look = host, torch.cuda.current_stream(flag.device).record_event()
+            elif self._look[1].query():
+                self._settled, self._look = bool(self._look[0] >= 1), None
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self._learn()  # a compiled forward cannot
+        return self
 
     def _others(self, x: Tensor) -> list[int]:
         """The dimensions over which a statistic runs."""
         return [d for d in range(x.dim()) if self.axis is None or d != self.axis % x.dim()]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        shapes_of_now(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         # Loading is the host's work anyway, so it may look.
-        self._settled = not self.initialized.is_meta and bool(self.initialized)
+        self._settled, self._look = not self.initialized.is_meta and bool(self.initialized >= 1), None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_look"}
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}" + ("" if self.axis is None else f", axis={self.axis}")

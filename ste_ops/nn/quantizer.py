@@ -1,8 +1,11 @@
-"""The base class of the quantizers, and the least step that a learned scale is taken as."""
+"""The base class of the quantizers, and what those with a scale or a bound share."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 # What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
 LEAST_STEP = 2.0**-23
@@ -15,3 +18,29 @@ class Quantizer(nn.Module):
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
     quantizer; nothing has to be derived from this class.
     """
+
+
+def as_numbers(value: Any) -> tuple[list[Any], tuple[int, ...]]:
+    """The numbers of a number, a sequence, an array or a tensor, and its shape."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, (list, tuple)):
+        return [value], ()
+    parts = [as_numbers(part) for part in value]
+    return [number for numbers, _ in parts for number in numbers], (len(parts), *(parts[0][1] if parts else ()))
+
+
+def fill(held: Tensor, numbers: list[Any]) -> None:
+    """One number everywhere, which a sharded tensor takes too, or each at its place."""
+    if len(set(numbers)) == 1:
+        held.fill_(numbers[0])
+    else:
+        held.copy_(torch.tensor(numbers, device=held.device))
+
+
+def shapes_of_now(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Older states hold scales and bounds of shape ``()``, a Boolean flag and an integer zero point."""
+    for key, held in (*module._parameters.items(), *module._buffers.items()):
+        saved = state_dict.get(prefix + key)
+        if held is not None and isinstance(saved, Tensor):
+            saved = saved if saved.is_floating_point() else saved.to(held.dtype)
+            state_dict[prefix + key] = saved.reshape(1) if saved.dim() == 0 else saved

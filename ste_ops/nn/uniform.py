@@ -12,22 +12,26 @@ from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_integer
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
-from ste_ops.nn.quantizer import LEAST_STEP, Quantizer
+from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, shapes_of_now
 
 
 class LSQ(UniformQuantizer):
     """`ste_ops.lsq`: rounded to multiples of a learned step, its scale.
 
     Unless given, the step becomes ``2 * mean(abs(x)) / sqrt(quant_max)`` of the first tensor that the module sees (the
-    weights, or the first batch of activations). The step is a parameter from the beginning, so an optimizer made before
-    the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says whether it is set. This asks
-    nothing of the host and breaks no graph; under `torch.compile` the second call compiles once more, without the
-    search. Before `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also before
-    `DistributedDataParallel`, which gives every process the first one's step when it wraps the model; in `DataParallel`
-    the step is found from the first device's part of the batch.
+    weights, or the first batch of activations). The step is a parameter from the beginning, 0 until then, so an
+    optimizer made before the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says by 1 or
+    0 whether it is set. This asks nothing of the host and breaks no graph; under `torch.compile` the search stays in
+    the graph until ``train()`` or ``eval()`` is called, where the host looks whether it can be left out. Before
+    `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also before `DistributedDataParallel`,
+    which gives every process the first one's step when it wraps the model; in `DataParallel` the step is found from the
+    first device's part of the batch.
 
-    The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23 (the least, that a
-    tensor of zeros starts with too), and its gradient still passes, so that it can come back.
+    A tensor that is empty, all zero or not finite sets no step: its own call takes the step of its finite elements, and
+    the next tensor is the first again. A channel of zeros beside others gets the step of the whole tensor.
+
+    The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23, and its gradient
+    still passes, so that it can come back.
 
     Args:
         bits: an integer, >= 2 if signed, else >= 1. The integers run from -2^(bits-1) to 2^(bits-1) - 1, or 0 to
@@ -35,13 +39,14 @@ class LSQ(UniformQuantizer):
         signed: True for weights, False for what comes from a ReLU; default True.
         axis: a step for each channel along it; default: one for the tensor.
         channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
-        scale: where the step starts, a number or one for each channel; default: found as above.
+        scale: where the step starts, a number or one for each channel; default: found as above. `reset_parameters`
+            takes it again, and forgets one that was found.
         grad_scale: multiplies the gradient of the step; default ``1 / sqrt(N * quant_max)``, N being the elements that
             share a step: of the weights, where a layer of `ste_ops.nn` has it as its weight quantizer, and of one
             sample elsewhere, dimension 0 being the batch (section 2.2 of the paper). With ``axis=0`` there is no batch.
 
     Attributes:
-        scale: the step, a parameter of shape ``()`` or ``(channels,)``.
+        scale: the step, a parameter of shape ``(1,)`` or ``(channels,)``.
         quant_min, quant_max: the range of the integers.
 
     Source: LSQ (Esser et al., arXiv:1902.08153).
@@ -52,7 +57,7 @@ class LSQ(UniformQuantizer):
         >>> lsq(torch.tensor([-3.0, 0.2, 0.6, 0.2])).detach()  # the step is 2 * mean = 2
         tensor([-4.,  0.,  0.,  0.])
         >>> lsq.scale.detach(), lsq.initialized
-        (tensor(2.), tensor(True))
+        (tensor([2.]), tensor([1.]))
     """
 
     def __init__(
@@ -71,10 +76,9 @@ class LSQ(UniformQuantizer):
         self.scale = nn.Parameter(scale.detach())
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
-        others, magnitude = self._others(x), x.abs().to(torch.promote_types(x.dtype, torch.float32))
-        total = magnitude.sum(others) if others else magnitude
-        mean = total / max(x.numel() // max(total.numel(), 1), 1)  # of an empty batch 0, not NaN
-        return {"scale": (mean * (2 / math.sqrt(self.quant_max))).clamp(min=LEAST_STEP)}
+        others, magnitude = self._others(x), x.abs()
+        mean = magnitude.mean(others) if others else magnitude
+        return {"scale": torch.where(mean == 0, mean.mean(), mean).reshape(-1) * (2 / math.sqrt(self.quant_max))}
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
@@ -91,6 +95,8 @@ class FakeQuantize(UniformQuantizer):
     Unless given, scale and zero point come from the first tensor that the module sees: with ``signed=True`` the largest
     magnitude over ``quant_max``, with zero point 0; with ``signed=False`` the range from the minimum to the maximum, 0
     included. They stay as they are until `reset_parameters`. What is said of the first tensor at `LSQ` holds here too.
+    A layer's weights that start at zero would leave the range of their first step at once, and get no gradient there:
+    the scale then follows them while training, and is set by the first forward in evaluation.
 
     Args:
         bits: an integer, >= 2 if signed, else >= 1; default 8. The integers run from -2^(bits-1) to 2^(bits-1) - 1,
@@ -102,7 +108,7 @@ class FakeQuantize(UniformQuantizer):
         zero_point: an integer within the range, or one for each channel; default 0. Only together with `scale`.
 
     Attributes:
-        scale, zero_point: buffers of shape ``()`` or ``(channels,)``, float32 and int32.
+        scale, zero_point: buffers of shape ``(1,)`` or ``(channels,)``; the zero point holds integers as floats.
         quant_min, quant_max: the range of the integers.
 
     Source: Jacob et al., arXiv:1712.05877; `torch.fake_quantize_per_tensor_affine`.
@@ -128,44 +134,56 @@ class FakeQuantize(UniformQuantizer):
         zero_point: Any = 0,
     ) -> None:
         super().__init__(bits, signed, axis, channels, scale)
-        zeros = torch.as_tensor(zero_point)
-        if zeros.is_floating_point() or not bool(((zeros >= self.quant_min) & (zeros <= self.quant_max)).all()):
+        zeros, shape = as_numbers(zero_point)
+        if not all(isinstance(zero, int) and self.quant_min <= zero <= self.quant_max for zero in zeros):
             raise ValueError(
                 f"FakeQuantize: zero_point must be integers from {self.quant_min} to {self.quant_max}, "
                 f"got {zero_point!r}"
             )
-        if scale is None and bool(zeros.any()):
+        if scale is None and any(zeros):
             raise ValueError(f"FakeQuantize: zero_point is given together with scale, got {zero_point!r} alone")
-        if zeros.numel() != 1 and zeros.shape != self.scale.shape:
+        if len(zeros) != 1 and shape != self.scale.shape:
             raise ValueError(
                 f"FakeQuantize: zero_point must be one integer or have the shape of scale, {tuple(self.scale.shape)}, "
-                f"got {tuple(zeros.shape)}"
+                f"got {shape}"
             )
-        self.zero_point.copy_(zeros.reshape(()) if zeros.numel() == 1 else zeros)
+        self._zeros = zeros
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        fill(self.zero_point, self._zeros)
+
+    def _fit_channels(self, weight: Tensor) -> None:
+        super()._fit_channels(weight)
+        self._follows = True
 
     def _hold(self, scale: Tensor) -> None:
         held = self._buffers.get("zero_point")
-        zero = held if held is not None and held.numel() == 1 else scale.new_zeros(1, dtype=torch.int32)
+        zero = held if held is not None and held.numel() == 1 else scale.new_zeros(1)
         self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero.reshape(()).expand(scale.shape).clone())
+        # Not of an integer dtype: averages of models would truncate it, or raise.
+        self.register_buffer("zero_point", zero.reshape(1).expand(scale.shape).clone())
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if x.numel() == 0:
-            x = x.new_zeros([max(size, 1) for size in x.shape])
         others = self._others(x)
         low, high = (x.amin(others), x.amax(others)) if others else (x, x)
+        low, high = low.reshape(-1), high.reshape(-1)
+        empty = (low == 0) & (high == 0)
+        low, high = torch.where(empty, low.amin(), low), torch.where(empty, high.amax(), high)
         if self.signed:
-            scale = torch.maximum(-low, high).abs() / self.quant_max
-            return {"scale": scale.clamp(min=LEAST_STEP)}
+            return {"scale": torch.maximum(-low, high).abs() / self.quant_max}
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / self.quant_max).clamp(min=LEAST_STEP)
-        return {"scale": scale, "zero_point": torch.round(-low / scale).clamp(0, self.quant_max)}
+        scale = (high - low) / self.quant_max
+        zero_point = torch.round(-low / scale.clamp(min=LEAST_STEP)).clamp(0, self.quant_max)
+        return {"scale": scale, "zero_point": zero_point}
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        return functional.fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, self.axis)
+        zero_point = self.zero_point.round()  # an average of models may lie between integers
+        return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)
 
 
 class PACT(Quantizer):
@@ -178,7 +196,7 @@ class PACT(Quantizer):
         bits: an integer >= 1, which must be given. The order is that of `ste_ops.pact`.
 
     Attributes:
-        alpha: a parameter of shape ``()``.
+        alpha: a parameter of shape ``(1,)``.
 
     Source: PACT (Choi et al., arXiv:1805.06085).
 
@@ -190,7 +208,7 @@ class PACT(Quantizer):
         tensor([0.0000, 0.5000, 1.5000])
         >>> y.sum().backward()
         >>> pact.alpha.grad  # from the one element above alpha
-        tensor(1.)
+        tensor([1.])
     """
 
     def __init__(self, alpha: float = 10.0, bits: int | None = None) -> None:
@@ -198,7 +216,17 @@ class PACT(Quantizer):
         if bits is None:
             raise TypeError(f"PACT: bits must be given, as in PACT(bits=4) or PACT(10.0, 4), got alpha={alpha!r} alone")
         self.bits = checked_integer("PACT", "bits", bits, 1)
-        self.alpha = nn.Parameter(torch.tensor(checked_finite("PACT", "alpha", alpha)))
+        self._given = checked_finite("PACT", "alpha", alpha)
+        self.alpha = nn.Parameter(torch.full((1,), self._given))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Takes the alpha that was given, as the constructor does."""
+        self.alpha.fill_(self._given)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        shapes_of_now(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         alpha = functional.clamp(self.alpha, LEAST_STEP, math.inf)

@@ -156,7 +156,7 @@ ROOMS: dict[str, set[str]] = {
     "_functions": {"_library", "_torch", "_checks", "_random"},
     "surrogate": {"_checks", "_functions"},
     "functional": {"_library", "_torch", "_checks", "_random", "_functions", "surrogate"},
-    "nn": {"_checks", "_random", "surrogate", "functional"},
+    "nn": {"_torch", "_checks", "_random", "surrogate", "functional"},
     "data": {"_library", "_checks", "_random", "functional"},
     # The leaves.
     "reference": {"_names", "_random", "surrogate", "functional.clip.result"},
