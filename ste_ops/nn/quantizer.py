@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ste_ops._torch import dispatch_modes
+
 # What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
 LEAST_STEP = 2.0**-23
 
@@ -44,3 +46,20 @@ def shapes_of_now(module: nn.Module, state_dict: dict[str, Any], prefix: str) ->
         if held is not None and isinstance(saved, Tensor):
             saved = saved if saved.is_floating_point() else saved.to(held.dtype)
             state_dict[prefix + key] = saved.reshape(1) if saved.dim() == 0 else saved
+
+
+def save_in_use(destination: dict[str, Any], key: str, initialized: Tensor | None = None) -> None:
+    """Puts the step or bound in use into a state where the parameter was pushed below the least one.
+
+    Elsewhere the parameter itself stays, into which averages and loaders write. So it does a little below, where an
+    average of the least steps may come to lie by rounding.
+    """
+    held = destination[key]
+    local = held.to_local() if hasattr(held, "to_local") else held  # of a DTensor, without asking the others
+    if type(local) is not Tensor or local.is_meta or dispatch_modes():
+        return
+    below = local < 0.99 * LEAST_STEP
+    if initialized is not None:
+        below = below & (initialized >= 1)  # what is not set is 0
+    if bool(below.any()):
+        destination[key] = held.clamp(min=LEAST_STEP)

@@ -12,7 +12,7 @@ from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_integer
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
-from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, shapes_of_now
+from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, save_in_use, shapes_of_now
 
 
 class LSQ(UniformQuantizer):
@@ -31,7 +31,7 @@ class LSQ(UniformQuantizer):
     the next tensor is the first again. A channel of zeros beside others gets the step of the whole tensor.
 
     The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23, and its gradient
-    still passes, so that it can come back.
+    still passes, so that it can come back. `state_dict` holds the step in use; what is deployed is read there.
 
     Args:
         bits: an integer, >= 2 if signed, else >= 1. The integers run from -2^(bits-1) to 2^(bits-1) - 1, or 0 to
@@ -74,6 +74,11 @@ class LSQ(UniformQuantizer):
 
     def _hold(self, scale: Tensor) -> None:
         self.scale = nn.Parameter(scale.detach())
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            save_in_use(destination, prefix + "scale", self.initialized)
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
         others, magnitude = self._others(x), x.abs()
@@ -192,7 +197,7 @@ class PACT(Quantizer):
     Args:
         alpha: where `alpha` starts, a finite number > 0; default 10. Above most activations is the safe side: nothing
             is clipped at first, and the paper shrinks alpha with an L2 penalty, the optimizer's ``weight_decay``. Where
-            it is pushed to 0 or below, it is taken as 2^-23, and its gradient still passes.
+            it is pushed to 0 or below, it is taken as 2^-23, in `state_dict` too, and its gradient still passes.
         bits: an integer >= 1, which must be given. The order is that of `ste_ops.pact`.
 
     Attributes:
@@ -223,6 +228,11 @@ class PACT(Quantizer):
     def reset_parameters(self) -> None:
         """Takes the alpha that was given, as the constructor does."""
         self.alpha.fill_(self._given)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            save_in_use(destination, prefix + "alpha")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         shapes_of_now(self, state_dict, prefix)

@@ -161,3 +161,42 @@ def test_an_average_kept_through_state_dicts_moves():
     ema(torch.randn(16, 4))
     for key, value in ema[0].weight_quantizer.state_dict().items():
         torch.testing.assert_close(value, model[0].weight_quantizer.state_dict()[key])
+
+
+PUSHED = {
+    "LSQ": (lambda: LSQ(4, scale=0.3), "scale"),
+    "LSQ_channels": (lambda: LSQ(4, axis=0, scale=[0.3, 0.2, 0.1]), "scale"),
+    "PACT": (lambda: PACT(0.3, 4), "alpha"),
+}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.3, 1e-12])
+@pytest.mark.parametrize("name", PUSHED)
+def test_a_state_holds_the_step_in_use(name, value):
+    make, key = PUSHED[name]
+    module = make()
+    parameter, x = getattr(module, key), torch.linspace(-2, 2, 9).expand(3, 9)
+    # Otherwise it is the parameter's own memory, into which averages and loaders write.
+    assert module.state_dict()[key].data_ptr() == parameter.data_ptr()
+    with torch.no_grad():
+        parameter[0] = value
+    state = module.state_dict()
+    assert state[key][0] == 2.0**-23
+    assert torch.equal(state[key][1:], parameter[1:])
+    assert parameter[0] == torch.tensor(value)
+    assert module.state_dict(keep_vars=True)[key] is parameter
+    other = make()
+    other.load_state_dict(state)
+    assert torch.equal(other(x), module(x))
+    # The gradient is that of the parameter, as before.
+    module(x).sum().backward()
+    assert parameter.grad.isfinite().all()
+
+
+def test_a_program_exported_of_a_pushed_step_is_right():
+    module, x = LSQ(4, scale=0.3), torch.linspace(-2, 2, 9)
+    with torch.no_grad():
+        module.scale.fill_(-0.3)
+    program = torch.export.export(module, (x,), strict=False)
+    assert torch.equal(program.module()(x), module(x))
+    assert torch.equal(module(x), LSQ(4, scale=2.0**-23)(x))
