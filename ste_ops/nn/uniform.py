@@ -187,7 +187,8 @@ class FakeQuantize(UniformQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self._settled:
             self._initialize(x)
-        zero_point = self.zero_point.round()  # an average of models may lie between integers
+        # An average of models may lie between integers; an integer is added after the rounding.
+        zero_point = self.zero_point.round().int()
         return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)
 
 
