@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,15 @@ NonFinite = Literal["propagate", "skip", "zero"]
 _NONFINITE: dict[str, int] = {"propagate": 0, "skip": 1, "zero": 2}  # as csrc/core/clip/norm.h numbers them
 
 
+def is_integer(value: Any) -> bool:
+    """An int, or one of NumPy or of a graph; a bool is none. (The Python types come first: they are found faster.)"""
+    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)) and not isinstance(value, bool)
+
+
 def check_tensor(operator: str, argument: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         mend = ""
@@ -31,20 +41,20 @@ def check_tensor(operator: str, argument: str, x: Tensor) -> None:
 
 def checked_bits(operator: str, bits: int, least: int = 1) -> int:
     """Up to 24, the bits of float32's significand: beyond them float32 arithmetic has no level for each integer."""
-    if not isinstance(bits, int) or isinstance(bits, bool):
+    if not is_integer(bits):
         raise TypeError(f"{operator}: bits must be an integer, got {bits!r}")
     if not least <= bits <= 24:
         raise ValueError(f"{operator}: bits must be in [{least}, 24], got {bits}")
-    return bits
+    return int(bits)
 
 
 def check_int(operator: str, name: str, value: int) -> None:
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+    if not is_integer(value):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
 
 
 def check_number(operator: str, name: str, value: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not is_number(value):
         raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
     if value != value:  # math.isnan takes no number that torch.compile keeps as a symbol
         raise ValueError(f"{operator}: {name} must not be NaN")
@@ -52,16 +62,27 @@ def check_number(operator: str, name: str, value: float) -> None:
 
 def checked_finite(operator: str, name: str, value: float, zero: bool = False) -> float:
     """A finite number above 0, or from 0 on if `zero`; found by comparisons, which torch.compile takes of a number."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value >= 0 if zero else value > 0) or not value < math.inf:
+    if not is_number(value) or not (value >= 0 if zero else value > 0) or not value < math.inf:
         raise ValueError(f"{operator}: {name} must be a finite number {'>=' if zero else '>'} 0, got {value!r}")
     return float(value)
 
 
 def checked_integer(operator: str, name: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_integer(value) or value < least:
         raise ValueError(f"{operator}: {name} must be an integer >= {least}, got {value!r}")
-    return value
+    return int(value)
+
+
+def checked_width(operator: str, bits: int, least: int = 1, hint: str = "") -> int:
+    """The bits of a module, in the range of `checked_bits`; `hint` says what may be meant by too few."""
+    if not is_integer(bits) or bits < least:
+        raise ValueError(f"{operator}: bits must be an integer >= {least}, got {bits!r}{hint}")
+    if bits > 24:
+        raise ValueError(
+            f"{operator}: bits must be at most 24, the bits of float32's significand, beyond which there is no level "
+            f"for each integer; got {bits!r}"
+        )
+    return int(bits)
 
 
 def check_range(operator: str, quant_min: int, quant_max: int) -> None:
@@ -112,7 +133,7 @@ def check_logits(operator: str, logits: Tensor) -> None:
 
 
 def check_tau(operator: str, tau: float) -> float:
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)):
+    if not is_number(tau):
         raise TypeError(f"{operator}: tau must be a number, got {type(tau).__name__}")
     if not 1e-30 <= tau <= 1e30:
         raise ValueError(f"{operator}: tau must be in [1e-30, 1e30], got {tau}")
@@ -136,7 +157,7 @@ def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor
 
 
 def check_count(operator: str, name: str, value: int, least: int, error: type[Exception]) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not is_integer(value):
         raise TypeError(f"{operator}: {name} must be an int, got {type(value).__name__}")
     if value < least:
         raise error(f"{operator}: {name} must be >= {least}, got {value}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._checks import checked_integer
+from ste_ops._checks import checked_integer, checked_width, is_integer, is_number
 from ste_ops._torch import dispatch_modes
 from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, shapes_of_now
 
@@ -34,17 +34,14 @@ class UniformQuantizer(Quantizer):
     def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
         super().__init__()
         name = type(self).__name__
-        if not isinstance(signed, bool):
-            raise TypeError(f"{name}: signed must be True or False, got {signed!r}")
-        self.bits, self.signed = checked_integer(name, "bits", bits, 2 if signed else 1), signed
-        self.quant_min, self.quant_max = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
+        self._set_range(bits, signed)
+        if axis is not None and not is_integer(axis):
             raise TypeError(f"{name}: axis must be None or an integer, got {axis!r}")
         if channels is not None and axis is None:
             raise ValueError(f"{name}: channels is the size of x along axis, got channels={channels!r} without axis")
         if channels is not None:
-            checked_integer(name, "channels", channels, 1)
-        self.axis = axis
+            channels = checked_integer(name, "channels", channels, 1)
+        self.axis = None if axis is None else int(axis)
         self._given = None if scale is None else self._checked(scale, channels)
         # Without channels there are no scales until a layer says how many.
         self._hold(torch.zeros(1 if axis is None else channels or len(self._given or ())))
@@ -52,11 +49,36 @@ class UniformQuantizer(Quantizer):
         self._settled = False
         UniformQuantizer.reset_parameters(self)
 
+    def _set_range(self, bits: int, signed: bool) -> None:
+        name = type(self).__name__
+        if not isinstance(signed, bool):
+            raise TypeError(f"{name}: signed must be True or False, got {signed!r}")
+        hint = "; 1 bit is for what has no sign: signed=False" if signed and is_integer(bits) and bits == 1 else ""
+        bits = checked_width(name, bits, 2 if signed else 1, hint)
+        self._bits, self._signed = bits, signed
+        self.quant_min, self.quant_max = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+    @property
+    def bits(self) -> int:
+        return self._bits
+
+    @bits.setter
+    def bits(self, bits: int) -> None:
+        self._set_range(bits, self._signed)
+
+    @property
+    def signed(self) -> bool:
+        return self._signed
+
+    @signed.setter
+    def signed(self, signed: bool) -> None:
+        self._set_range(self._bits, signed)
+
     def _checked(self, scale: Any, channels: int | None) -> list[float]:
         name = type(self).__name__
         numbers, shape = as_numbers(scale)
         # In Python, since on the meta device a tensor could not be asked.
-        if not all(1 / _LARGEST <= number <= _LARGEST for number in numbers):
+        if not all(is_number(number) and 1 / _LARGEST <= number <= _LARGEST for number in numbers):
             raise ValueError(f"{name}: scale must be finite and > 0, got {scale!r}")
         expected = (channels or len(numbers),)
         if len(numbers) != 1 and (self.axis is None or shape != expected):

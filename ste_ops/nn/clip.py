@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class ClipGradientNorm(nn.Module):
         super().__init__()
         self.max_norm = checked_number("ClipGradientNorm", "max_norm", max_norm)
         self.norm_type = checked_norm_type("ClipGradientNorm", norm_type)
-        self.dim = dim if dim is None or isinstance(dim, int) else tuple(dim)
+        self.dim = tuple(dim) if isinstance(dim, Iterable) else dim
 
     def forward(self, x: Any) -> Any:
         return _map(lambda t: functional.clip_gradient_norm(t, self.max_norm, self.norm_type, self.dim), x)

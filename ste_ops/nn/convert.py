@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -34,8 +35,9 @@ def quantize_(
 
     Args:
         model: any module, also a layer itself.
-        weight: a quantizer module, copied for each layer, or a function of the layer that returns its quantizer:
-            ``lambda layer: LSQ(4, axis=0)``. None leaves the weights as they are.
+        weight: a quantizer module, copied for each layer; an operator of `ste_ops`, such as `ste_ops.sign` or a
+            `functools.partial` of one; or a function of the layer that returns its quantizer, ``lambda layer: LSQ(4,
+            axis=0)``, and so for a function of yours ``lambda layer: mine``. None leaves the weights as they are.
         input: the same for the layers' inputs.
         filter_fn: takes a layer and its name in the model, ``"layer1.0.conv1"``, and says whether to quantize it;
             default: every one.
@@ -111,8 +113,19 @@ def _choose(
     return chosen
 
 
+def _is_quantizer(function: Any) -> bool:
+    """Whether it is an operator or a surrogate of ste_ops, also with arguments set: none of them takes a layer."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).split(".")[0] == __name__.split(".")[0]
+
+
 def _make(argument: str, given: nn.Module | Factory | None, layer: Any) -> Quantize | None:
-    made: Any = copy.deepcopy(given) if isinstance(given, nn.Module) or given is None else given(layer)
+    made: Any
+    if given is None or isinstance(given, nn.Module):
+        made = copy.deepcopy(given)
+    else:
+        made = given if _is_quantizer(given) else given(layer)
     check_quantizer("quantize_", argument, made)
     if isinstance(made, nn.Module):
         # Scales stay in float32 beside 16-bit weights.

@@ -17,7 +17,10 @@ _Layer = TypeVar("_Layer", bound="QuantLayer")
 
 
 class QuantLayer(nn.Module):
-    """Base of the four layers: it holds the quantizers, and makes a quantized layer of a float one."""
+    """Base of the four layers: it holds the quantizers, and makes a quantized layer of a float one.
+
+    Both quantizers may be assigned anew, a module or a function or None, as at construction.
+    """
 
     weight: Tensor
     weight_quantizer: Quantize | None
@@ -33,13 +36,18 @@ class QuantLayer(nn.Module):
         super().__init__(*args, **kwargs)
         self._attach(weight_quantizer, input_quantizer)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("weight_quantizer", "input_quantizer"):
+            super().__setattr__(name, value)
+            return
+        check_quantizer(type(self).__name__, name, value)
+        self._modules.pop(name, None)  # torch takes no function in a module's place
+        super().__setattr__(name, value)
+        if name == "weight_quantizer" and isinstance(value, UniformQuantizer):
+            value._fit_channels(self.weight)
+
     def _attach(self, weight_quantizer: Quantize | None, input_quantizer: Quantize | None) -> None:
-        name = type(self).__name__
-        for key, quantizer in (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer)):
-            check_quantizer(name, key, quantizer)
-            setattr(self, key, quantizer)
-        if isinstance(weight_quantizer, UniformQuantizer):
-            weight_quantizer._fit_channels(self.weight)
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
 
     @classmethod
     def from_float(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ste_ops import functional
-from ste_ops._checks import checked_integer
+from ste_ops._checks import checked_width
 from ste_ops.nn.quantizer import Quantizer
 
 
@@ -57,7 +57,7 @@ class DoReFaWeight(Quantizer):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.bits = checked_integer("DoReFaWeight", "bits", bits, 1)
+        self.bits = checked_width("DoReFaWeight", bits)
 
     def forward(self, w: Tensor) -> Tensor:
         return functional.dorefa_weight(w, self.bits)
@@ -98,7 +98,7 @@ class BitNetActivation(Quantizer):
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
-        self.bits = checked_integer("BitNetActivation", "bits", bits, 2)
+        self.bits = checked_width("BitNetActivation", bits, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.bitnet_activation(x, self.bits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
-from ste_ops._checks import checked_finite, checked_integer
+from ste_ops._checks import checked_finite, checked_width, is_integer
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, save_in_use, shapes_of_now
@@ -24,8 +24,9 @@ class LSQ(UniformQuantizer):
     0 whether it is set. This asks nothing of the host and breaks no graph; under `torch.compile` the search stays in
     the graph until ``train()`` or ``eval()`` is called, where the host looks whether it can be left out. Before
     `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also before `DistributedDataParallel`,
-    which gives every process the first one's step when it wraps the model; in `DataParallel` the step is found from the
-    first device's part of the batch.
+    which gives every process the first one's step when it wraps the model, and before ``fully_shard``, which does not
+    keep what a forward writes into a parameter; in `DataParallel` the step is found from the first device's part of the
+    batch.
 
     A tensor that is empty, all zero or not finite sets no step: its own call takes the step of its finite elements, and
     the next tensor is the first again. A channel of zeros beside others gets the step of the whole tensor.
@@ -34,8 +35,8 @@ class LSQ(UniformQuantizer):
     still passes, so that it can come back. `state_dict` holds the step in use; what is deployed is read there.
 
     Args:
-        bits: an integer, >= 2 if signed, else >= 1. The integers run from -2^(bits-1) to 2^(bits-1) - 1, or 0 to
-            2^bits - 1.
+        bits: an integer, >= 2 if signed, else >= 1, at most 24. The integers run from -2^(bits-1) to 2^(bits-1) - 1,
+            or 0 to 2^bits - 1.
         signed: True for weights, False for what comes from a ReLU; default True.
         axis: a step for each channel along it; default: one for the tensor.
         channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
@@ -47,6 +48,7 @@ class LSQ(UniformQuantizer):
 
     Attributes:
         scale: the step, a parameter of shape ``(1,)`` or ``(channels,)``.
+        bits, signed: may be assigned; the range follows, and the scale stays until `reset_parameters`.
         quant_min, quant_max: the range of the integers.
 
     Source: LSQ (Esser et al., arXiv:1902.08153).
@@ -104,8 +106,8 @@ class FakeQuantize(UniformQuantizer):
     the scale then follows them while training, and is set by the first forward in evaluation.
 
     Args:
-        bits: an integer, >= 2 if signed, else >= 1; default 8. The integers run from -2^(bits-1) to 2^(bits-1) - 1,
-            or 0 to 2^bits - 1.
+        bits: an integer, >= 2 if signed, else >= 1, at most 24; default 8. The integers run from -2^(bits-1) to
+            2^(bits-1) - 1, or 0 to 2^bits - 1.
         signed: True for weights, False for activations; default True.
         axis: a scale for each channel along it; default: one for the tensor.
         channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
@@ -114,6 +116,7 @@ class FakeQuantize(UniformQuantizer):
 
     Attributes:
         scale, zero_point: buffers of shape ``(1,)`` or ``(channels,)``; the zero point holds integers as floats.
+        bits, signed: may be assigned; the range follows, and the scale stays until `reset_parameters`.
         quant_min, quant_max: the range of the integers.
 
     Source: Jacob et al., arXiv:1712.05877; `torch.fake_quantize_per_tensor_affine`.
@@ -140,7 +143,7 @@ class FakeQuantize(UniformQuantizer):
     ) -> None:
         super().__init__(bits, signed, axis, channels, scale)
         zeros, shape = as_numbers(zero_point)
-        if not all(isinstance(zero, int) and self.quant_min <= zero <= self.quant_max for zero in zeros):
+        if not all(is_integer(zero) and self.quant_min <= zero <= self.quant_max for zero in zeros):
             raise ValueError(
                 f"FakeQuantize: zero_point must be integers from {self.quant_min} to {self.quant_max}, "
                 f"got {zero_point!r}"
@@ -221,7 +224,7 @@ class PACT(Quantizer):
         super().__init__()
         if bits is None:
             raise TypeError(f"PACT: bits must be given, as in PACT(bits=4) or PACT(10.0, 4), got alpha={alpha!r} alone")
-        self.bits = checked_integer("PACT", "bits", bits, 1)
+        self.bits = checked_width("PACT", bits)
         self._given = checked_finite("PACT", "alpha", alpha)
         self.alpha = nn.Parameter(torch.full((1,), self._given))
 
@@ -263,7 +266,7 @@ class DoReFaActivation(Quantizer):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.bits = checked_integer("DoReFaActivation", "bits", bits, 1)
+        self.bits = checked_width("DoReFaActivation", bits)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.dorefa_activation(x, self.bits)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ste_ops._checks import check_tensor
+from ste_ops._checks import check_tensor, is_number
 from ste_ops._functions.base import widen
 from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves
 
@@ -124,8 +124,7 @@ def check_field(surrogate: Surrogate, field: str, least: float = 0.0) -> None:
             raise ValueError(f"{name}: {field} must be {expected} or a 0-d floating tensor, got {got}")
         return
     # Comparisons alone, which torch.compile takes of a number that changes; both are false for NaN.
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value > 0 if least == 0 else value >= least) or not value < math.inf:
+    if not is_number(value) or not (value > 0 if least == 0 else value >= least) or not value < math.inf:
         raise ValueError(f"{name}: {field} must be {expected}{' or a 0-d tensor' * tensors}, got {value!r}")
 
 

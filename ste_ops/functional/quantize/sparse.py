@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ste_ops._checks import check_tensor, checked_finite
+from ste_ops._checks import check_tensor, checked_finite, is_integer
 from ste_ops._functions.quantize import sparse as _functions
 
 
@@ -52,7 +52,7 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
     """
     check_tensor("sr_ste", "w", w)
     for name, number in (("n", n), ("m", m)):
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not is_integer(number):
             raise TypeError(f"sr_ste: {name} must be an integer, got {number!r}")
     if not 1 <= n <= m:
         raise ValueError(f"sr_ste: n must be in [1, m = {m}], got {n}")

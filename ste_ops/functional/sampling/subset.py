@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from ste_ops._checks import check_logits, check_tau
+from ste_ops._checks import check_logits, check_tau, is_integer
 from ste_ops._functions.sampling.subset import Subset
 from ste_ops._random import draw_seed
 
@@ -53,7 +53,7 @@ def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator
     """
     operator = "subset_ste"
     check_logits(operator, logits)
-    if isinstance(k, bool) or not isinstance(k, int):
+    if not is_integer(k):
         raise TypeError(f"{operator}: k must be an int, got {type(k).__name__}")
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"{operator}: k must be in [1, {logits.shape[-1]}], the number of categories, got {k}")
