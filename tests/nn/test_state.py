@@ -6,7 +6,10 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from ste_ops.nn import LSQ, PACT, FakeQuantize, QuantLinear, quantize_
@@ -200,3 +203,23 @@ def test_a_program_exported_of_a_pushed_step_is_right():
     program = torch.export.export(module, (x,), strict=False)
     assert torch.equal(program.module()(x), module(x))
     assert torch.equal(module(x), LSQ(4, scale=2.0**-23)(x))
+
+
+def test_fully_shard_takes_every_quantizer(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = quantize_(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), weight=LSQ(4), input=LSQ(8))
+        model.append(PACT(3.0, 4))
+        x = torch.randn(4, 8)
+        expected = model(x).detach()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        out = model(x)
+        torch.testing.assert_close(out.detach(), expected)
+        out.sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        assert model.state_dict()["0.weight_quantizer.scale"].shape == (1,)
+        with torch.no_grad():
+            model[0].weight_quantizer.scale.fill_(-1.0)
+        assert model.state_dict()["0.weight_quantizer.scale"].full_tensor() == 2.0**-23
+    finally:
+        dist.destroy_process_group()
