@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.operator_arguments import SAMPLES
+from support.operator_arguments import ARGUMENTS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,10 +25,10 @@ def _looks(tree: object) -> list[tuple[object, ...]]:
     return [(t.dtype, t.shape, t.stride()) for t in _tensors(tree)]
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_every_operator_traces_on_cuda(name: str) -> None:
     operator = getattr(ops, name)
-    for arguments in SAMPLES[name]("cpu"):
+    for arguments in ARGUMENTS[name]("cpu"):
         expected = _looks(operator(*arguments))
         with FakeTensorMode():
             fakes = torch.utils._pytree.tree_map_only(

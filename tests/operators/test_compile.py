@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.operator_arguments import SAMPLES, WITHOUT_TENSORS
+from support.operator_arguments import ARGUMENTS, WITHOUT_TENSORS
 from support.surrogate_table import LAYOUTS, STEPS, assert_same_bits, filler, representatives
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -165,20 +165,20 @@ def test_compiled_autocast_no_grad_and_double_backward(device):
 # Registered operators.
 
 
-def test_every_operator_has_samples():
-    assert set(_library._operator_names("ste_ops")) == set(SAMPLES) | WITHOUT_TENSORS
+def test_every_operator_has_arguments():
+    assert set(_library._operator_names("ste_ops")) == set(ARGUMENTS) | WITHOUT_TENSORS
 
 
-@pytest.mark.parametrize("operator", sorted(SAMPLES))
+@pytest.mark.parametrize("operator", sorted(ARGUMENTS))
 def test_opcheck(device, operator):
-    for arguments in SAMPLES[operator](device):
+    for arguments in ARGUMENTS[operator](device):
         torch.library.opcheck(getattr(ops, operator), arguments)
 
 
-@pytest.mark.parametrize("operator", sorted(SAMPLES))
+@pytest.mark.parametrize("operator", sorted(ARGUMENTS))
 def test_fake_kernels_promise_what_comes(device, operator):
     """Shape, dtype, strides and device of every output; opcheck compares no strides of a size-1 or empty tensor."""
-    for arguments in SAMPLES[operator](device):
+    for arguments in ARGUMENTS[operator](device):
         real = getattr(ops, operator)(*arguments)
         with FakeTensorMode() as mode:
             fakes = tree_map_only(torch.Tensor, mode.from_tensor, arguments)

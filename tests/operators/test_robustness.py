@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.operator_arguments import SAMPLES
+from support.operator_arguments import ARGUMENTS
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, TensorDataset
@@ -32,7 +32,7 @@ def _outcome(name: str, arguments: tuple[object, ...]) -> list[Tensor]:
 
 
 def test_every_operator_on_many_threads_at_once() -> None:
-    calls = [(name, arguments) for name in sorted(SAMPLES) for arguments in SAMPLES[name]("cpu")]
+    calls = [(name, arguments) for name in sorted(ARGUMENTS) for arguments in ARGUMENTS[name]("cpu")]
     alone = [_outcome(*call) for call in calls]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):

@@ -194,7 +194,7 @@ def pulled(device: str) -> list[Arguments]:
 
 
 # operator -> device -> arguments of several calls.
-SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
+ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": steps,
     "sign": steps,
     "ternary": ternaries,

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ste_ops._library import ops
-from support.operator_arguments import LARGER, SAMPLES
+from support.operator_arguments import ARGUMENTS, LARGER
 
-# "name" of SAMPLES, and "name, many blocks" of LARGER.
-NAMES = sorted([*SAMPLES, *(f"{name}, many blocks" for name in LARGER)])
+# "name" of ARGUMENTS, and "name, many blocks" of LARGER.
+NAMES = sorted([*ARGUMENTS, *(f"{name}, many blocks" for name in LARGER)])
 # An operator that reads them does arithmetic in which backends round in other places.
 _TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 
@@ -55,7 +55,7 @@ class Call:
 def calls(name: str, seed: int) -> Iterator[Call]:
     """The sample calls of an operator on the CPU; another seed gives other values, and another seed to draw from."""
     torch.manual_seed(seed)
-    table = LARGER if "," in name else SAMPLES
+    table = LARGER if "," in name else ARGUMENTS
     operator = name.split(",")[0]
     places = [argument.name for argument in getattr(ops, operator)._schema.arguments]
     for arguments in table[operator]("cpu"):
