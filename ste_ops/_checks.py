@@ -106,7 +106,8 @@ def check_axis(operator: str, x: Tensor, axis: int | None) -> int:
 def check_parameter(operator: str, name: str, value: Tensor, x: Tensor, axis: int) -> None:
     """A tensor of one element, or of one for each coordinate along the axis."""
     channels = 1 if axis < 0 else x.shape[axis]
-    if value.dim() > 1 or value.numel() not in (1, channels):
+    # By comparisons: torch.compile does not find a symbol in a tuple.
+    if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
         expected = "one element" if axis < 0 else f"one element or {channels}, as many as x along axis {axis}"
         raise ValueError(f"{operator}: {name} must be 0-d or 1-d with {expected}, got the shape {tuple(value.shape)}")
     if value.device != x.device:

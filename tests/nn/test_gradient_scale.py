@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import ste_ops
-from ste_ops.nn import LSQ, QuantConv2d, QuantLinear
+from ste_ops.nn import LSQ, FakeQuantize, QuantConv2d, QuantLinear
 
 
 def of_scale(quantizer: LSQ, x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_layers_count_all_weights(axis):
 
 def test_twelve_batch_sizes_are_two_graphs():
     torch._dynamo.reset()
-    quantizer, compiled = LSQ(4, scale=0.2), torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    quantizer, compiled = LSQ(4, scale=0.2), CompileCounterWithBackend("aot_eager")
     f = torch.compile(quantizer, fullgraph=True, backend=compiled)
     for batch in range(2, 14):
         x = torch.randn(batch, 5)
@@ -106,3 +107,13 @@ def test_export_with_a_dynamic_batch(strict):
     program = torch.export.export(quantizer, (torch.randn(4, 8),), strict=strict, dynamic_shapes=({0: batch},))
     x = torch.randn(16, 8)
     torch.testing.assert_close(program.module()(x), quantizer(x))
+
+
+@pytest.mark.parametrize("make", [LSQ, FakeQuantize])
+def test_dynamic_graphs_take_a_scale_for_each_channel(make):
+    torch._dynamo.reset()
+    quantizer = make(4, axis=1, channels=4, scale=0.2)
+    f = torch.compile(quantizer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch in (3, 5, 9):
+        x = torch.randn(batch, 4, 6)
+        assert torch.equal(f(x), quantizer(x))
