@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from support.operator_arguments import SAMPLES
+from support.operator_arguments import ARGUMENTS
 
 import emulator
 import ste_ops
@@ -142,7 +142,7 @@ def test_the_checker_goes_on_after_a_finding(launch, order):
 
 
 def large() -> list[tuple]:
-    """Calls of several blocks, where SAMPLES has few elements."""
+    """Calls of several blocks, where ARGUMENTS has few elements."""
     x = torch.randn(3, 40_000)
     mask = torch.randint(0, 256, ((x.numel() + 7) // 8,), dtype=torch.uint8)
     scale = torch.rand(3) + 0.1
@@ -198,7 +198,7 @@ def kernels_of_the_sources() -> set[str]:
 def test_no_kernel_of_ours_races_or_leaves_its_memory(monkeypatch, order):
     monkeypatch.setenv("STE_OPS_EMULATED_ORDER", order)
     with emulated_kernels(), emulator.checked():
-        for name, arguments in SAMPLES.items():
+        for name, arguments in ARGUMENTS.items():
             for sample in arguments("cpu"):
                 getattr(ops, name)(*sample)
         for name, *arguments in large():
