@@ -33,8 +33,8 @@ namespace ste_ops {
 inline bool has_avx512() {
   static const char* const capability = std::getenv("STE_OPS_CPU_CAPABILITY");
   static const bool has = !(capability && strcmp(capability, "avx2") == 0) && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl");
   return has;
 }
 #endif

@@ -89,8 +89,8 @@ STE_OPS_CLONES void fold_task(
   }
   for (int64_t from = slab; from < columns; from += slab) {
     for (int64_t c = 0; c < slab; ++c) {
-      State one = groups.inner == 1 ? totals[from + c]
-                                    : fold_lanes<Reduction>(totals + (from + c) * groups.inner, groups.inner);
+      const State* lanes = totals + (from + c) * groups.inner;
+      const State one = groups.inner == 1 ? *lanes : fold_lanes<Reduction>(lanes, groups.inner);
       of_part[c] = Reduction::combine(of_part[c], double(one));
     }
   }

@@ -154,15 +154,15 @@ std::string Checker::outside(Access kind, uintptr_t address, size_t bytes, int t
   std::string text = thread_at(thread, verb(kind), source_line(pc)) + " " + std::to_string(bytes) + " bytes ";
   if (dynamic_shared_all_.holds(address)) {
     return text + "from byte " + std::to_string(address - dynamic_shared_all_.begin) + " of " +
-           std::to_string(dynamic_shared_->range().end - dynamic_shared_->range().begin) +
-           " bytes of dynamic shared memory";
+        std::to_string(dynamic_shared_->range().end - dynamic_shared_->range().begin) +
+        " bytes of dynamic shared memory";
   }
   Range nearest = find_allocation(address);
   if (nearest.end == 0 || address - nearest.begin > 2 * (nearest.end - nearest.begin) + 4096) {
     return text + "outside every allocation";
   }
   return text + "from byte " + std::to_string(address - nearest.begin) + " of an allocation of " +
-         std::to_string(nearest.end - nearest.begin) + " bytes";
+      std::to_string(nearest.end - nearest.begin) + " bytes";
 }
 
 std::string Checker::race(
@@ -170,9 +170,9 @@ std::string Checker::race(
     bool elsewhere) const {
   auto* other_place = reinterpret_cast<const void*>(image_.begin + other_pc);
   return std::string("race in ") + (shared ? "shared" : "global") +
-         " memory: " + thread_at(thread, verb(kind), source_line(pc)) + " what " +
-         thread_at(other, elsewhere ? std::string("of another block ") + earlier : earlier, source_line(other_place)) +
-         (elsewhere ? ", and nothing orders the blocks of a launch" : ", and no barrier stands between them");
+      " memory: " + thread_at(thread, verb(kind), source_line(pc)) + " what " +
+      thread_at(other, elsewhere ? std::string("of another block ") + earlier : earlier, source_line(other_place)) +
+      (elsewhere ? ", and nothing orders the blocks of a launch" : ", and no barrier stands between them");
 }
 
 std::string Checker::look(Cell& cell, Access kind, int thread, bool shared, const void* pc) {

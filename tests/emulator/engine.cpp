@@ -67,7 +67,7 @@ pthread_key_t engine_key() {
 
 std::string place(const Site& site) {
   return std::string(site.operation) + " at " + site.file + ":" + std::to_string(site.line) + " (" + site.function +
-         ")";
+      ")";
 }
 
 // In a pthread key, because every thread_local of the library is shared memory to poison (poison.cpp).
@@ -288,7 +288,7 @@ std::string Engine::waiting_threads() const {
     const Thread& first = threads_[begin];
     auto alike = [&first](const Thread& thread) {
       return thread.state == first.state &&
-             (first.state == Thread::State::kDone || same_place(thread.site, first.site));
+          (first.state == Thread::State::kDone || same_place(thread.site, first.site));
     };
     while (end < threads_.size() && alike(threads_[end])) ++end;
     text += (begin ? "; threads " : "threads ") + std::to_string(begin) + ".." + std::to_string(end - 1);

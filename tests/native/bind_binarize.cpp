@@ -63,7 +63,7 @@ template <class T>
 int comparisons(uint16_t bits, float t) {
   Ordered<T> x(T{bits}), bound(t), negative = -bound;
   return (x > bound) | (x >= bound) << 1 | (x < bound) << 2 | (x <= bound) << 3 | (x > negative) << 4 |
-         (x >= negative) << 5 | (x < negative) << 6 | (x <= negative) << 7;
+      (x >= negative) << 5 | (x < negative) << 6 | (x <= negative) << 7;
 }
 
 uint8_t pack(Array<uint8_t> bools) {

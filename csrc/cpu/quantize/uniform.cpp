@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor> fake_quantize_cpu(
     double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis) {
   constexpr const char* op = "fake_quantize";
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  return Quantizer::is_affine(zero_point, zero_point_number) ? masked_steps<Affine>(op, quantizer, x)
-                                                             : masked_steps<Uniform>(op, quantizer, x);
+  const bool affine = Quantizer::is_affine(zero_point, zero_point_number);
+  return affine ? masked_steps<Affine>(op, quantizer, x) : masked_steps<Uniform>(op, quantizer, x);
 }
 
 template <class T>

@@ -35,8 +35,8 @@ std::tuple<Tensor, Tensor> fake_quantize_cuda(
   constexpr const char* op = "fake_quantize";
   const Launcher launch(x, op);
   const Quantizer quantizer(op, x, scale, zero_point, scale_number, zero_point_number, quant_min, quant_max, axis);
-  return Quantizer::is_affine(zero_point, zero_point_number) ? masked_steps<Affine>(op, launch, quantizer, x)
-                                                             : masked_steps<Uniform>(op, launch, quantizer, x);
+  const bool affine = Quantizer::is_affine(zero_point, zero_point_number);
+  return affine ? masked_steps<Affine>(op, launch, quantizer, x) : masked_steps<Uniform>(op, launch, quantizer, x);
 }
 
 Tensor lsq_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {

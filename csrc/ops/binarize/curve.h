@@ -22,8 +22,9 @@ inline CurveCall prepare_curve(
     int64_t surrogate, const std::optional<Tensor>& parameters) {
   for (auto [name, gradient] : gradients) check_like(op, name, *gradient, "x", x);
   STD_TORCH_CHECK(
-      !parameters || (parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 &&
-                      parameters->is_contiguous() && parameters->device() == x.device()),
+      !parameters ||
+          (parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 && parameters->is_contiguous() &&
+           parameters->device() == x.device()),
       op, ": parameters must be two contiguous float64 numbers on x's device");
   dispatch_surrogate(op, surrogate, 1, 1, [&](auto s) {
     STD_TORCH_CHECK(s.saves == Saves::input, op, ": surrogate must be a curve, got ", s.name);

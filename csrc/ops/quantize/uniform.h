@@ -66,7 +66,7 @@ struct Quantizer {
     if (!zero_point) return number != std::floor(number);
     const ScalarType type = zero_point->scalar_type();
     return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-           type == ScalarType::BFloat16;
+        type == ScalarType::BFloat16;
   }
 
   // One step for every element.

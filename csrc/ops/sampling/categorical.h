@@ -67,7 +67,7 @@ inline CategoricalGradient prepare_categorical_gradient(
   check_like(op, "grad", grad, "logits", x);
   STD_TORCH_CHECK(estimator >= 0 && estimator <= kReinMax, op, ": estimator must be 0, 1 or 2, got ", estimator);
   const bool one_for_each_row = index.numel() == logits.shape.rows && index.scalar_type() == ScalarType::Long &&
-                                index.is_contiguous() && index.device() == x.device();
+      index.is_contiguous() && index.device() == x.device();
   STD_TORCH_CHECK(
       estimator == kStraightThrough || one_for_each_row, op, ": index must hold ", logits.shape.rows,
       " int64 on logits' device");

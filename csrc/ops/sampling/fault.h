@@ -57,12 +57,12 @@ inline std::string words(const std::string& op, const Fault& fault) {
   switch (fault.kind) {
     case FaultKind::kWeight:
       return op + ": weights must be " +
-             (std::isinf(fault.value) || !(fault.value < 0) ? "finite and non-negative" : "non-negative") + ", got " +
-             decimal(fault.value) + " at index " + (fault.row < 0 ? index : "(" + row + ", " + index + ")");
+          (std::isinf(fault.value) || !(fault.value < 0) ? "finite and non-negative" : "non-negative") + ", got " +
+          decimal(fault.value) + " at index " + (fault.row < 0 ? index : "(" + row + ", " + index + ")");
     case FaultKind::kOnlyZeros: return op + ": weights must have a positive sum, got only zeros" + in_row;
     case FaultKind::kTooFew:
       return op + ": num_samples must be at most " + std::to_string(fault.limit) + ", the number of positive weights" +
-             in_row + ", without replacement, got " + index;
+          in_row + ", without replacement, got " + index;
     case FaultKind::kProbability:
       return op + ": p must be in [0, 1], got " + decimal(fault.value) + " at index " + index;
     case FaultKind::kIndex:
