@@ -163,16 +163,15 @@ def refuse_missing_archs(library: Path, named: str) -> None:
 JOINED_LINES = 500
 
 
-def joined(sources: list[str], folder: Path) -> list[str]:
+def joined(sources: list[str], folder: Path, lines_of_each: int) -> list[str]:
     """The sources of one library as fewer files, each of which includes neighbours: torch's headers take longer to
-    compile than most of ours, and nvcc reads them for every arch. In place, where an edit is built again and again,
-    each file is compiled by itself."""
+    compile than most of ours, and nvcc reads them for every arch."""
     alone = [source for source in sources if Path(source).parts[1] not in ("cpu", "cuda")]
     units: list[list[str]] = []
-    lines = JOINED_LINES
+    lines = lines_of_each
     for source in sorted(set(sources) - set(alone)):
         length = Path(source).read_text().count("\n")
-        if lines + length > JOINED_LINES:
+        if lines + length > lines_of_each:
             units.append([])
             lines = 0
         units[-1].append(source)
@@ -207,9 +206,10 @@ class Build(BuildExtension):
 
     def run(self) -> None:
         self.forget_what_is_older_than_a_source()
-        if not self.inplace:
-            for extension in self.extensions:
-                extension.sources = joined(extension.sources, Path(self.build_temp, "joined"))
+        # In place an edit is built again and again: there each file is compiled by itself, unless one asks otherwise.
+        lines = int(os.environ.get("STE_OPS_JOINED_LINES", 0 if self.inplace else JOINED_LINES))
+        for extension in self.extensions if lines else []:
+            extension.sources = joined(extension.sources, Path(self.build_temp, "joined"), lines)
         super().run()
         for extension in self.extensions:
             if extension.name == "ste_ops._cuda":

@@ -98,18 +98,19 @@ def test_asks_for_no_newer_glibc_than_torch() -> None:
     assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
 
 
-def test_every_source_is_compiled_once_where_files_are_joined(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("lines", [500, 1500])
+def test_every_source_is_compiled_once_where_files_are_joined(lines: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
     script = cuda_library.setup_script
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").rglob("*.cu"))
     cpp = "csrc/packaging/glibc_cuda.cpp"
-    units = script.joined([cpp, *sources], tmp_path)
+    units = script.joined([cpp, *sources], tmp_path, lines)
     assert units[0] == cpp
     assert len(units) < len(sources) / 2
     included = "".join(Path(unit).read_text() for unit in units[1:])
     assert included == "".join(f'#include "{source.removeprefix("csrc/")}"\n' for source in sources)
     written = [Path(unit).stat().st_mtime_ns for unit in units[1:]]
-    assert script.joined([cpp, *sources], tmp_path) == units
+    assert script.joined([cpp, *sources], tmp_path, lines) == units
     assert [Path(unit).stat().st_mtime_ns for unit in units[1:]] == written
 
 

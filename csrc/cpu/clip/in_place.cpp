@@ -23,7 +23,7 @@ STE_OPS_CLONES bool exceeds_loop(const T* x, int64_t count, arithmetic_t<T> boun
 }
 
 // Writes only the stretches that hold something to clamp.
-struct Clamp {
+struct ClampGradient {
   static constexpr int64_t kStretch = 512;
   double clip_value;
 
@@ -74,7 +74,7 @@ void clip_grad_norm_cpu(StableIValue* stack, uint64_t, uint64_t) {
 
 void clip_grad_value_cpu(StableIValue* stack, uint64_t, uint64_t) {
   const ClipGradValue call(stack, Placed::kOnCpu);
-  for_each_block(Blocks(call.grads.items), ChangeBlock<Clamp>{{call.clip_value}});
+  for_each_block(Blocks(call.grads.items), ChangeBlock<ClampGradient>{{call.clip_value}});
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace ste_ops {
 namespace {
 
 // Groups that are ranked side by side, one to a lane.
-constexpr int64_t kLanes = 128;
+constexpr int64_t kTileLanes = 128;
 
 // A kept weight stays and a pruned one becomes 0.
 struct Prune {
@@ -60,14 +60,19 @@ struct Tile {
   }
 };
 
-// Memory for one tile, in rows of kLanes, one row for each place in a group.
+// Memory for one tile, in rows of kTileLanes, one row for each place in a group.
 template <class T>
 struct Scratch {
   std::vector<magnitude_key_t<T>> keys;
   std::vector<bits_t<T>> keep, pruned;
   std::vector<T> w, grad, out;
   explicit Scratch(int64_t m, bool gathers)
-      : keys(m * kLanes), keep(m * kLanes), pruned(m * kLanes), w(gathers * m * kLanes), grad(w), out(w) {}
+      : keys(m * kTileLanes),
+        keep(m * kTileLanes),
+        pruned(m * kTileLanes),
+        w(gathers * m * kTileLanes),
+        grad(w),
+        out(w) {}
 };
 
 template <class T, int M, bool kSideBySide, class Rule>
@@ -79,31 +84,32 @@ STE_OPS_INLINE void prune_tile(
   using Count = typename Tile<M, kSideBySide>::template Count<K>;
   K* keys = scratch.keys.data();
   U *keep = scratch.keep.data(), *pruned = scratch.pruned.data();
-  tile.for_each(lanes, [&](int64_t l, int64_t j, int64_t i) { keys[j * kLanes + l] = magnitude_key(w[i]); });
+  tile.for_each(lanes, [&](int64_t l, int64_t j, int64_t i) { keys[j * kTileLanes + l] = magnitude_key(w[i]); });
   for (int64_t j = 0; j < tile.count(); ++j) {
-    Count ahead[kLanes] = {};
-    const K* own = keys + j * kLanes;
+    Count ahead[kTileLanes] = {};
+    const K* own = keys + j * kTileLanes;
     for (int64_t k = 0; k < j; ++k) {
-      for (int64_t l = 0; l < kLanes; ++l) ahead[l] += ranks_before(keys[k * kLanes + l], 0, own[l], 1);
+      for (int64_t l = 0; l < kTileLanes; ++l) ahead[l] += ranks_before(keys[k * kTileLanes + l], 0, own[l], 1);
     }
     for (int64_t k = j + 1; k < tile.count(); ++k) {
-      for (int64_t l = 0; l < kLanes; ++l) ahead[l] += ranks_before(keys[k * kLanes + l], 1, own[l], 0);
+      for (int64_t l = 0; l < kTileLanes; ++l) ahead[l] += ranks_before(keys[k * kTileLanes + l], 1, own[l], 0);
     }
-    for (int64_t l = 0; l < kLanes; ++l) keep[j * kLanes + l] = ahead[l] < Count(n) ? ~U(0) : U(0);
+    for (int64_t l = 0; l < kTileLanes; ++l) keep[j * kTileLanes + l] = ahead[l] < Count(n) ? ~U(0) : U(0);
   }
   // On its own and row by row, because 16-bit arithmetic vectorizes on consecutive elements alone.
   if constexpr (Rule::reads_grad) {
-    const bool dense = kSideBySide || (tile.inner == kLanes && lanes == kLanes);
+    const bool dense = kSideBySide || (tile.inner == kTileLanes && lanes == kTileLanes);
     const int64_t rows = dense ? 1 : tile.count(), width = dense ? lanes * tile.count() : lanes;
     for (int64_t j = 0; j < rows; ++j) {
-      decay_row(rule, w + j * tile.inner, grad + j * tile.inner, pruned + j * kLanes, width);
+      decay_row(rule, w + j * tile.inner, grad + j * tile.inner, pruned + j * kTileLanes, width);
     }
   }
   U* bits = reinterpret_cast<U*>(out);
   const U* kept = reinterpret_cast<const U*>(Rule::reads_grad ? grad : w);
   tile.for_each(lanes, [&](int64_t l, int64_t j, int64_t i) {
-    const U mask = keep[j * kLanes + l];
-    bits[i] = Rule::reads_grad ? (kept[i] & mask) | (pruned[kSideBySide ? i : j * kLanes + l] & ~mask) : kept[i] & mask;
+    const U mask = keep[j * kTileLanes + l];
+    bits[i] =
+        Rule::reads_grad ? (kept[i] & mask) | (pruned[kSideBySide ? i : j * kTileLanes + l] & ~mask) : kept[i] & mask;
   });
 }
 
@@ -112,10 +118,10 @@ template <class T, int M, class Rule>
 STE_OPS_CLONES void side_by_side_loop(
     Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
   const Tile<M, true> tile{g.m, 1};
-  for (int64_t group = begin; group < end; group += kLanes) {
+  for (int64_t group = begin; group < end; group += kTileLanes) {
     const int64_t i = group * tile.count();
-    if (group + kLanes <= end) {
-      prune_tile(rule, w + i, grad + i, out + i, tile, g.n, kLanes, scratch);
+    if (group + kTileLanes <= end) {
+      prune_tile(rule, w + i, grad + i, out + i, tile, g.n, kTileLanes, scratch);
     } else {
       prune_tile(rule, w + i, grad + i, out + i, tile, g.n, end - group, scratch);
     }
@@ -128,19 +134,19 @@ STE_OPS_CLONES void wide_loop(
     Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
   const Tile<M, false> tile{g.m, g.inner};
   for (int64_t group = begin; group < end; ++group) {
-    for (int64_t l = 0; l < g.inner; l += kLanes) {
+    for (int64_t l = 0; l < g.inner; l += kTileLanes) {
       const int64_t i = group * tile.count() * g.inner + l;
-      prune_tile(rule, w + i, grad + i, out + i, tile, g.n, std::min(kLanes, g.inner - l), scratch);
+      prune_tile(rule, w + i, grad + i, out + i, tile, g.n, std::min(kTileLanes, g.inner - l), scratch);
     }
   }
 }
 
-// Moves `groups` blocks of m rows of `inner` weights to m rows of kLanes, or back.
+// Moves `groups` blocks of m rows of `inner` weights to m rows of kTileLanes, or back.
 template <bool kBack, class T>
 STE_OPS_INLINE void regroup(const T* from, T* to, int64_t groups, int64_t m, int64_t inner) {
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t j = 0; j < m; ++j) {
-      const int64_t block = (group * m + j) * inner, row = j * kLanes + group * inner;
+      const int64_t block = (group * m + j) * inner, row = j * kTileLanes + group * inner;
       memcpy(to + (kBack ? block : row), from + (kBack ? row : block), inner * sizeof(T));
     }
   }
@@ -150,15 +156,15 @@ STE_OPS_INLINE void regroup(const T* from, T* to, int64_t groups, int64_t m, int
 template <class T, int M, class Rule>
 STE_OPS_CLONES void narrow_loop(
     Rule rule, const T* w, const T* grad, T* out, Neighbours g, int64_t begin, int64_t end, Scratch<T>& scratch) {
-  const Tile<M, false> tile{g.m, kLanes};
-  const int64_t per_tile = kLanes / g.inner;
+  const Tile<M, false> tile{g.m, kTileLanes};
+  const int64_t per_tile = kTileLanes / g.inner;
   for (int64_t group = begin; group < end; group += per_tile) {
     const int64_t groups = std::min(per_tile, end - group), i = group * tile.count() * g.inner;
     regroup<false>(w + i, scratch.w.data(), groups, tile.count(), g.inner);
     if constexpr (Rule::reads_grad) regroup<false>(grad + i, scratch.grad.data(), groups, tile.count(), g.inner);
     prune_tile(
         rule, static_cast<const T*>(scratch.w.data()), static_cast<const T*>(scratch.grad.data()), scratch.out.data(),
-        tile, g.n, kLanes, scratch);
+        tile, g.n, kTileLanes, scratch);
     regroup<true>(static_cast<const T*>(scratch.out.data()), out + i, groups, tile.count(), g.inner);
   }
 }
@@ -166,7 +172,7 @@ STE_OPS_CLONES void narrow_loop(
 template <class T, int M, class Rule>
 void prune_groups(Rule rule, const T* w, const T* grad, T* out, const Neighbours& g) {
   const int64_t grain = std::max<int64_t>(1, kGrain / (g.m * g.inner));
-  const bool narrow = g.inner > 1 && g.inner <= kLanes / 2;
+  const bool narrow = g.inner > 1 && g.inner <= kTileLanes / 2;
   auto* loop = narrow ? narrow_loop<T, M, Rule> : wide_loop<T, M, Rule>;
   if (g.inner == 1) loop = side_by_side_loop<T, M, Rule>;
   torch::stable::parallel_for(0, g.groups, grain, [&](int64_t begin, int64_t end) {

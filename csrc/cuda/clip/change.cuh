@@ -30,7 +30,7 @@ struct Scale {
 };
 
 // Moves: reads 0, writes 0.
-struct Clamp {
+struct ClampGradient {
   double clip_value;
   __device__ bool leaves() const { return false; }
   template <class T>

@@ -111,9 +111,9 @@ Tensor clip_gradient_value_backward_cuda(const Tensor& grad, double clip_value) 
   dispatch_floating(call.op, "grad", grad, [&](auto type) {
     using T = typename decltype(type)::type;
     launch(
-        rewrite_to_kernel<T, Clamp>, rewrite_blocks<T>(call.numel), kThreads,
+        rewrite_to_kernel<T, ClampGradient>, rewrite_blocks<T>(call.numel), kThreads,
         static_cast<const T*>(call.x.const_data_ptr()), static_cast<T*>(call.out.mutable_data_ptr()), call.numel,
-        Clamp{call.clip_value});
+        ClampGradient{call.clip_value});
   });
   return call.out;
 }

@@ -74,7 +74,7 @@ void clip_grad_norm_cuda(StableIValue* stack, uint64_t, uint64_t) {
 void clip_grad_value_cuda(StableIValue* stack, uint64_t, uint64_t) {
   const ClipGradValue call(stack, Placed::kAnywhere);
   const Launcher launch(call.grads.any());
-  enqueue_rewrite(Launches(launch, call.grads.items), Clamp{call.clip_value});
+  enqueue_rewrite(Launches(launch, call.grads.items), ClampGradient{call.clip_value});
 }
 
 }  // namespace
