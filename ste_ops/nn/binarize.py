@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite
+from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -32,6 +33,9 @@ class Sign(_Binarizer):
 
     A surrogate that changes while training is assigned: ``module.surrogate = Tanh(t, k)``.
 
+    Of what is never negative, as behind a ReLU, the sign is 1 everywhere: the network trains on a constant. Where the
+    first batch in training is such, a `UserWarning` says so, once; a compiled forward does not look.
+
     Args:
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
 
@@ -48,9 +52,17 @@ class Sign(_Binarizer):
 
     def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
         super().__init__(surrogate)
+        self._first_batch = FirstBatch()
 
     def forward(self, x: Tensor) -> Tensor:
+        self._first_batch.look(self, x, self)
         return functional.sign(x, self.surrogate)
+
+
+def say_place(quantizer: object, place: str) -> None:
+    """Names what a `Sign` stands in, for its warning."""
+    if isinstance(quantizer, Sign):
+        quantizer._first_batch.place = place
 
 
 class Heaviside(_Binarizer):

@@ -79,6 +79,7 @@ def quantize_(
         become(layer, QUANTIZED[float_class(layer)])
         quantized: Any = layer
         quantized._attach(*quantizers[name])
+        quantized._input_is(f"the input quantizer of {name!r}")
     _leave_fast_path(model)
     return model
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ste_ops import functional
+from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
+from ste_ops.nn.binarize import say_place
 
 Quantize = Callable[[Tensor], Tensor]
 """A layer takes these as quantizers: a module, or a function such as `ste_ops.sign`."""
@@ -25,6 +29,7 @@ class QuantLayer(nn.Module):
     weight: Tensor
     weight_quantizer: Quantize | None
     input_quantizer: Quantize | None
+    _sign_input: FirstBatch | None = None  # where the input quantizer is the function `sign`, which keeps no state
 
     def __init__(
         self,
@@ -45,6 +50,14 @@ class QuantLayer(nn.Module):
         super().__setattr__(name, value)
         if name == "weight_quantizer" and isinstance(value, UniformQuantizer):
             value._fit_channels(self.weight)
+        elif name == "input_quantizer":
+            self._input_is("the input quantizer of a " + type(self).__name__)
+
+    def _input_is(self, place: str) -> None:
+        """Says what a sign of the input stands in, which is for its warning."""
+        quantizer = self.input_quantizer
+        self._sign_input = FirstBatch(place) if _function_of(quantizer) is functional.sign else None
+        say_place(quantizer, place)
 
     def _attach(self, weight_quantizer: Quantize | None, input_quantizer: Quantize | None) -> None:
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
@@ -77,6 +90,8 @@ class QuantLayer(nn.Module):
         return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
 
     def _quantized_input(self, x: Tensor) -> Tensor:
+        if self._sign_input is not None:
+            self._sign_input.look(self, x, "sign")
         return x if self.input_quantizer is None else self.input_quantizer(x)
 
     def extra_repr(self) -> str:
@@ -194,6 +209,12 @@ QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
 def float_class(layer: nn.Module) -> type[nn.Module]:
     """The layer's class, below the one that a parametrization puts over it."""
     return type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
+
+
+def _function_of(quantizer: Any) -> Any:
+    while isinstance(quantizer, functools.partial):
+        quantizer = quantizer.func
+    return quantizer
 
 
 def check_quantizer(name: str, argument: str, quantizer: object) -> None:

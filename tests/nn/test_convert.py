@@ -206,7 +206,7 @@ def test_torchs_fused_encoder_does_not_pass_the_quantizers_by():
 def quantized_net():
     torch.manual_seed(0)
     net = quantize_(Net(), weight=LSQ(3, axis=0), input=FakeQuantize(8, signed=False), skip=["first", "last"])
-    quantize_(net, weight=SRSTE(1, 3), input=lambda layer: ste_ops.sign, filter_fn=lambda layer, name: name == "last")
+    quantize_(net, weight=SRSTE(1, 3), input=ste_ops.heaviside, filter_fn=lambda layer, name: name == "last")
     return net
 
 
