@@ -9,6 +9,7 @@ from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.quantizer import Quantizer
+from ste_ops.nn.report import Row, Summary, summary
 from ste_ops.nn.rounding import StochasticRound
 from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
 from ste_ops.nn.sparse import SRSTE
@@ -33,9 +34,12 @@ __all__ = [
     "QuantLayer",
     "QuantLinear",
     "Quantizer",
+    "Row",
     "Sign",
     "StochasticRound",
+    "Summary",
     "Ternary",
     "XNORWeight",
     "quantize_",
+    "summary",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ste_ops import functional
@@ -48,9 +50,9 @@ class QuantLayer(nn.Module):
         check_quantizer(type(self).__name__, name, value)
         self._modules.pop(name, None)  # torch takes no function in a module's place
         super().__setattr__(name, value)
-        if name == "weight_quantizer" and isinstance(value, UniformQuantizer):
-            value._fit_channels(self.weight)
-        elif name == "input_quantizer":
+        if name == "weight_quantizer":
+            fit_to(value, self.weight)
+        else:
             self._input_is("the input quantizer of a " + type(self).__name__)
 
     def _input_is(self, place: str) -> None:
@@ -74,13 +76,14 @@ class QuantLayer(nn.Module):
         Hooks, buffers, parametrizations and the training flag come along; `layer` stays as it is.
 
         Raises:
-            TypeError: layer is not of the class that this one derives from, or has a ``forward`` of its own.
+            TypeError: layer is neither of the class that this one derives from nor of a subclass with the same
+                ``forward``.
         """
         check_float(cls.__name__, layer, cls)
         copy = type(layer).__new__(type(layer))
         # The dicts of parameters, buffers, submodules and hooks are the copy's own; what is in them is shared.
         copy.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in layer.__dict__.items()}
-        become(copy, cls)
+        become(copy)
         quantized: Any = copy
         quantized._attach(weight_quantizer, input_quantizer)
         return quantized
@@ -211,6 +214,50 @@ def float_class(layer: nn.Module) -> type[nn.Module]:
     return type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
 
 
+def layer_of(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The class with a quantized twin that it is, or derives from without a forward of its own."""
+    base = next((found for found in cls.__mro__ if found in QUANTIZED), None)
+    if base is None or cls.forward is not base.forward or issubclass(cls, (QuantLayer, LazyModuleMixin)):
+        return None  # what is lazy takes torch's class with its first batch
+    return base
+
+
+def quantized_class(cls: type[nn.Module]) -> type[QuantLayer]:
+    """Of a subclass without a forward of its own one that is both: it keeps what else the subclass has."""
+    base = layer_of(cls)
+    if base is None:
+        raise TypeError(f"{cls.__name__} has no quantized class")
+    if cls is not base and cls not in _OF_SUBCLASSES:
+        of_both = {"__reduce_ex__": _reduce, "__module__": cls.__module__, "_float": cls}
+        _OF_SUBCLASSES[cls] = type(f"Quant{cls.__name__}", (QUANTIZED[base], cls), of_both)
+    return QUANTIZED[base] if cls is base else _OF_SUBCLASSES[cls]
+
+
+_OF_SUBCLASSES: weakref.WeakKeyDictionary[type[nn.Module], type[QuantLayer]] = weakref.WeakKeyDictionary()
+
+
+def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+    """No file could name a class that is made here."""
+    reduced: Any = object.__reduce_ex__(self, protocol)
+    return _blank, (self._float,), *reduced[2:]
+
+
+def _blank(cls: type[nn.Module]) -> QuantLayer:
+    made = quantized_class(cls)
+    return made.__new__(made)
+
+
+def fit_to(quantizer: Quantize | None, weight: Tensor) -> None:
+    """Tells a quantizer with a scale which weight it is for."""
+    if isinstance(quantizer, UniformQuantizer):
+        quantizer._fit_channels(weight)
+
+
+def is_operator(function: Any) -> bool:
+    """Whether it is an operator or a surrogate of ste_ops, also with arguments set: none of them takes a layer."""
+    return str(getattr(_function_of(function), "__module__", "")).split(".")[0] == __name__.split(".")[0]
+
+
 def _function_of(quantizer: Any) -> Any:
     while isinstance(quantizer, functools.partial):
         quantizer = quantizer.func
@@ -228,15 +275,21 @@ def check_quantizer(name: str, argument: str, quantizer: object) -> None:
 
 
 def check_float(name: str, layer: nn.Module, quantized: type[QuantLayer]) -> None:
-    if QUANTIZED.get(float_class(layer)) is not quantized:
+    base = layer_of(float_class(layer))
+    if base is None or QUANTIZED[base] is not quantized:
         expected = next(old.__name__ for old, new in QUANTIZED.items() if new is quantized)
         raise TypeError(f"{name}: layer must be a torch.nn.{expected}, got {float_class(layer).__name__}")
+    check_own_forward(name, layer)
+
+
+def check_own_forward(name: str, layer: nn.Module) -> None:
     if "forward" in vars(layer):
         raise TypeError(f"{name}: layer has a forward of its own, which would go on without the quantizers")
 
 
-def become(layer: nn.Module, quantized: type[QuantLayer]) -> None:
+def become(layer: nn.Module) -> None:
     """Gives the layer its quantized class in place, as torch's own parametrizations do: nothing else of it changes."""
+    quantized = quantized_class(float_class(layer))
     if is_parametrized(layer):
         # The class over the layer's own holds the properties that compute its tensors.
         own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
