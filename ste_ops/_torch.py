@@ -5,6 +5,9 @@ No other module reaches for a name of torch that begins with an underscore, so a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad as _forward_ad
 
@@ -31,3 +34,14 @@ all_operator_names = torch._C._dispatch_get_all_op_names
 def differentiated_around() -> bool:
     """Whether forward-mode AD or a transform of torch.func is running: neither need show on a tensor itself."""
     return _forward_ad._current_level >= 0 or functorch_active()
+
+
+def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.assume_constant_result`, which would import Dynamo: it sets this and nothing else."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def fsdp_manages(module: torch.nn.Module) -> bool:
+    """Whether `fully_shard` or `FullyShardedDataParallel` puts other parameters there for the forward."""
+    return getattr(module, "_is_fsdp_managed_module", False)

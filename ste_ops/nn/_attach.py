@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
+from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn.binarize import say_place
 from ste_ops.nn.layers import Quantize, fit_to
 
@@ -143,8 +144,10 @@ def input_quantizer(module: nn.Module) -> Quantize | None:
 def attach_weight(layer: nn.Module, name: str, quantizer: Quantize) -> None:
     owner, _, own = name.rpartition(".")
     module = layer.get_submodule(owner)
-    fit_to(quantizer, getattr(module, own))
+    fit_to(quantizer, module, own)
     register_parametrization(module, own, QuantizedWeight(quantizer))
+    if isinstance(quantizer, UniformQuantizer) and len(parametrizations(module)[own]) == 1:
+        quantizer._watch(parametrizations(module)[own], "original")
     module.register_load_state_dict_pre_hook(_take_float_weights)
 
 

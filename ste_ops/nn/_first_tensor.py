@@ -8,28 +8,22 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_integer, checked_width, is_integer, is_number
-from ste_ops._torch import dispatch_modes
-from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, shapes_of_now
+from ste_ops.nn._host import HostSide
+from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, fill, shapes_of_now
 
 _LARGEST = torch.finfo(torch.float32).max
 
 
-class UniformQuantizer(Quantizer):
+class UniformQuantizer(HostSide):
     """A scale for the tensor, or one for each channel along `axis`; set from the first tensor unless given.
 
     Whether it is set lies in the buffer `initialized`, 1 or 0, so that it is saved, and found on the device without the
-    host asking for it. What the host knows for itself, `_settled`, only saves the pass over x once the scale is set:
-    without it (a DataParallel replica loses it) the same scale comes out, more slowly.
+    host asking for it.
     """
 
-    scale: Tensor
-    initialized: Tensor
     quant_min: int
     quant_max: int
-    # A layer's weights, which have no batch.
-    _of_weight = False
     _follows = False  # whether it goes on to search while training, once a tensor without a range came
-    _look: tuple[Tensor, torch.cuda.Event] | None = None  # a copy of `initialized` on its way to the host
 
     def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
         super().__init__()
@@ -48,6 +42,7 @@ class UniformQuantizer(Quantizer):
         self.register_buffer("initialized", torch.zeros(1))
         self._settled = False
         UniformQuantizer.reset_parameters(self)
+        self._note_own()
 
     def _set_range(self, bits: int, signed: bool) -> None:
         name = type(self).__name__
@@ -93,12 +88,26 @@ class UniformQuantizer(Quantizer):
         """What is found of a finite x; all of it is 0 where x is."""
         raise NotImplementedError
 
+    def _seen(self, x: Tensor) -> dict[str, Tensor]:
+        """What `calibrate` keeps of a finite x, under the name of what joins it with others: min, max or a sum."""
+        raise NotImplementedError
+
+    def _of_seen(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `_statistics` gives of all that was seen."""
+        raise NotImplementedError
+
+    def _usable(self, found: dict[str, Tensor]) -> Tensor:
+        usable = (found["scale"] > 0).any() & found["scale"].isfinite().all()
+        found["scale"] = found["scale"].clamp(LEAST_STEP, _LARGEST)
+        return usable
+
     def _fit_channels(self, weight: Tensor) -> None:
-        """Takes the number of channels from a weight, where `axis` came without it; layers call this."""
+        """Takes the number of channels from a weight, where `axis` came without it."""
         self._of_weight = True
         if self.axis is not None and self.scale.numel() in (0, 1):
             scale = self.scale.detach() if self.scale.numel() else self.scale.new_zeros(1)
             self._hold(scale.expand(weight.shape[self.axis]).clone())
+            self._note_own()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -112,11 +121,11 @@ class UniformQuantizer(Quantizer):
         else:
             fill(self.scale, self._given)
         self.initialized.fill_(0.0 if self._given is None else 1.0)
-        self._settled, self._look = self._given is not None, None
+        self._settled, self._look, self._attached = self._given is not None, None, None
 
     @torch.no_grad()
-    def _initialize(self, x: Tensor) -> None:
-        """Sets the scale from x; from one without a range or with a NaN only for this call.
+    def _initialize(self, x: Tensor, lasting: bool = False) -> None:
+        """Sets the scale from x; from one without a range or with a NaN only for this call, or if `lasting` not at all.
 
         What is held is 0 while the scale is not set. In an average of modules `initialized` is therefore the part of
         them that had one, and what is held over it the average of those.
@@ -126,20 +135,19 @@ class UniformQuantizer(Quantizer):
         # 2.11 says "exporting" in every torch.compile too) the program itself searches, in its first run.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise RuntimeError(f"{name}: no scale is set yet, so nothing can be exported; run one batch before")
-        if self.axis is not None and self.scale.numel() == 0:
-            raise RuntimeError(
-                f"{name}: channels must be given with axis={self.axis}, unless it is the weight_quantizer of a layer"
-            )
+        self._check_channels()
         x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         if x.numel() == 0:
             x = x.new_zeros([max(size, 1) for size in x.shape])
         finite = x.isfinite()
         found = self._statistics(torch.where(finite, x, 0.0))
-        usable = finite.all() & (found["scale"] > 0).any() & found["scale"].isfinite().all()
-        found["scale"] = found["scale"].clamp(LEAST_STEP, _LARGEST)
-        if self._follows and self.training:
+        usable = finite.all() & self._usable(found)
+        if self._follows and self.training and not lasting:
             usable = usable & (self.scale == 0).all()  # or a tensor without a range came before
-        known = self.initialized > 0
+        if lasting:  # a layer's weight and its quantizer may lie on two devices until both are moved
+            usable = usable.to(self.scale.device)
+            found = {key: torch.where(usable, value.to(usable.device), 0.0) for key, value in found.items()}
+        known = (self.initialized > 0) & (self.scale != 0).any()
         for key, value in found.items():
             held = getattr(self, key)
             held.copy_(torch.where(known, held / self.initialized, value.to(held.dtype)))
@@ -147,29 +155,12 @@ class UniformQuantizer(Quantizer):
         if not torch.compiler.is_compiling():
             self._learn()
 
-    def _learn(self) -> None:
-        """The host looks whether the scale is set, where it need not wait for that.
-
-        Of CUDA a copy is sent for, and looked at once it is there. Where a mode watches or a graph is recorded, nothing
-        is learned: then the search goes on, and gives the same scale.
-        """
-        flag = self.initialized
-        if self._settled or type(flag) is not Tensor or flag.is_meta or dispatch_modes() or torch.jit.is_tracing():
-            return
-        if flag.is_cpu:
-            self._settled = bool(flag >= 1)
-        elif flag.is_cuda and not torch.cuda.is_current_stream_capturing():
-            if self._look is None:
-                host = torch.empty(flag.shape, dtype=flag.dtype, device="cpu", pin_memory=True)
-                host.copy_(flag, non_blocking=True)
-                self._look = host, torch.cuda.current_stream(flag.device).record_event()
-            elif self._look[1].query():
-                self._settled, self._look = bool(self._look[0] >= 1), None
-
-    def train(self, mode: bool = True) -> Any:
-        super().train(mode)
-        self._learn()  # a compiled forward cannot
-        return self
+    def _check_channels(self) -> None:
+        if self.axis is not None and self.scale.numel() == 0:
+            raise RuntimeError(
+                f"{type(self).__name__}: channels must be given with axis={self.axis}, unless it is the "
+                "weight_quantizer of a layer"
+            )
 
     def _others(self, x: Tensor) -> list[int]:
         """The dimensions over which a statistic runs."""
@@ -178,11 +169,7 @@ class UniformQuantizer(Quantizer):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         shapes_of_now(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        # Loading is the host's work anyway, so it may look.
-        self._settled, self._look = not self.initialized.is_meta and bool(self.initialized >= 1), None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_look"}
+        self._learn_loaded(prefix + "scale" in state_dict)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}" + ("" if self.axis is None else f", axis={self.axis}")

@@ -51,7 +51,7 @@ class QuantLayer(nn.Module):
         self._modules.pop(name, None)  # torch takes no function in a module's place
         super().__setattr__(name, value)
         if name == "weight_quantizer":
-            fit_to(value, self.weight)
+            fit_to(value, self)
         else:
             self._input_is("the input quantizer of a " + type(self).__name__)
 
@@ -247,10 +247,10 @@ def _blank(cls: type[nn.Module]) -> QuantLayer:
     return made.__new__(made)
 
 
-def fit_to(quantizer: Quantize | None, weight: Tensor) -> None:
+def fit_to(quantizer: Quantize | None, layer: nn.Module, name: str = "weight") -> None:
     """Tells a quantizer with a scale which weight it is for."""
     if isinstance(quantizer, UniformQuantizer):
-        quantizer._fit_channels(weight)
+        quantizer._attach_to(layer, name)
 
 
 def is_operator(function: Any) -> bool:

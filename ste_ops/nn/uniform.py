@@ -12,21 +12,23 @@ from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_width, is_integer
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
+from ste_ops.nn._processes import keeps_whole
 from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, save_in_use, shapes_of_now
 
 
 class LSQ(UniformQuantizer):
     """`ste_ops.lsq`: rounded to multiples of a learned step, its scale.
 
-    Unless given, the step becomes ``2 * mean(abs(x)) / sqrt(quant_max)`` of the first tensor that the module sees (the
-    weights, or the first batch of activations). The step is a parameter from the beginning, 0 until then, so an
-    optimizer made before the first forward holds it; the buffer ``initialized``, kept in the `state_dict`, says by 1 or
-    0 whether it is set. This asks nothing of the host and breaks no graph; under `torch.compile` the search stays in
-    the graph until ``train()`` or ``eval()`` is called, where the host looks whether it can be left out. Before
-    `torch.export`, `torch.func.functional_call` or `vmap`, run one batch. So also before `DistributedDataParallel`,
-    which gives every process the first one's step when it wraps the model, and before ``fully_shard``, which does not
-    keep what a forward writes into a parameter; in `DataParallel` the step is found from the first device's part of the
-    batch.
+    Unless given, the step becomes ``2 * mean(abs(x)) / sqrt(quant_max)`` of a layer's weights when the module becomes
+    their quantizer (and of what they are at their first use, so they may be initialized in between), and elsewhere of
+    the first tensor that the module sees, or of the batches that `calibrate` is given. The step is a parameter from the
+    beginning, 0 until then, so an optimizer made before the first forward holds it; the buffer ``initialized``, kept in
+    the `state_dict`, says by 1 or 0 whether it is set. This asks nothing of the host and breaks no graph; under
+    `torch.compile` the search of a first tensor stays in the graph until ``train()`` or ``eval()`` is called, where the
+    host looks whether it can be left out. Before `torch.export` or `vmap`, run one batch. In `DataParallel` the step is
+    found from the first device's part of the batch. Several processes would each find another step for their
+    activations, and ``fully_shard`` keeps nothing that a forward writes into a parameter: there a step that is not set
+    is refused, and `calibrate` sets it alike on all of them.
 
     A tensor that is empty, all zero or not finite sets no step: its own call takes the step of its finite elements, and
     the next tensor is the first again. A channel of zeros beside others gets the step of the whole tensor.
@@ -82,13 +84,25 @@ class LSQ(UniformQuantizer):
         if not keep_vars:
             save_in_use(destination, prefix + "scale", self.initialized)
 
-    def _statistics(self, x: Tensor) -> dict[str, Tensor]:
+    def _mean(self, x: Tensor) -> Tensor:
         others, magnitude = self._others(x), x.abs()
-        mean = magnitude.mean(others) if others else magnitude
-        return {"scale": torch.where(mean == 0, mean.mean(), mean).reshape(-1) * (2 / math.sqrt(self.quant_max))}
+        return (magnitude.mean(others) if others else magnitude).reshape(-1)
+
+    def _statistics(self, x: Tensor) -> dict[str, Tensor]:
+        return self._of_mean(self._mean(x))
+
+    def _of_mean(self, mean: Tensor) -> dict[str, Tensor]:
+        return {"scale": torch.where(mean == 0, mean.mean(), mean) * (2 / math.sqrt(self.quant_max))}
+
+    def _seen(self, x: Tensor) -> dict[str, Tensor]:
+        mean = self._mean(x).double()
+        return {"sum": mean * (x.numel() // mean.numel()), "count": torch.full_like(mean, x.numel() // mean.numel())}
+
+    def _of_seen(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._of_mean((seen["sum"] / seen["count"]).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._settled:
+        if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
         step = functional.clamp(self.scale, LEAST_STEP, math.inf)
         return learned_step(
@@ -175,9 +189,15 @@ class FakeQuantize(UniformQuantizer):
         self.register_buffer("zero_point", zero.reshape(1).expand(scale.shape).clone())
 
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
+        return self._of_seen(self._seen(x))
+
+    def _seen(self, x: Tensor) -> dict[str, Tensor]:
         others = self._others(x)
         low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-        low, high = low.reshape(-1), high.reshape(-1)
+        return {"min": low.reshape(-1), "max": high.reshape(-1)}
+
+    def _of_seen(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        low, high = seen["min"], seen["max"]
         empty = (low == 0) & (high == 0)
         low, high = torch.where(empty, low.amin(), low), torch.where(empty, high.amax(), high)
         if self.signed:
@@ -188,7 +208,7 @@ class FakeQuantize(UniformQuantizer):
         return {"scale": scale, "zero_point": zero_point}
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._settled:
+        if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
         # An average of models may lie between integers; an integer is added after the rounding.
         zero_point = self.zero_point.round().int()

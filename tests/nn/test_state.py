@@ -117,9 +117,10 @@ def test_an_average_of_models_is_that_of_their_scales(average, first):
     if first == "set":
         model(x)
     averaged = AveragedModel(model, use_buffers=True, **average)
-    if first == "averaged before":
-        averaged.update_parameters(model)
     scales = []
+    if first == "averaged before":  # the weights have a scale then, the inputs none
+        averaged.update_parameters(model)
+        scales.append(model[0].weight_quantizer.scale.detach().clone())
     for _ in range(5):
         model(torch.randn(16, 4))
         with torch.no_grad():
@@ -128,10 +129,10 @@ def test_an_average_of_models_is_that_of_their_scales(average, first):
         scales.append(model[0].weight_quantizer.scale.detach().clone())
     averaged(x)
     if average:
-        weights = [0.9 ** (4 - i) * 0.1 for i in range(5)]
-        weights[0] = weights[0] if first == "averaged before" else 0.9**4
+        weights = [0.9**i * 0.1 for i in range(len(scales))][::-1]
+        weights[0] *= 10
     else:
-        weights = [1.0] * 5
+        weights = [1.0] * len(scales)
     expected = sum(w * s for w, s in zip(weights, scales, strict=True)) / sum(weights)
     lsq, fake = averaged.module[0].weight_quantizer, averaged.module[0].input_quantizer
     torch.testing.assert_close(lsq.scale.detach(), expected)
