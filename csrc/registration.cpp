@@ -96,6 +96,11 @@ STE_OPS_LIBRARY(m) {
   m.def("xnor_weight(Tensor w, bool per_channel) -> (Tensor out, Tensor mean)");
   m.def("xnor_weight_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");
   m.def("magnitude_aware_sign_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");
+  // The same where the sign has a gradient of its own: what it gets, and what w gets through the mean, which is empty
+  // where that is held.
+  m.def(
+      "scaled_sign_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel, bool held) -> (Tensor of_sign, "
+      "Tensor of_w)");
   // From two bits on; of each scale the largest |w|, then of each how many weights have its tanh.
   m.def("dorefa_weight(Tensor w, int bits, bool per_channel) -> (Tensor out, Tensor statistic)");
   m.def("dorefa_weight_backward(Tensor grad, Tensor w, Tensor statistic, bool per_channel) -> Tensor");

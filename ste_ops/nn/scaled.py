@@ -7,10 +7,32 @@ from torch import Tensor
 from ste_ops import functional
 from ste_ops._checks import checked_width
 from ste_ops.nn.quantizer import Quantizer
+from ste_ops.surrogate import Clip, Surrogate
+from ste_ops.surrogate.base import check_surrogate
+
+_DEFAULT = Clip(1.0)
 
 
-class XNORWeight(Quantizer):
+class _ScaledSign(Quantizer):
+    """A scaled sign and its `surrogate`, which may be assigned anew while training."""
+
+    surrogate: Surrogate
+
+    def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
+        super().__init__()
+        check_surrogate(type(self).__name__, surrogate)
+        self.surrogate = surrogate
+
+    def extra_repr(self) -> str:
+        return "" if self.surrogate == _DEFAULT else repr(self.surrogate)
+
+
+class XNORWeight(_ScaledSign):
     """`ste_ops.xnor_weight`: sign(w) times mean(abs(w)) of each output channel (dim 0); the mean is differentiated.
+
+    Args:
+        surrogate: of the sign, one of `ste_ops.surrogate`; default ``Clip(1.0)``. Another may be assigned while
+            training.
 
     Source: XNOR-Net (Rastegari et al., arXiv:1603.05279).
 
@@ -22,11 +44,14 @@ class XNORWeight(Quantizer):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return functional.xnor_weight(w)
+        return functional.xnor_weight(w, self.surrogate)
 
 
-class MagnitudeAwareSign(Quantizer):
+class MagnitudeAwareSign(_ScaledSign):
     """`ste_ops.magnitude_aware_sign`: as `XNORWeight`, with the mean taken as a constant in the backward.
+
+    Args:
+        surrogate: of the sign, as in `XNORWeight`.
 
     Source: Bi-Real Net (Liu et al., arXiv:1808.00278); Larq's ``MagnitudeAwareSign``.
 
@@ -38,7 +63,7 @@ class MagnitudeAwareSign(Quantizer):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return functional.magnitude_aware_sign(w)
+        return functional.magnitude_aware_sign(w, self.surrogate)
 
 
 class DoReFaWeight(Quantizer):

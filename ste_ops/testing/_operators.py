@@ -178,6 +178,11 @@ def _sign_at(w0: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda w: torch.sign(w0) + w.clamp(-1, 1) - w0.clamp(-1, 1)
 
 
+def _curved_sign_at(w0: Tensor) -> Callable[[Tensor], Tensor]:
+    primitive = _surrogate.ApproxSign().primitive
+    return lambda w: torch.sign(w0) + primitive(w) - primitive(w0)
+
+
 def _rows(w: Tensor) -> Tensor:
     return w.abs().mean(1, keepdim=True)
 
@@ -193,6 +198,12 @@ def _statistics() -> Iterator[Case]:
     for operator, stand_in in of_w.items():
         letter = "x" if operator == "bitnet_activation" else "w"
         yield gradient_case(operator, letter, lambda fn, w: fn(w), stand_in, [w])
+    of_curve: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
+        "xnor_weight": lambda w0: lambda w: _curved_sign_at(w0)(w) * _rows(w),
+        "magnitude_aware_sign": lambda w0: lambda w: _curved_sign_at(w0)(w) * _rows(w0),
+    }
+    for operator, stand_in in of_curve.items():
+        yield gradient_case(operator, "w, ApproxSign()", lambda fn, w: fn(w, _surrogate.ApproxSign()), stand_in, [w])
     yield gradient_case(
         "dorefa_weight",
         "w, bits=2",

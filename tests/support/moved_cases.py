@@ -74,6 +74,8 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("xnor_weight", (x, False), one)
     yield Case("xnor_weight_backward", (grad, x, torch.ones(1, dtype=wide), False), one | {"P": 2 * A})
     yield Case("magnitude_aware_sign_backward", (grad, x, torch.ones(1, dtype=wide), False), one)
+    for held in (False, True):
+        yield Case("scaled_sign_backward", (grad, x, torch.ones(1, dtype=wide), False, held), one)
     yield Case("bitnet_weight", (x, False), one)
     yield Case("dorefa_weight", (x, 3, False), one)
     yield Case("dorefa_weight_backward", (grad, x, torch.ones(2, dtype=wide), False), one | {"P": 3 * A})

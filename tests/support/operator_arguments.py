@@ -212,6 +212,7 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "xnor_weight": weights,
     "xnor_weight_backward": lambda device: backwards(device, 1),
     "magnitude_aware_sign_backward": lambda device: backwards(device, 1),
+    "scaled_sign_backward": lambda device: [(*a, held) for a in backwards(device, 1) for held in (False, True)],
     "dorefa_weight": lambda device: [(w, 3, channels) for w, channels in weights(device)],
     "dorefa_weight_backward": lambda device: backwards(device, 2),
     "bitnet_weight": weights,

@@ -77,6 +77,14 @@ struct XnorBackward {
   }
 };
 
+// What a sign with a gradient of its own gets.
+struct TimesScale {
+  template <class A>
+  STE_HD A operator()(A grad, A scale) const {
+    return grad * scale;
+  }
+};
+
 struct MagnitudeAwareSignBackward {
   template <class A>
   STE_HD A operator()(A grad, A w, A scale) const {

@@ -72,12 +72,40 @@ Tensor magnitude_aware_sign_backward_cpu(Tensor grad, Tensor w, Tensor mean, boo
   return call.out;
 }
 
+template <class A>
+struct MeanOf {
+  int64_t members;
+  A operator()(int64_t, double total) const { return mean_of<A>(total, members); }
+};
+
+template <class T>
+void scaled_sign_backward_loop(Type<T>, const ScaledWeightsBackward& call, T* of_w) {
+  using A = arithmetic_t<T>;
+  const T *grad = const_data<T>(call.grad), *w = const_data<T>(call.w);
+  map_in_groups(TimesScale{}, call.groups, const_data<A>(call.statistic), grad, mutable_data<T>(call.out));
+  if (of_w == nullptr) return;
+  const MapOne<ScaledSign, T, A> map{{}, w, of_w};
+  reduce_and_visit<Additive, A>(call.groups, XnorTerm<T>{grad, w}, map, MeanOf<A>{call.groups.members()});
+}
+
+std::tuple<Tensor, Tensor> scaled_sign_backward_cpu(Tensor grad, Tensor w, Tensor mean, bool per_channel, bool held) {
+  constexpr const char* op = "scaled_sign_backward";
+  const ScaledWeightsBackward call = prepare_weights_backward(op, grad, w, mean, per_channel, 1);
+  const Tensor of_w = new_gradient_of_mean(call, held);
+  dispatch_elements(op, "w", w, [&](auto type) {
+    using T = typename decltype(type)::type;
+    scaled_sign_backward_loop(type, call, held ? nullptr : mutable_data<T>(of_w));
+  });
+  return {call.out, of_w};
+}
+
 }  // namespace
 
 STE_OPS_CPU_IMPL(m) {
   m.impl("xnor_weight", TORCH_BOX(&xnor_weight_cpu));
   m.impl("xnor_weight_backward", TORCH_BOX(&xnor_weight_backward_cpu));
   m.impl("magnitude_aware_sign_backward", TORCH_BOX(&magnitude_aware_sign_backward_cpu));
+  m.impl("scaled_sign_backward", TORCH_BOX(&scaled_sign_backward_cpu));
 }
 
 }  // namespace ste_ops

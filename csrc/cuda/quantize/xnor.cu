@@ -50,6 +50,14 @@ struct KeepXnorGroup {
   }
 };
 
+// Moves: reads 0, writes groups * A.
+template <class A>
+struct KeepSlope {
+  A* slopes;
+  int64_t members;
+  __device__ void operator()(int64_t group, double total) const { slopes[group] = mean_of<A>(total, members); }
+};
+
 template <class T>
 void launch_xnor_weight_backward(const Launcher& launch, Type<T>, const ScaledWeightsBackward& call) {
   using A = arithmetic_t<T>;
@@ -86,12 +94,38 @@ Tensor magnitude_aware_sign_backward_cuda(Tensor grad, Tensor w, Tensor mean, bo
   return call.out;
 }
 
+template <class T>
+void launch_scaled_sign_backward(const Launcher& launch, Type<T>, const ScaledWeightsBackward& call, T* of_w) {
+  using A = arithmetic_t<T>;
+  const Groups& groups = call.groups;
+  const T *grad = const_data<T>(call.grad), *w = const_data<T>(call.w);
+  map_in_groups(launch, TimesScale{}, groups, const_data<A>(call.statistic), grad, mutable_data<T>(call.out));
+  if (of_w == nullptr) return;
+  const Tensor memory = new_parameters<A>(groups.count(), call.w);
+  A* slopes = mutable_data<A>(memory);
+  reduce_groups<Additive, T>(launch, groups, call.w, XnorTerms<T>{grad, w}, KeepSlope<A>{slopes, groups.members()});
+  map_in_groups(launch, ScaledSign{}, groups, static_cast<const A*>(slopes), w, of_w);
+}
+
+std::tuple<Tensor, Tensor> scaled_sign_backward_cuda(Tensor grad, Tensor w, Tensor mean, bool per_channel, bool held) {
+  constexpr const char* op = "scaled_sign_backward";
+  const Launcher launch(w);
+  const ScaledWeightsBackward call = prepare_weights_backward(op, grad, w, mean, per_channel, 1);
+  const Tensor of_w = new_gradient_of_mean(call, held);
+  dispatch_elements(op, "w", w, [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch_scaled_sign_backward(launch, type, call, held ? nullptr : mutable_data<T>(of_w));
+  });
+  return {call.out, of_w};
+}
+
 }  // namespace
 
 STE_OPS_CUDA_IMPL(m) {
   m.impl("xnor_weight", TORCH_BOX(&xnor_weight_cuda));
   m.impl("xnor_weight_backward", TORCH_BOX(&xnor_weight_backward_cuda));
   m.impl("magnitude_aware_sign_backward", TORCH_BOX(&magnitude_aware_sign_backward_cuda));
+  m.impl("scaled_sign_backward", TORCH_BOX(&scaled_sign_backward_cuda));
 }
 
 }  // namespace ste_ops

@@ -64,6 +64,11 @@ inline ScaledWeightsBackward prepare_weights_backward(
   return {statistic, call.out, call.x, in_layout_of(call.out, grad), groups_of_weights(call.out, per_channel)};
 }
 
+// What w gets through its mean: as the gradient of the sign, or nothing where the mean is held.
+inline Tensor new_gradient_of_mean(const ScaledWeightsBackward& call, bool held) {
+  return held ? empty_vector(0, call.w.scalar_type(), call.w) : new_like(call.w);
+}
+
 // 2^bits - 1.
 inline double dorefa_levels(int64_t bits) {
   STD_TORCH_CHECK(bits >= 2 && bits <= 24, "dorefa_weight: bits must be in [2, 24] here, got ", bits);

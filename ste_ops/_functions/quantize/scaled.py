@@ -144,15 +144,15 @@ class ScaledWeight(NativeFunction):
         raise NotImplementedError
 
 
-def _members(w: Tensor, per_channel: bool) -> list[int]:
+def members(w: Tensor, per_channel: bool) -> list[int]:
     return list(range(1 if per_channel else 0, w.dim()))
 
 
-def _along(statistic: Tensor, w: Tensor) -> Tensor:
+def along_groups(statistic: Tensor, w: Tensor) -> Tensor:
     return statistic.reshape([-1, *[1] * (w.dim() - 1)] if w.dim() else [])
 
 
-def _mean(x: Tensor, dims: list[int]) -> Tensor:
+def mean_of_groups(x: Tensor, dims: list[int]) -> Tensor:
     """In float64. A group of one is its own mean: torch takes no dimensions for all of them."""
     return x.double().mean(dims, keepdim=True).to(x.dtype) if dims else x
 
@@ -162,7 +162,7 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, Sign.apply(x, _CLIP, 1.0, 0.0, 1.0, None)[0])
 
 
-def _held_sign(x: Tensor) -> Tensor:
+def held_sign(x: Tensor) -> Tensor:
     """The same without a gradient: the derivative of abs(x), +1 at zeros too."""
     return _sign(x.detach())
 
@@ -182,17 +182,17 @@ class XNORWeight(ScaledWeight):
 
     @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        g, x, dims = widen(grad), widen(w), _members(w, per_channel)
-        slope = _held_sign(x)
-        through_sign = torch.where(_passes(x), g * _mean(x * slope, dims), 0.0)
-        return (through_sign + slope * _mean(g * _sign(x), dims)).to(w.dtype)
+        g, x, dims = widen(grad), widen(w), members(w, per_channel)
+        slope = held_sign(x)
+        through_sign = torch.where(_passes(x), g * mean_of_groups(x * slope, dims), 0.0)
+        return (through_sign + slope * mean_of_groups(g * _sign(x), dims)).to(w.dtype)
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        t, x, dims = widen(tangent), widen(w), _members(w, per_channel)
-        slope = _held_sign(x)
-        through_sign = torch.where(_passes(x), t * _mean(x * slope, dims), 0.0)
-        return (through_sign + _sign(x) * _mean(t * slope, dims)).to(w.dtype)
+        t, x, dims = widen(tangent), widen(w), members(w, per_channel)
+        slope = held_sign(x)
+        through_sign = torch.where(_passes(x), t * mean_of_groups(x * slope, dims), 0.0)
+        return (through_sign + _sign(x) * mean_of_groups(t * slope, dims)).to(w.dtype)
 
 
 class MagnitudeAwareSign(ScaledWeight):
@@ -207,7 +207,7 @@ class MagnitudeAwareSign(ScaledWeight):
     @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
         g, x = widen(grad), widen(w)
-        return torch.where(_passes(x), g * _along(statistic, w), 0.0).to(w.dtype)
+        return torch.where(_passes(x), g * along_groups(statistic, w), 0.0).to(w.dtype)
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
@@ -225,7 +225,7 @@ class DoReFaWeight(ScaledWeight):
 
     @staticmethod
     def gradient(grad: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        g, dims = widen(grad), _members(w, per_channel)
+        g, dims = widen(grad), members(w, per_channel)
         t, divisor, share = _dorefa_parts(widen(w), dims)
         total = (g * t).double()
         total = total.sum(dims, keepdim=True) if dims else total
@@ -234,7 +234,7 @@ class DoReFaWeight(ScaledWeight):
 
     @staticmethod
     def tangent(tangent: Tensor, w: Tensor, statistic: Tensor, per_channel: bool) -> Tensor:
-        dims = _members(w, per_channel)
+        dims = members(w, per_channel)
         t, divisor, share = _dorefa_parts(widen(w), dims)
         of_t = (1 - t * t) * widen(tangent)
         of_divisor = share * of_t

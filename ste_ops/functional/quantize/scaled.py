@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_bits
+from ste_ops._functions.base import widen
 from ste_ops._functions.quantize import scaled as _functions
+from ste_ops._functions.quantize.scaled_sign import ScaledSign
+from ste_ops.surrogate import Clip, Surrogate
+from ste_ops.surrogate.base import check_surrogate
+
+_DEFAULT = Clip(1.0)
 
 
 def dorefa_weight(w: Tensor, bits: int) -> Tensor:
@@ -55,26 +64,28 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     return _functions.DoReFaWeight.apply(w, bits, False)[0]
 
 
-def xnor_weight(w: Tensor) -> Tensor:
+def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """sign(w) times the mean of abs(w) over each output channel, and both differentiated.
 
-    An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros and passes the
-    gradient where ``abs(w) <= 1``. With ``m`` the mean of a channel of N weights its gradient is
-    ``grad * m`` there, 0 elsewhere, plus ``sign(w) * sum(grad * sign(w)) / N`` everywhere, so that a channel of zeros
-    is trained too: each of its weights gets ``sum(grad) / N``. A NaN makes its channel NaN. A second application
-    changes nothing but the rounding of the mean.
+    An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros, and its gradient
+    is the surrogate's, as in `sign`: by default it passes where ``abs(w) <= 1``. With ``m`` the mean of a channel of N
+    weights and ``s'`` the surrogate's derivative the gradient is ``grad * m * s'(w)`` plus
+    ``sign(w) * sum(grad * sign(w)) / N``, so that a channel of zeros is trained too: each of its weights gets
+    ``sum(grad) / N``. A NaN makes its channel NaN. A second application changes nothing but the rounding of the mean.
 
-    w is kept for the backward (that of a parameter costs no memory) and the means with it. The backward is
+    w is kept for the backward (that of a parameter costs no memory) and the means with it; with another mask than the
+    default also one bit an element, and with any other surrogate of a 16-bit w its copy in float32. The backward is
     differentiable in its incoming gradient and in w.
 
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
+        surrogate: what stands in for the derivative of the sign; default ``Clip(1.0)``, the paper's.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
-        TypeError: w is no floating tensor of those dtypes.
+        TypeError: w is no floating tensor of those dtypes, or surrogate is none of `ste_ops.surrogate`.
 
     Source: XNOR-Net, arXiv:1603.05279, eq. 6; the gradient of the mean is summed over the channel, which the paper's
     own formula leaves out.
@@ -92,25 +103,46 @@ def xnor_weight(w: Tensor) -> Tensor:
                 [1.1000, 1.1000]])
     """
     check_tensor("xnor_weight", "w", w)
-    return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
+    check_surrogate("xnor_weight", surrogate)
+    if _is_default(surrogate):
+        return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
+    return _scaled_sign(w, surrogate, held=False)
 
 
-def magnitude_aware_sign(w: Tensor) -> Tensor:
+def _is_default(surrogate: Surrogate) -> bool:
+    """Whether one kernel has all of it."""
+    if surrogate is _DEFAULT:
+        return True
+    return type(surrogate) is Clip and not isinstance(surrogate.threshold, Tensor) and surrogate.threshold == 1
+
+
+def _scaled_sign(w: Tensor, surrogate: Surrogate, held: bool) -> Tensor:
+    sign = functools.partial(surrogate._binarize, "sign")
+    again = () if torch.compiler.is_compiling() else (sign,)
+    # The gradient is a sum of two: in 16 bits each of them would be rounded, and what they cancel lost.
+    wide = widen(w)
+    return ScaledSign.apply(sign(wide), wide, w.dim() > 1, held, *again)[0].to(w.dtype)
+
+
+def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """sign(w) times the mean of abs(w) over each output channel, the mean taken as a constant.
 
-    The forward is that of `xnor_weight`. The gradient is ``grad * mean`` where ``abs(w) <= 1`` and 0 elsewhere: a
-    channel of zeros, whose mean is 0, is not trained. w is kept for the backward and not a mask, since that of a
-    parameter costs no memory. The backward is differentiable in
-    its incoming gradient; to w it is constant. A second application changes nothing but the rounding of the mean.
+    The forward is that of `xnor_weight`. The gradient is ``grad * mean`` times the surrogate's derivative, by default
+    where ``abs(w) <= 1`` and 0 elsewhere: a channel of zeros, whose mean is 0, is not trained. w is kept for the
+    backward and not the mask of the default, since that of a parameter costs no memory. The backward is differentiable
+    in its incoming gradient, and in w as the surrogate's derivative is. A second application changes nothing but the
+    rounding of the mean.
 
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
+        surrogate: what stands in for the derivative of the sign; default ``Clip(1.0)``. Bi-Real Net's for activations
+            is ``ApproxSign()``.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
-        TypeError: w is no floating tensor of those dtypes.
+        TypeError: w is no floating tensor of those dtypes, or surrogate is none of `ste_ops.surrogate`.
 
     Source: Bi-Real Net, arXiv:1808.00278; Larq's ``magnitude_aware_sign``, whose output channels are the last
     dimension. The code that the authors published for PyTorch leaves the mean out of the gradient.
@@ -128,7 +160,10 @@ def magnitude_aware_sign(w: Tensor) -> Tensor:
                 [0.1000, 0.1000]])
     """
     check_tensor("magnitude_aware_sign", "w", w)
-    return _functions.MagnitudeAwareSign.apply(w, w.dim() > 1)[0]
+    check_surrogate("magnitude_aware_sign", surrogate)
+    if _is_default(surrogate):
+        return _functions.MagnitudeAwareSign.apply(w, w.dim() > 1)[0]
+    return _scaled_sign(w, surrogate, held=True)
 
 
 def bitnet_weight(w: Tensor) -> Tensor:

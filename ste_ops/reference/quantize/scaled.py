@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from ste_ops.reference._arithmetic import widen
+from ste_ops.reference.binarize import sign
 from ste_ops.reference.quantize._through import through
+from ste_ops.surrogate import Clip, Surrogate
+
+_DEFAULT = Clip(1.0)
 
 
 def _sign(x: Tensor) -> Tensor:
@@ -40,23 +44,30 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     return through(rounded, unit).to(w.dtype)
 
 
-def xnor_weight(w: Tensor) -> Tensor:
+def _passing_sign(x: Tensor, surrogate: Surrogate) -> Tensor:
+    """The sign with the surrogate's gradient; a NaN stays."""
+    if surrogate == _DEFAULT:
+        return through(_sign(x), x, ~(x.detach().abs() > 1))
+    return torch.where(x.isnan(), x.detach(), sign(x, surrogate))
+
+
+def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """sign(w) * mean(abs(w)), the mean over each output channel (dim 0) (XNOR-Net, arXiv:1603.05279, eq. 6).
 
-    The sign passes the gradient where abs(w) <= 1; the mean is differentiated, with the derivative of abs(w) the sign
-    that is put out, +1 at zeros.
+    The sign's gradient is the surrogate's; the mean is differentiated, with the derivative of abs(w) the sign that is
+    put out, +1 at zeros.
     """
     wide = widen(w)
     magnitude = wide * _sign(wide.detach())
     mean = magnitude.double().mean(_rows(w), keepdim=True).to(wide.dtype) if w.dim() else magnitude
-    return (through(_sign(wide), wide, ~(wide.detach().abs() > 1)) * mean).to(w.dtype)
+    return (_passing_sign(wide, surrogate) * mean).to(w.dtype)
 
 
-def magnitude_aware_sign(w: Tensor) -> Tensor:
+def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """sign(w) * mean(abs(w)) as `xnor_weight`, but with the mean taken as a constant (Bi-Real Net, Larq)."""
     wide = widen(w)
     mean = _mean_magnitude(wide.detach(), _rows(w))
-    return (through(_sign(wide), wide, ~(wide.detach().abs() > 1)) * mean).to(w.dtype)
+    return (_passing_sign(wide, surrogate) * mean).to(w.dtype)
 
 
 def bitnet_weight(w: Tensor) -> Tensor:
