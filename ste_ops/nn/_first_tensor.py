@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_integer, checked_width, is_integer, is_number
+from ste_ops.functional.quantize._groups import in_groups, rows_of_groups
 from ste_ops.nn._host import HostSide
-from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, fill, shapes_of_now
+from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, checked_group_size, fill, shapes_of_now
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -25,10 +26,22 @@ class UniformQuantizer(HostSide):
     quant_max: int
     _follows = False  # whether it goes on to search while training, once a tensor without a range came
 
-    def __init__(self, bits: int, signed: bool, axis: int | None, channels: int | None, scale: Any) -> None:
+    def __init__(
+        self,
+        bits: int,
+        signed: bool,
+        axis: int | None,
+        channels: int | None,
+        scale: Any,
+        group_size: int | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         self._set_range(bits, signed)
+        self.group_size = checked_group_size(name, group_size)
+        if group_size is not None and axis not in (None, 0):
+            raise ValueError(f"{name}: group_size is of neighbours within dimension 0, got axis={axis!r} beside it")
+        axis = axis if group_size is None else 0  # of the rows that the groups are
         if axis is not None and not is_integer(axis):
             raise TypeError(f"{name}: axis must be None or an integer, got {axis!r}")
         if channels is not None and axis is None:
@@ -106,8 +119,19 @@ class UniformQuantizer(HostSide):
         self._of_weight = True
         if self.axis is not None and self.scale.numel() in (0, 1):
             scale = self.scale.detach() if self.scale.numel() else self.scale.new_zeros(1)
-            self._hold(scale.expand(weight.shape[self.axis]).clone())
+            self._hold(scale.expand(self._rows(weight).shape[self.axis]).clone())
             self._note_own()
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x if self.group_size is None else rows_of_groups(type(self).__name__, x, self.group_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.group_size is None:
+            return self._quantize(x)
+        return in_groups(type(self).__name__, x, self.group_size, self._quantize)
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -136,7 +160,7 @@ class UniformQuantizer(HostSide):
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise RuntimeError(f"{name}: no scale is set yet, so nothing can be exported; run one batch before")
         self._check_channels()
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        x = self._rows(x.detach()).to(torch.promote_types(x.dtype, torch.float32))
         if x.numel() == 0:
             x = x.new_zeros([max(size, 1) for size in x.shape])
         finite = x.isfinite()
@@ -172,4 +196,6 @@ class UniformQuantizer(HostSide):
         self._learn_loaded(prefix + "scale" in state_dict)
 
     def extra_repr(self) -> str:
+        if self.group_size is not None:
+            return f"bits={self.bits}, signed={self.signed}, group_size={self.group_size}"
         return f"bits={self.bits}, signed={self.signed}" + ("" if self.axis is None else f", axis={self.axis}")

@@ -37,6 +37,9 @@ class HostSide(Quantizer):
     def _statistics(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def _rows(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def _fit_channels(self, weight: Tensor) -> None:
         raise NotImplementedError
 
@@ -83,7 +86,7 @@ class HostSide(Quantizer):
     def _fits(self, weight: Tensor) -> bool:
         """Whether the scale is not the one that attaching gave, or the weight not written since; the host waits."""
         found = self._attached[1].to(self.scale) if self._attached else self.scale
-        now = self._statistics(weight.detach().to(found.dtype))["scale"].to(found)
+        now = self._statistics(self._rows(weight.detach().to(found.dtype)))["scale"].to(found)
         # Mixed precision rounds the weight.
         return not torch.equal(self.scale, found) or torch.allclose(now, found, rtol=0.05, atol=0.0)
 

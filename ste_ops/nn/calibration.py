@@ -147,7 +147,7 @@ class _Seen:
             return x
         bad = torch.where(wide.isfinite().all(), torch.inf, float(self.batch))
         self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
-        for key, value in quantizer._seen(torch.where(wide.isfinite(), wide, 0.0)).items():
+        for key, value in quantizer._seen(quantizer._rows(torch.where(wide.isfinite(), wide, 0.0))).items():
             self.kept[key] = _JOINED.get(key, torch.add)(self.kept[key], value) if key in self.kept else value
         return x
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ste_ops._checks import checked_integer
 from ste_ops._torch import dispatch_modes
 
 # What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
@@ -20,6 +21,10 @@ class Quantizer(nn.Module):
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
     quantizer; nothing has to be derived from this class.
     """
+
+
+def checked_group_size(name: str, group_size: int | None) -> int | None:
+    return None if group_size is None else checked_integer(name, "group_size", group_size, 1)
 
 
 def as_numbers(value: Any) -> tuple[list[Any], tuple[int, ...]]:

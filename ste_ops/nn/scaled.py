@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ste_ops import functional
 from ste_ops._checks import checked_width
-from ste_ops.nn.quantizer import Quantizer
+from ste_ops.nn.quantizer import Quantizer, checked_group_size
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
 
@@ -18,13 +18,15 @@ class _ScaledSign(Quantizer):
 
     surrogate: Surrogate
 
-    def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
+    def __init__(self, surrogate: Surrogate = _DEFAULT, group_size: int | None = None) -> None:
         super().__init__()
         check_surrogate(type(self).__name__, surrogate)
         self.surrogate = surrogate
+        self.group_size = checked_group_size(type(self).__name__, group_size)
 
     def extra_repr(self) -> str:
-        return "" if self.surrogate == _DEFAULT else repr(self.surrogate)
+        parts = [] if self.surrogate == _DEFAULT else [repr(self.surrogate)]
+        return ", ".join(parts + ([] if self.group_size is None else [f"group_size={self.group_size}"]))
 
 
 class XNORWeight(_ScaledSign):
@@ -33,6 +35,7 @@ class XNORWeight(_ScaledSign):
     Args:
         surrogate: of the sign, one of `ste_ops.surrogate`; default ``Clip(1.0)``. Another may be assigned while
             training.
+        group_size: None, or how many neighbours of an output channel have a scale of their own, as in the operator.
 
     Source: XNOR-Net (Rastegari et al., arXiv:1603.05279).
 
@@ -44,7 +47,7 @@ class XNORWeight(_ScaledSign):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return functional.xnor_weight(w, self.surrogate)
+        return functional.xnor_weight(w, self.surrogate, self.group_size)
 
 
 class MagnitudeAwareSign(_ScaledSign):
@@ -52,6 +55,7 @@ class MagnitudeAwareSign(_ScaledSign):
 
     Args:
         surrogate: of the sign, as in `XNORWeight`.
+        group_size: None, or how many neighbours of an output channel have a scale of their own, as in the operator.
 
     Source: Bi-Real Net (Liu et al., arXiv:1808.00278); Larq's ``MagnitudeAwareSign``.
 
@@ -63,7 +67,7 @@ class MagnitudeAwareSign(_ScaledSign):
     """
 
     def forward(self, w: Tensor) -> Tensor:
-        return functional.magnitude_aware_sign(w, self.surrogate)
+        return functional.magnitude_aware_sign(w, self.surrogate, self.group_size)
 
 
 class DoReFaWeight(Quantizer):
@@ -71,6 +75,7 @@ class DoReFaWeight(Quantizer):
 
     Args:
         bits: an integer >= 1.
+        group_size: None, or how many neighbours of an output channel have a scale of their own, as in the operator.
 
     Source: DoReFa-Net (Zhou et al., arXiv:1606.06160, eq. 7 to 9).
 
@@ -80,19 +85,23 @@ class DoReFaWeight(Quantizer):
         tensor([-1.5000,  1.5000,  1.5000])
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, group_size: int | None = None) -> None:
         super().__init__()
         self.bits = checked_width("DoReFaWeight", bits)
+        self.group_size = checked_group_size("DoReFaWeight", group_size)
 
     def forward(self, w: Tensor) -> Tensor:
-        return functional.dorefa_weight(w, self.bits)
+        return functional.dorefa_weight(w, self.bits, self.group_size)
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}"
+        return f"bits={self.bits}" + ("" if self.group_size is None else f", group_size={self.group_size}")
 
 
 class BitNetWeight(Quantizer):
     """`ste_ops.bitnet_weight`: -1, 0 or 1 times mean(abs(w)) over all of w; the gradient passes.
+
+    Args:
+        group_size: None, or how many neighbours of an output channel have a scale of their own, as in the operator.
 
     Source: BitNet b1.58 (Ma et al., arXiv:2402.17764).
 
@@ -102,8 +111,15 @@ class BitNetWeight(Quantizer):
         tensor([-2.,  0.,  2.])
     """
 
+    def __init__(self, group_size: int | None = None) -> None:
+        super().__init__()
+        self.group_size = checked_group_size("BitNetWeight", group_size)
+
     def forward(self, w: Tensor) -> Tensor:
-        return functional.bitnet_weight(w)
+        return functional.bitnet_weight(w, self.group_size)
+
+    def extra_repr(self) -> str:
+        return "" if self.group_size is None else f"group_size={self.group_size}"
 
 
 class BitNetActivation(Quantizer):

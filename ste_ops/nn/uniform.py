@@ -47,6 +47,8 @@ class LSQ(UniformQuantizer):
         grad_scale: multiplies the gradient of the step; default ``1 / sqrt(N * quant_max)``, N being the elements that
             share a step: of the weights, where a layer of `ste_ops.nn` has it as its weight quantizer, and of one
             sample elsewhere, dimension 0 being the batch (section 2.2 of the paper). With ``axis=0`` there is no batch.
+        group_size: None, or how many neighbours of an output channel of weights have a step of their own; it divides
+            the weights of a channel, which are taken in row-major order. `channels` are then the groups.
 
     Attributes:
         scale: the step, a parameter of shape ``(1,)`` or ``(channels,)``.
@@ -72,8 +74,9 @@ class LSQ(UniformQuantizer):
         channels: int | None = None,
         scale: Any = None,
         grad_scale: float | None = None,
+        group_size: int | None = None,
     ) -> None:
-        super().__init__(bits, signed, axis, channels, scale)
+        super().__init__(bits, signed, axis, channels, scale, group_size)
         self.grad_scale = None if grad_scale is None else checked_finite("LSQ", "grad_scale", grad_scale)
 
     def _hold(self, scale: Tensor) -> None:
@@ -101,7 +104,7 @@ class LSQ(UniformQuantizer):
     def _of_seen(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
         return self._of_mean((seen["sum"] / seen["count"]).float())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
         step = functional.clamp(self.scale, LEAST_STEP, math.inf)
@@ -127,6 +130,8 @@ class FakeQuantize(UniformQuantizer):
         channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
         scale: a number > 0, or one for each channel; default: found as above.
         zero_point: an integer within the range, or one for each channel; default 0. Only together with `scale`.
+        group_size: None, or how many neighbours of an output channel of weights have a scale of their own; it divides
+            the weights of a channel, which are taken in row-major order. `channels` are then the groups.
 
     Attributes:
         scale, zero_point: buffers of shape ``(1,)`` or ``(channels,)``; the zero point holds integers as floats.
@@ -154,8 +159,9 @@ class FakeQuantize(UniformQuantizer):
         channels: int | None = None,
         scale: Any = None,
         zero_point: Any = 0,
+        group_size: int | None = None,
     ) -> None:
-        super().__init__(bits, signed, axis, channels, scale)
+        super().__init__(bits, signed, axis, channels, scale, group_size)
         zeros, shape = as_numbers(zero_point)
         if not all(is_integer(zero) and self.quant_min <= zero <= self.quant_max for zero in zeros):
             raise ValueError(
@@ -207,7 +213,7 @@ class FakeQuantize(UniformQuantizer):
         zero_point = torch.round(-low / scale.clamp(min=LEAST_STEP)).clamp(0, self.quant_max)
         return {"scale": scale, "zero_point": zero_point}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
         # An average of models may lie between integers; an integer is added after the rounding.

@@ -11,13 +11,14 @@ from ste_ops._checks import check_tensor, checked_bits
 from ste_ops._functions.base import widen
 from ste_ops._functions.quantize import scaled as _functions
 from ste_ops._functions.quantize.scaled_sign import ScaledSign
+from ste_ops.functional.quantize._groups import in_groups
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
 
 _DEFAULT = Clip(1.0)
 
 
-def dorefa_weight(w: Tensor, bits: int) -> Tensor:
+def dorefa_weight(w: Tensor, bits: int, group_size: int | None = None) -> Tensor:
     """Weights in ``2**bits`` levels from -1 to 1, spread by ``tanh`` and by the largest of them.
 
     With ``n = 2**bits - 1`` and ``t = tanh(w)``, ``2 * round((t / (2 * max(abs(t))) + 0.5) * n) / n - 1``, rounded half
@@ -34,13 +35,15 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16.
         bits: from 1 to 24.
+        group_size: None, or how many neighbours of an output channel have a maximum (or mean) of their own; it divides
+            the weights of a channel. They are neighbours in row-major order, along in_features of a linear layer.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
         TypeError: w is no floating tensor of those dtypes, or bits no integer.
-        ValueError: bits is not in [1, 24].
+        ValueError: bits is not in [1, 24], or group_size is no integer >= 1 that divides the weights of a channel.
 
     Source: DoReFa-Net, arXiv:1606.06160, eq. 9, and eq. 7 and 8 for one bit; its authors' ``dorefa.py`` in tensorpack,
     which divides by any maximum, 0 too.
@@ -59,12 +62,18 @@ def dorefa_weight(w: Tensor, bits: int) -> Tensor:
     """
     check_tensor("dorefa_weight", "w", w)
     bits = checked_bits("dorefa_weight", bits)
+    if group_size is not None:
+        return in_groups("dorefa_weight", w, group_size, lambda rows: _dorefa_weight(rows, bits, True))
+    return _dorefa_weight(w, bits, False)
+
+
+def _dorefa_weight(w: Tensor, bits: int, per_channel: bool) -> Tensor:
     if bits == 1:
-        return _functions.DoReFaSign.apply(w, False)
-    return _functions.DoReFaWeight.apply(w, bits, False)[0]
+        return _functions.DoReFaSign.apply(w, per_channel)
+    return _functions.DoReFaWeight.apply(w, bits, per_channel)[0]
 
 
-def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
+def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size: int | None = None) -> Tensor:
     """sign(w) times the mean of abs(w) over each output channel, and both differentiated.
 
     An output channel is an index of dimension 0; a vector has one mean. The sign is +1 at both zeros, and its gradient
@@ -80,12 +89,15 @@ def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
         surrogate: what stands in for the derivative of the sign; default ``Clip(1.0)``, the paper's.
+        group_size: None, or how many neighbours of an output channel have a scale of their own; it divides the weights
+            of a channel. They are neighbours in row-major order, along in_features of a linear layer.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
         TypeError: w is no floating tensor of those dtypes, or surrogate is none of `ste_ops.surrogate`.
+        ValueError: group_size is no integer >= 1 that divides the weights of a channel.
 
     Source: XNOR-Net, arXiv:1603.05279, eq. 6; the gradient of the mean is summed over the channel, which the paper's
     own formula leaves out.
@@ -104,6 +116,8 @@ def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """
     check_tensor("xnor_weight", "w", w)
     check_surrogate("xnor_weight", surrogate)
+    if group_size is not None:
+        return in_groups("xnor_weight", w, group_size, lambda rows: xnor_weight(rows, surrogate))
     if _is_default(surrogate):
         return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
     return _scaled_sign(w, surrogate, held=False)
@@ -124,7 +138,7 @@ def _scaled_sign(w: Tensor, surrogate: Surrogate, held: bool) -> Tensor:
     return ScaledSign.apply(sign(wide), wide, w.dim() > 1, held, *again)[0].to(w.dtype)
 
 
-def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
+def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size: int | None = None) -> Tensor:
     """sign(w) times the mean of abs(w) over each output channel, the mean taken as a constant.
 
     The forward is that of `xnor_weight`. The gradient is ``grad * mean`` times the surrogate's derivative, by default
@@ -137,12 +151,15 @@ def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
         w: any shape and strides, float64, float32, bfloat16 or float16; output channels in dimension 0.
         surrogate: what stands in for the derivative of the sign; default ``Clip(1.0)``. Bi-Real Net's for activations
             is ``ApproxSign()``.
+        group_size: None, or how many neighbours of an output channel have a scale of their own; it divides the weights
+            of a channel. They are neighbours in row-major order, along in_features of a linear layer.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
         TypeError: w is no floating tensor of those dtypes, or surrogate is none of `ste_ops.surrogate`.
+        ValueError: group_size is no integer >= 1 that divides the weights of a channel.
 
     Source: Bi-Real Net, arXiv:1808.00278; Larq's ``magnitude_aware_sign``, whose output channels are the last
     dimension. The code that the authors published for PyTorch leaves the mean out of the gradient.
@@ -161,12 +178,14 @@ def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """
     check_tensor("magnitude_aware_sign", "w", w)
     check_surrogate("magnitude_aware_sign", surrogate)
+    if group_size is not None:
+        return in_groups("magnitude_aware_sign", w, group_size, lambda rows: magnitude_aware_sign(rows, surrogate))
     if _is_default(surrogate):
         return _functions.MagnitudeAwareSign.apply(w, w.dim() > 1)[0]
     return _scaled_sign(w, surrogate, held=True)
 
 
-def bitnet_weight(w: Tensor) -> Tensor:
+def bitnet_weight(w: Tensor, group_size: int | None = None) -> Tensor:
     """-1, 0 or 1 times the mean of abs(w) over all of w; the gradient passes.
 
     ``round(w / mean)`` clamped to [-1, 1], times the mean, which is at least 1e-5. Nothing is kept for the backward. A
@@ -174,12 +193,15 @@ def bitnet_weight(w: Tensor) -> Tensor:
 
     Args:
         w: any shape and strides, float64, float32, bfloat16 or float16.
+        group_size: None, or how many neighbours of an output channel have a scale of their own; it divides the weights
+            of a channel. They are neighbours in row-major order, along in_features of a linear layer.
 
     Returns:
         A tensor of w's shape, dtype and memory layout.
 
     Raises:
         TypeError: w is no floating tensor of those dtypes.
+        ValueError: group_size is no integer >= 1 that divides the weights of a channel.
 
     Source: BitNet b1.58, arXiv:2402.17764, eq. 1 to 3, and its authors' training tips, whose code bounds the mean; it
     multiplies by the reciprocal of the mean where this divides, which differs in the last place.
@@ -195,6 +217,8 @@ def bitnet_weight(w: Tensor) -> Tensor:
         tensor([1., 1., 1., 1.])
     """
     check_tensor("bitnet_weight", "w", w)
+    if group_size is not None:
+        return in_groups("bitnet_weight", w, group_size, lambda rows: _functions.BitNetWeight.apply(rows, True))
     return _functions.BitNetWeight.apply(w, False)
 
 
