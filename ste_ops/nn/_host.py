@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ste_ops._torch import constant_in_graphs, dispatch_modes, functorch_active
 from ste_ops.nn._processes import forgets_parameters, refuse_to_differ, refuse_to_forget
 from ste_ops.nn.quantizer import Quantizer
+
+_warned: list[list[str] | None] = [None]  # the missing keys of the load that was last warned of, one list a load
 
 
 class HostSide(Quantizer):
@@ -23,8 +26,8 @@ class HostSide(Quantizer):
 
     scale: Tensor
     initialized: Tensor
-    _given: list[float] | None
     _settled: bool
+    _given: list[float] | None
     # A layer's weights, which have no batch.
     _of_weight = False
     _look: tuple[Tensor, torch.cuda.Event] | None = None  # a copy of what says it is set, on its way to the host
@@ -44,6 +47,9 @@ class HostSide(Quantizer):
         raise NotImplementedError
 
     def _initialize(self, x: Tensor, lasting: bool = False) -> None:
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
         raise NotImplementedError
 
     def _attach_to(self, layer: nn.Module, name: str = "weight") -> None:
@@ -165,6 +171,31 @@ class HostSide(Quantizer):
             self._learn(wait=True)
         elif not self.initialized.is_meta:
             self._settled = bool(self.initialized >= 1)
+
+    def _left_out(
+        self, layer: nn.Module, state_dict: dict[str, Any], prefix: str, name: str, missing_keys: list[str]
+    ) -> None:
+        """A layer loads a state, before its quantizers do: its weight may come without the scales, as a float one's."""
+        given = any(key in state_dict for key in (f"{prefix}{name}.scale", f"{prefix}{name}.parametrizations.scale"))
+        loaded = any(
+            key.startswith((f"{prefix}weight", f"{prefix}parametrizations.weight."))
+            and not key.startswith((f"{prefix}weight_quantizer.", f"{prefix}input_quantizer."))
+            for key in state_dict
+        )
+        if given or not loaded or self._given is not None:
+            return
+        if name == "weight_quantizer":
+            self.reset_parameters()
+            if "weight" in layer._parameters:  # what parametrizes it is loaded later, and found in the next forward
+                self._attach_to(layer)
+        elif (self._settled or (self._readable(self.scale) and self._is_set())) and _warned[0] is not missing_keys:
+            _warned[0] = missing_keys
+            warnings.warn(
+                f"{type(self).__name__}: {prefix}{name}.scale is not in the state that is loaded with the weight, and "
+                "stays as it was, which may not fit (as all others among the missing keys); reset_parameters of the "
+                "quantizer and then a batch or ste_ops.nn.calibrate find it again",
+                stacklevel=2,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # An average of models goes its own way from its first forward on, so a copy takes the scale as it is.

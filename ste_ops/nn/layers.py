@@ -25,7 +25,9 @@ _Layer = TypeVar("_Layer", bound="QuantLayer")
 class QuantLayer(nn.Module):
     """Base of the four layers: it holds the quantizers, and makes a quantized layer of a float one.
 
-    Both quantizers may be assigned anew, a module or a function or None, as at construction.
+    Both quantizers may be assigned anew, a module or a function or None, as at construction. A weight that is loaded
+    without the scale of its quantizer, as of a float checkpoint (``load_state_dict(..., strict=False)``), sets it anew;
+    a scale of the inputs that is not loaded stays, and a warning says which.
     """
 
     weight: Tensor
@@ -87,6 +89,12 @@ class QuantLayer(nn.Module):
         quantized: Any = copy
         quantized._attach(weight_quantizer, input_quantizer)
         return quantized
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for name, quantizer in self._modules.items():
+            if isinstance(quantizer, UniformQuantizer) and name in ("weight_quantizer", "input_quantizer"):
+                quantizer._left_out(self, state_dict, prefix, name, missing_keys=args[2])
 
     def quantized_weight(self) -> Tensor:
         """The weights that the layer computes with."""
