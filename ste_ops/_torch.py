@@ -45,3 +45,8 @@ def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 def fsdp_manages(module: torch.nn.Module) -> bool:
     """Whether `fully_shard` or `FullyShardedDataParallel` puts other parameters there for the forward."""
     return getattr(module, "_is_fsdp_managed_module", False)
+
+
+def within_backward() -> bool:
+    """Whether autograd runs a backward in this thread, in which checkpointing runs forwards once more."""
+    return torch._C._current_graph_task_id() != -1

@@ -8,13 +8,14 @@ from ste_ops.nn.binarize import Heaviside, Sign, Ternary
 from ste_ops.nn.calibration import calibrate
 from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.convert import quantize_
+from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.report import Row, Summary, summary
 from ste_ops.nn.rounding import StochasticRound
 from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
 from ste_ops.nn.sparse import SRSTE
-from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation, FakeQuantize
+from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation
 
 __all__ = [
     "LSQ",

@@ -1,4 +1,4 @@
-"""Quantizers onto equal steps: `FakeQuantize` and `LSQ` on a scale, `PACT` and `DoReFaActivation` from 0 to a bound."""
+"""Quantizers onto equal steps: `LSQ` on a learned scale, `PACT` and `DoReFaActivation` from 0 to a bound."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
-from ste_ops._checks import checked_finite, checked_width, is_integer
+from ste_ops._checks import checked_finite, checked_width
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
-from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, as_numbers, fill, save_in_use, shapes_of_now
+from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, save_in_use, shapes_of_now
 
 
 class LSQ(UniformQuantizer):
@@ -111,114 +111,6 @@ class LSQ(UniformQuantizer):
         return learned_step(
             x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample=not self._of_weight
         )
-
-
-class FakeQuantize(UniformQuantizer):
-    """`ste_ops.fake_quantize`: rounded to multiples of a fixed scale, and kept as floats.
-
-    Unless given, scale and zero point come from the first tensor that the module sees: with ``signed=True`` the largest
-    magnitude over ``quant_max``, with zero point 0; with ``signed=False`` the range from the minimum to the maximum, 0
-    included. They stay as they are until `reset_parameters`. What is said of the first tensor at `LSQ` holds here too.
-    A layer's weights that start at zero would leave the range of their first step at once, and get no gradient there:
-    the scale then follows them while training, and is set by the first forward in evaluation.
-
-    Args:
-        bits: an integer, >= 2 if signed, else >= 1, at most 24; default 8. The integers run from -2^(bits-1) to
-            2^(bits-1) - 1, or 0 to 2^bits - 1.
-        signed: True for weights, False for activations; default True.
-        axis: a scale for each channel along it; default: one for the tensor.
-        channels: the size of x along `axis`. A layer of `ste_ops.nn` sets it for its weights.
-        scale: a number > 0, or one for each channel; default: found as above.
-        zero_point: an integer within the range, or one for each channel; default 0. Only together with `scale`.
-        group_size: None, or how many neighbours of an output channel of weights have a scale of their own; it divides
-            the weights of a channel, which are taken in row-major order. `channels` are then the groups.
-
-    Attributes:
-        scale, zero_point: buffers of shape ``(1,)`` or ``(channels,)``; the zero point holds integers as floats.
-        bits, signed: may be assigned; the range follows, and the scale stays until `reset_parameters`.
-        quant_min, quant_max: the range of the integers.
-
-    Source: Jacob et al., arXiv:1712.05877; `torch.fake_quantize_per_tensor_affine`.
-
-    Example:
-        >>> import torch, ste_ops
-        >>> quantize = ste_ops.nn.FakeQuantize(bits=4, scale=0.5)
-        >>> quantize(torch.tensor([-9.0, 0.6, 1.3]))
-        tensor([-4.0000,  0.5000,  1.5000])
-        >>> quantize
-        FakeQuantize(bits=4, signed=True)
-    """
-
-    zero_point: Tensor
-
-    def __init__(
-        self,
-        bits: int = 8,
-        signed: bool = True,
-        axis: int | None = None,
-        channels: int | None = None,
-        scale: Any = None,
-        zero_point: Any = 0,
-        group_size: int | None = None,
-    ) -> None:
-        super().__init__(bits, signed, axis, channels, scale, group_size)
-        zeros, shape = as_numbers(zero_point)
-        if not all(is_integer(zero) and self.quant_min <= zero <= self.quant_max for zero in zeros):
-            raise ValueError(
-                f"FakeQuantize: zero_point must be integers from {self.quant_min} to {self.quant_max}, "
-                f"got {zero_point!r}"
-            )
-        if scale is None and any(zeros):
-            raise ValueError(f"FakeQuantize: zero_point is given together with scale, got {zero_point!r} alone")
-        if len(zeros) != 1 and shape != self.scale.shape:
-            raise ValueError(
-                f"FakeQuantize: zero_point must be one integer or have the shape of scale, {tuple(self.scale.shape)}, "
-                f"got {shape}"
-            )
-        self._zeros = zeros
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        fill(self.zero_point, self._zeros)
-
-    def _fit_channels(self, weight: Tensor) -> None:
-        super()._fit_channels(weight)
-        self._follows = True
-
-    def _hold(self, scale: Tensor) -> None:
-        held = self._buffers.get("zero_point")
-        zero = held if held is not None and held.numel() == 1 else scale.new_zeros(1)
-        self.register_buffer("scale", scale)
-        # Not of an integer dtype: averages of models would truncate it, or raise.
-        self.register_buffer("zero_point", zero.reshape(1).expand(scale.shape).clone())
-
-    def _statistics(self, x: Tensor) -> dict[str, Tensor]:
-        return self._of_seen(self._seen(x))
-
-    def _seen(self, x: Tensor) -> dict[str, Tensor]:
-        others = self._others(x)
-        low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-        return {"min": low.reshape(-1), "max": high.reshape(-1)}
-
-    def _of_seen(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
-        low, high = seen["min"], seen["max"]
-        empty = (low == 0) & (high == 0)
-        low, high = torch.where(empty, low.amin(), low), torch.where(empty, high.amax(), high)
-        if self.signed:
-            return {"scale": torch.maximum(-low, high).abs() / self.quant_max}
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = (high - low) / self.quant_max
-        zero_point = torch.round(-low / scale.clamp(min=LEAST_STEP)).clamp(0, self.quant_max)
-        return {"scale": scale, "zero_point": zero_point}
-
-    def _quantize(self, x: Tensor) -> Tensor:
-        if not self._settled and not self._host_knows(keeps_whole(x)):
-            self._initialize(x)
-        # An average of models may lie between integers; an integer is added after the rounding.
-        zero_point = self.zero_point.round().int()
-        return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)
 
 
 class PACT(Quantizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -100,6 +101,19 @@ def calibrated_scales_are_the_same(rank, world):
         assert_equal_on_ranks(nothing)
 
 
+def averages_that_move_are_those_of_the_first(rank, world):
+    """As the statistics of batch normalization: DistributedDataParallel hands them on before each forward."""
+    x, rows = batch(), 16 // world
+    model = net(FakeQuantize(4, axis=0, momentum=0.1), FakeQuantize(8, signed=False, momentum=0.1))
+    calibrate(model, [x])
+    alone = copy.deepcopy(model)
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, x[rank * rows : (rank + 1) * rows])
+    wrapped(x[:rows])  # hands them on, and adds the same batch everywhere
+    assert_equal_on_ranks(model)
+    assert not torch.equal(alone[0].input_quantizer.high, model[0].input_quantizer.high)
+
+
 def what_fails_on_one_sets_nothing_on_any(rank, world):
     model = net(input=LSQ(4))
     x = torch.full((2, 8), math.nan) if rank == 1 else torch.ones(2, 8)
@@ -179,6 +193,7 @@ SEVERAL = [
     unset_inputs_are_refused,
     one_process_may_run_alone,
     calibrated_scales_are_the_same,
+    averages_that_move_are_those_of_the_first,
     what_fails_on_one_sets_nothing_on_any,
     a_model_of_the_meta_device_is_calibrated,
     *ANY,
