@@ -14,6 +14,7 @@ from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.report import Row, Summary, summary
 from ste_ops.nn.rounding import StochasticRound
 from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
+from ste_ops.nn.schedule import disable_quantization, enable_quantization, freeze_scales, unfreeze_scales
 from ste_ops.nn.sparse import SRSTE
 from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation
 
@@ -43,6 +44,10 @@ __all__ = [
     "Ternary",
     "XNORWeight",
     "calibrate",
+    "disable_quantization",
+    "enable_quantization",
+    "freeze_scales",
     "quantize_",
     "summary",
+    "unfreeze_scales",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from ste_ops._checks import checked_integer, checked_width, is_integer, is_numbe
 from ste_ops.functional.quantize._groups import in_groups, rows_of_groups
 from ste_ops.nn._host import HostSide
 from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, checked_group_size, fill, shapes_of_now
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -22,6 +25,8 @@ class UniformQuantizer(HostSide):
     host asking for it.
     """
 
+    _frozen = False
+    _outdated = False  # whether it trained without quantizing since its scale was found
     quant_min: int
     quant_max: int
     _follows = False  # whether it goes on to search while training, once a tensor without a range came
@@ -36,6 +41,7 @@ class UniformQuantizer(HostSide):
         group_size: int | None = None,
     ) -> None:
         super().__init__()
+        self._frozen = self._outdated = False
         name = type(self).__name__
         self._set_range(bits, signed)
         self.group_size = checked_group_size(name, group_size)
@@ -126,12 +132,16 @@ class UniformQuantizer(HostSide):
         return x if self.group_size is None else rows_of_groups(type(self).__name__, x, self.group_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self._enabled and not self._looks_on:
+            return self._passed_on(x)
         if self.group_size is None:
             return self._quantize(x)
         return in_groups(type(self).__name__, x, self.group_size, self._quantize)
 
-    def _quantize(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @property
+    def _looks_on(self) -> bool:
+        """Whether it also searches while it is disabled."""
+        return False
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -192,10 +202,50 @@ class UniformQuantizer(HostSide):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         shapes_of_now(self, state_dict, prefix)
+        if prefix + "scale" in state_dict:  # of an older state: neither frozen nor disabled
+            state_dict.setdefault(prefix + "_extra_state", torch.zeros(3))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._learn_loaded(prefix + "scale" in state_dict)
 
+    @property
+    def frozen(self) -> bool:
+        return self._frozen
+
+    def freeze(self) -> Self:
+        """From now on the scale stays as it is; one that is not set yet is found once more."""
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> Self:
+        """From now on the scale is learned again, or follows what it sees."""
+        self._frozen = False
+        return self
+
+    def enable(self) -> Self:
+        """From now on x is quantized. A scale that was found before training went on without it is found again."""
+        super().enable()
+        if self._outdated:
+            self.reset_parameters()
+        self._outdated = False
+        return self
+
+    def _passed_on(self, x: Tensor) -> Tensor:
+        if self.training and self._given is None and not self._frozen and not self._outdated:
+            self._outdated = True
+        return x
+
+    def get_extra_state(self) -> Tensor:
+        """A tensor, since averages and loaders compute with all that a state holds."""
+        flags = [float(self._frozen), float(not self._enabled), float(self._outdated)]
+        return torch.tensor(flags, device=self.initialized.device)
+
+    def set_extra_state(self, state: Any) -> None:
+        if not state.is_meta:
+            self._frozen, disabled, self._outdated = (flag >= 0.5 for flag in state.tolist())
+            self._enabled = not disabled
+
     def extra_repr(self) -> str:
+        places = "" if self.axis is None else f", axis={self.axis}"
         if self.group_size is not None:
-            return f"bits={self.bits}, signed={self.signed}, group_size={self.group_size}"
-        return f"bits={self.bits}, signed={self.signed}" + ("" if self.axis is None else f", axis={self.axis}")
+            places = f", group_size={self.group_size}"
+        return f"bits={self.bits}, signed={self.signed}{places}" + (", frozen" if self._frozen else "")

@@ -54,7 +54,7 @@ class Sign(_Binarizer):
         super().__init__(surrogate)
         self._first_batch = FirstBatch()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         self._first_batch.look(self, x, self)
         return functional.sign(x, self.surrogate)
 
@@ -84,7 +84,7 @@ class Heaviside(_Binarizer):
     def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
         super().__init__(surrogate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         return functional.heaviside(x, self.surrogate)
 
 
@@ -107,7 +107,7 @@ class Ternary(_Binarizer):
         super().__init__(surrogate)
         self.threshold = checked_finite("Ternary", "threshold", threshold, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         return functional.ternary(x, self.surrogate, self.threshold)
 
     def extra_repr(self) -> str:

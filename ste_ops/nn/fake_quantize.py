@@ -32,6 +32,9 @@ class FakeQuantize(UniformQuantizer):
     first one's averages before each forward, as with batch normalization (``broadcast_buffers``, its default);
     ``fully_shard`` leaves buffers alone, and ``dist.broadcast(buffer, 0)`` of each buffer does the same there.
 
+    ``freeze()`` leaves the averages and the scale as they are, until ``unfreeze()``. Of one that is disabled (`disable`
+    at `Quantizer`) they go on to follow x, for a delayed start.
+
     Args:
         bits: an integer, >= 2 if signed, else >= 1, at most 24; default 8. The integers run from -2^(bits-1) to
             2^(bits-1) - 1, or 0 to 2^bits - 1.
@@ -192,13 +195,20 @@ class FakeQuantize(UniformQuantizer):
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self._momentum is None else f", momentum={self._momentum}")
 
+    @property
+    def _looks_on(self) -> bool:
+        return self._momentum is not None
+
     def _quantize(self, x: Tensor) -> Tensor:
         known = None
         if not self._settled and not self._host_knows(keeps_whole(x)):
             known = self.initialized > 0
             self._initialize(x)
-        if self._momentum is not None and self.training and (torch.compiler.is_compiling() or not within_backward()):
-            self._follow(x, self._momentum, known)
+        moves = self._momentum is not None and self.training and not self._frozen
+        if moves and (torch.compiler.is_compiling() or not within_backward()):
+            self._follow(x, self._momentum or 0.0, known)
+        if not self._enabled:
+            return x
         # An average of models may lie between integers; an integer is added after the rounding.
         zero_point = self.zero_point.round().int()
         return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ste_ops._checks import checked_integer
 from ste_ops._torch import dispatch_modes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
 LEAST_STEP = 2.0**-23
@@ -20,7 +23,37 @@ class Quantizer(nn.Module):
     What an operator does to NaN, zeros and ties, its gradient and what it keeps for the backward, is on the page of the
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
     quantizer; nothing has to be derived from this class.
+
+    ``disable()`` makes one pass its input on as it is, and ``enable()`` quantize again: a delayed start, or a look at
+    the model in float. `disable_quantization` does it over a model. Each is one more graph under `torch.compile`, once.
+    `LSQ` and `FakeQuantize` keep it in their `state_dict`; the others have nothing of their settings there.
     """
+
+    _enabled = True  # of those that were pickled before
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True  # not the class's, or its first change would be another graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._quantize(x) if self._enabled else x
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__}: a subclass must define forward")
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    def disable(self) -> Self:
+        """From now on x is returned as it is, with its gradient."""
+        self._enabled = False
+        return self
+
+    def enable(self) -> Self:
+        """From now on x is quantized."""
+        self._enabled = True
+        return self
 
 
 def checked_group_size(name: str, group_size: int | None) -> int | None:

@@ -28,7 +28,7 @@ class StochasticRound(Quantizer):
         check_generator("StochasticRound", generator)
         self.generator = generator
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         if self.training:
             return functional.stochastic_round(x, generator=self.generator)
         return functional.round(x)

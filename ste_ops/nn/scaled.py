@@ -46,7 +46,7 @@ class XNORWeight(_ScaledSign):
                 [ 0.5000,  0.5000]])
     """
 
-    def forward(self, w: Tensor) -> Tensor:
+    def _quantize(self, w: Tensor) -> Tensor:
         return functional.xnor_weight(w, self.surrogate, self.group_size)
 
 
@@ -66,7 +66,7 @@ class MagnitudeAwareSign(_ScaledSign):
                 [ 0.5000,  0.5000]])
     """
 
-    def forward(self, w: Tensor) -> Tensor:
+    def _quantize(self, w: Tensor) -> Tensor:
         return functional.magnitude_aware_sign(w, self.surrogate, self.group_size)
 
 
@@ -90,7 +90,7 @@ class DoReFaWeight(Quantizer):
         self.bits = checked_width("DoReFaWeight", bits)
         self.group_size = checked_group_size("DoReFaWeight", group_size)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def _quantize(self, w: Tensor) -> Tensor:
         return functional.dorefa_weight(w, self.bits, self.group_size)
 
     def extra_repr(self) -> str:
@@ -115,7 +115,7 @@ class BitNetWeight(Quantizer):
         super().__init__()
         self.group_size = checked_group_size("BitNetWeight", group_size)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def _quantize(self, w: Tensor) -> Tensor:
         return functional.bitnet_weight(w, self.group_size)
 
     def extra_repr(self) -> str:
@@ -141,7 +141,7 @@ class BitNetActivation(Quantizer):
         super().__init__()
         self.bits = checked_width("BitNetActivation", bits, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         return functional.bitnet_activation(x, self.bits)
 
     def extra_repr(self) -> str:

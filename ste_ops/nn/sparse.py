@@ -31,7 +31,7 @@ class SRSTE(Quantizer):
         self.m = checked_integer("SRSTE", "m", m, self.n)
         self.decay = checked_finite("SRSTE", "decay", decay, zero=True)
 
-    def forward(self, w: Tensor) -> Tensor:
+    def _quantize(self, w: Tensor) -> Tensor:
         return functional.sr_ste(w, self.n, self.m, self.decay)
 
     def extra_repr(self) -> str:

@@ -36,6 +36,9 @@ class LSQ(UniformQuantizer):
     The optimizer may push a step to 0 or below, where it means nothing. It is then taken as 2^-23, and its gradient
     still passes, so that it can come back. `state_dict` holds the step in use; what is deployed is read there.
 
+    ``freeze()`` leaves the step as it is: it gets no gradient, so an optimizer passes it over, until ``unfreeze()``.
+    `DistributedDataParallel` then needs ``find_unused_parameters``, as for one that is disabled (see `Quantizer`).
+
     Args:
         bits: an integer, >= 2 if signed, else >= 1, at most 24. The integers run from -2^(bits-1) to 2^(bits-1) - 1,
             or 0 to 2^bits - 1.
@@ -107,7 +110,7 @@ class LSQ(UniformQuantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
-        step = functional.clamp(self.scale, LEAST_STEP, math.inf)
+        step = functional.clamp(self.scale.detach() if self._frozen else self.scale, LEAST_STEP, math.inf)
         return learned_step(
             x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample=not self._of_weight
         )
@@ -160,7 +163,7 @@ class PACT(Quantizer):
         shapes_of_now(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         alpha = functional.clamp(self.alpha, LEAST_STEP, math.inf)
         return functional.pact(x, alpha, self.bits)
 
@@ -186,7 +189,7 @@ class DoReFaActivation(Quantizer):
         super().__init__()
         self.bits = checked_width("DoReFaActivation", bits)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         return functional.dorefa_activation(x, self.bits)
 
     def extra_repr(self) -> str:

@@ -33,6 +33,7 @@ def test_every_parameter_has_a_dimension_to_shard(name):
     shape = (3,) if "channels" in name or name.endswith("scales") else (1,)
     held = {key: tuple(t.shape) for key, t in module.state_dict().items()}
     assert held.pop("initialized", (1,)) == (1,)
+    assert held.pop("_extra_state", (3,)) == (3,)  # what is frozen or disabled: no parameter
     assert set(held.values()) == {shape}
 
 
