@@ -181,6 +181,41 @@ STE_OPS_LIBRARY(m) {
   m.def("subset(Tensor logits, Tensor seed, int k) -> Tensor");
   m.def("subset_backward(Tensor grad, Tensor logits, Tensor seed, int k, float tau) -> Tensor");
 
+  // What stands in exported and traced programs for the autograd.Functions of ste_ops/_functions, which run them again:
+  // the arguments of the Function, and its result without what it returns for the backward.
+  m.def("autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
+  m.def("autograd_sign(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
+  m.def(
+      "autograd_ternary(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, float threshold) "
+      "-> Tensor");
+  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float[] threshold) -> Tensor");
+  m.def("autograd_round(Tensor x) -> Tensor");
+  m.def("autograd_floor(Tensor x) -> Tensor");
+  m.def("autograd_ceil(Tensor x) -> Tensor");
+  m.def("autograd_trunc(Tensor x) -> Tensor");
+  m.def("autograd_clamp(Tensor x, float? min, float? max) -> Tensor");
+  m.def("autograd_stochastic_round(Tensor x, Tensor seed) -> Tensor");
+  m.def(
+      "autograd_fake_quantize(Tensor x, Tensor? scale, Tensor? zero_point, float scale_number, "
+      "float zero_point_number, int quant_min, int quant_max, int axis) -> Tensor");
+  m.def(
+      "autograd_lsq(Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float? grad_scale, "
+      "bool of_sample) -> Tensor");
+  m.def("autograd_pact(Tensor x, Tensor alpha, int bits) -> Tensor");
+  m.def("autograd_dorefa_activation(Tensor x, int bits) -> Tensor");
+  m.def("autograd_xnor_weight(Tensor w, bool per_channel) -> Tensor");
+  m.def("autograd_magnitude_aware_sign(Tensor w, bool per_channel) -> Tensor");
+  m.def("autograd_dorefa_weight(Tensor w, int bits, bool per_channel) -> Tensor");
+  m.def("autograd_dorefa_sign(Tensor w, bool per_channel) -> Tensor");
+  m.def("autograd_bitnet_weight(Tensor w, bool per_channel) -> Tensor");
+  m.def("autograd_bitnet_activation(Tensor x, int bits) -> Tensor");
+  m.def("autograd_sr_ste(Tensor w, int n, int m, float decay) -> Tensor");
+  m.def("autograd_bernoulli(Tensor p, Tensor seed) -> Tensor");
+  m.def("autograd_categorical(Tensor logits, Tensor seed, int estimator, float tau) -> Tensor");
+  m.def("autograd_subset(Tensor logits, Tensor seed, int k, float tau) -> Tensor");
+  m.def("autograd_clip_gradient_value(Tensor(a) x, float clip_value) -> Tensor(a)");
+  m.def("autograd_clip_gradient_norm(Tensor(a) x, float max_norm, float norm_type, int[] dims) -> Tensor(a)");
+
   m.def("surrogates() -> str");
   m.def("build_info() -> str");
   m.def("cuda_build_info() -> str");

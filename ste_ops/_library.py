@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,7 +79,9 @@ def _load_cuda() -> tuple[bool, str]:
 
 
 def _operator_names(namespace: str) -> list[str]:
-    return sorted(name.split("::")[1] for name in all_operator_names() if name.startswith(namespace + "::"))
+    """The operators that have kernels: autograd_* stand for Functions (ste_ops/_functions/base.py)."""
+    names = (name.split("::")[1] for name in all_operator_names() if name.startswith(namespace + "::"))
+    return sorted(name for name in names if not name.startswith("autograd_"))
 
 
 # Dispatch keys under which a user may arrive with a tensor that no kernel here takes.
@@ -130,6 +133,16 @@ _load_cpu()
 CUDA_LOADED, CUDA_REASON = _load_cuda()
 _libraries = _explain_missing_kernels(CUDA_LOADED, CUDA_REASON)
 ops = Operators("ste_ops")
+
+
+def stand_in(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator `autograd_name`, with the Python function `run` as its kernel (ste_ops/_functions/base.py)."""
+    library = torch.library.Library("ste_ops", "IMPL")
+    _libraries.append(library)
+    # The second is where a transform of torch.func would begin: a Function has rules of its own for them.
+    for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+        library.impl(f"autograd_{name}", run, key)
+    return getattr(torch.ops.ste_ops, f"autograd_{name}").default
 
 
 def build_info() -> dict[str, Any]:

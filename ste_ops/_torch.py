@@ -14,6 +14,9 @@ from torch.autograd import forward_ad as _forward_ad
 # Whether a transform of torch.func is running: `Function.apply` asks the same before it takes its slow way.
 functorch_active = torch._C._are_functorch_transforms_active
 
+# Whether torch.jit.trace records a program.
+jit_tracing = torch._C._is_tracing
+
 # The tensor within a wrapper that outlived its transform, and any other tensor as it is: `Function.apply` does it too.
 unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
-from ste_ops._torch import differentiated_around, functorch_active, unwrap_if_dead
+from ste_ops._library import stand_in
+from ste_ops._torch import differentiated_around, functorch_active, jit_tracing, unwrap_if_dead
 
 FAKES: dict[str, Callable[..., Any]] = {}
 
@@ -25,6 +27,11 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+def recording() -> bool:
+    """Whether torch.export or torch.jit.trace records a program, which may be trained."""
+    return is_exporting() or jit_tracing()
+
+
 class NativeFunction(torch.autograd.Function):
     """An autograd.Function over registered operators.
 
@@ -34,9 +41,14 @@ class NativeFunction(torch.autograd.Function):
     `torch.func.grad` and refuses a custom `jvp` (docs/decisions/autograd-functions.md).
 
     A family of Functions has one `vmap`, a classmethod of their base class that calls `cls.apply`.
+
+    For one that is `recorded` an operator stands in exported and traced programs.
     """
 
     _apply: Callable[..., Any]
+    _operator: Callable[..., Any] | None = None
+    # Whether forward returns something after the result, a mask as a rule, which the operator leaves out.
+    returns_more = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -47,8 +59,32 @@ class NativeFunction(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if functorch_active():
             return super().apply(*args)
+        if (is_exporting() or jit_tracing()) and cls._operator is not None:
+            out = cls._operator(*args)
+            return (out,) if cls.returns_more else out
         # A tensor that outlived its transform is unwrapped, as Function.apply does.
         return cls._apply(*[unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
+
+    @classmethod
+    def run(cls, *args: Any) -> Tensor:
+        """The kernel of the operator that stands for the Function."""
+        args = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)
+        out = super().apply(*args) if functorch_active() else cls._apply(*args)
+        return out[0] if cls.returns_more else out
+
+
+def recorded(name: str) -> Callable[[type[NativeFunction]], Any]:
+    """Makes the operator `autograd_name` stand for a Function, with its arguments, in exported and traced programs.
+
+    Those cannot hold a Function. The operator calls it where the program runs, and so keeps its gradient
+    (docs/decisions/exported-gradients.md).
+    """
+
+    def register(function: type[NativeFunction]) -> type[NativeFunction]:
+        function._operator = stand_in(name, function.run)
+        return function
+
+    return register
 
 
 class Elementwise(NativeFunction):

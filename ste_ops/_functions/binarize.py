@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent
+from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
 from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_gradient, mask_rows
 from ste_ops._library import ops
@@ -46,6 +46,8 @@ class Binarize(NativeFunction):
     `forward(x, surrogate, a, b, factor, parameters, ...) -> (out, mask)`: a mask's gradients are multiplied by factor,
     a curve's `parameters` stand in for a and b where they are a tensor.
     """
+
+    returns_more = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -94,18 +96,21 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
     return curve_gradient(grad, x, parameters, ctx.curve)
 
 
+@recorded("heaviside")
 class Heaviside(Binarize):
     @staticmethod
     def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
         return ops.heaviside(x, surrogate, a, b)
 
 
+@recorded("sign")
 class Sign(Binarize):
     @staticmethod
     def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
         return ops.sign(x, surrogate, a, b)
 
 
+@recorded("ternary")
 class Ternary(Binarize):
     @staticmethod
     def forward(

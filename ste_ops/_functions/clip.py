@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import Elementwise, NativeFunction, fake, inverse, needs_function, new_tangent
+from ste_ops._functions.base import Elementwise, NativeFunction, fake, inverse, needs_function, new_tangent, recorded
 from ste_ops._library import ops
 
 
@@ -63,6 +63,7 @@ def _(grad: Tensor, row_dims: int, max_norm: float, norm_type: float) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
+@recorded("clip_gradient_value")
 class ClipGradientValue(Elementwise):
     """x forward, the clamped gradient backward."""
 
@@ -126,6 +127,7 @@ class _OfRows(NativeFunction):
         return cls.apply(x.movedim(in_dims[0], 0), max_norm, norm_type, tuple(d + 1 for d in dims)), 0
 
 
+@recorded("clip_gradient_norm")
 class ClipGradientNorm(_OfRows):
     """x forward, the gradient scaled to the norm backward."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import Elementwise, NativeFunction, batch_first, widen
+from ste_ops._functions.base import Elementwise, NativeFunction, batch_first, recorded, recording, widen
 from ste_ops._functions.binarize import surrogate_number
 from ste_ops._library import ops
 
@@ -20,8 +20,8 @@ Slope = Callable[[Tensor], Tensor]
 
 def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope) -> Tensor:
     """`threshold` is empty but for a ternary step."""
-    if torch.compiler.is_compiling():
-        # A callable is no argument of an opaque call; Dynamo traces it here, and autograd its derivative.
+    if torch.compiler.is_compiling() or recording():
+        # A callable is no argument of an opaque call; it is traced here, and autograd records its derivative.
         return SlopedStep.apply(x, slope(widen(x)), step, threshold)
     return CustomStep.apply(x, slope, step, threshold)
 
@@ -58,6 +58,7 @@ class CustomStep(Elementwise):
         return None if tangent is None else _times(tangent, ctx.slope(widen(ctx.saved_tensors[0])))
 
 
+@recorded("sloped_step")
 class SlopedStep(NativeFunction):
     """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
 

@@ -93,6 +93,8 @@ def batch_of_masks(mask: Tensor, shape: torch.Size) -> Tensor:
 class Masked(NativeFunction):
     """`forward(x, ...) -> (out, mask)`: the gradient of x passes where the mask has a one; nothing else has one."""
 
+    returns_more = True
+
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         out, mask = output

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded
 from ste_ops._functions.mask import new_mask
 from ste_ops._functions.quantize.channels import along, fold_channels, per_group, unfold_channels
 from ste_ops._functions.quantize.uniform import MaskedSteps
@@ -59,12 +59,18 @@ class MaskedLSQ(MaskedSteps):
         return ops.lsq_masked(x, scale, *rest)
 
 
+@recorded("lsq")
 class LSQ(NativeFunction):
     """`forward(x, scale, quant_min, quant_max, axis, grad_scale, of_sample) -> out`; saves x and scale.
 
     Without a grad_scale the backward counts the elements that share a scale: of x, or of one sample of it, dimension 0
     being the batch.
     """
+
+    @classmethod
+    def run(cls, x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+        # A program may be trained with its scales frozen, or not be trained.
+        return super().run(x, scale, *rest) if needs_function(scale) else MaskedLSQ.run(x, scale.detach(), *rest[:3])
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, *rest: Any) -> Tensor:

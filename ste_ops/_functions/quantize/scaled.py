@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, PassThrough, fake, needs_function, widen
+from ste_ops._functions.base import NativeFunction, PassThrough, fake, needs_function, recorded, widen
 from ste_ops._functions.binarize import Sign, surrogate_number
 from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
 from ste_ops._library import ops
@@ -62,12 +62,14 @@ class _Grouped(PassThrough):
         return unfold_channels(cls.apply(fold_channels(w, axis), True), w.shape, axis), 0
 
 
+@recorded("bitnet_weight")
 class BitNetWeight(_Grouped):
     @staticmethod
     def forward(w: Tensor, per_channel: bool) -> Tensor:
         return ops.bitnet_weight(w, per_channel)
 
 
+@recorded("bitnet_activation")
 class BitNetActivation(PassThrough):
     @staticmethod
     def forward(x: Tensor, bits: int) -> Tensor:
@@ -81,6 +83,7 @@ class BitNetActivation(PassThrough):
         return BitNetActivation.apply(batch, bits), 0
 
 
+@recorded("dorefa_sign")
 class DoReFaSign(_Grouped):
     """`dorefa_weight` of one bit."""
 
@@ -92,6 +95,7 @@ class DoReFaSign(_Grouped):
 class ScaledWeight(NativeFunction):
     """`forward(w, ..., per_channel) -> (out, statistic)`. Saves w itself, which is a parameter, and the statistic."""
 
+    returns_more = True
     native: str  # the operator that is the backward
 
     @staticmethod
@@ -171,6 +175,7 @@ def _passes(x: Tensor) -> Tensor:
     return ~(x.detach().abs() > 1)
 
 
+@recorded("xnor_weight")
 class XNORWeight(ScaledWeight):
     """sign(w) times the mean of abs(w), both of them differentiated."""
 
@@ -195,6 +200,7 @@ class XNORWeight(ScaledWeight):
         return (through_sign + _sign(x) * mean_of_groups(t * slope, dims)).to(w.dtype)
 
 
+@recorded("magnitude_aware_sign")
 class MagnitudeAwareSign(ScaledWeight):
     """The same with the mean held."""
 
@@ -214,6 +220,7 @@ class MagnitudeAwareSign(ScaledWeight):
         return MagnitudeAwareSign.gradient(tangent, w, statistic, per_channel)
 
 
+@recorded("dorefa_weight")
 class DoReFaWeight(ScaledWeight):
     """Levels of tanh(w) / max(abs(tanh(w))), from two bits on. The rounding passes, the rest is differentiated."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, new_tangent
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, new_tangent, recorded
 from ste_ops._library import ops
 
 
@@ -21,6 +21,7 @@ def _(grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Tensor:
     return torch.empty_like(w)
 
 
+@recorded("sr_ste")
 class SRSTE(NativeFunction):
     """The n largest of every m neighbours. Saves w, from which the backward ranks again: a parameter costs nothing."""
 

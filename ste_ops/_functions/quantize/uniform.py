@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, inverse, memory_order, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, inverse, memory_order, needs_function, recorded
 from ste_ops._functions.mask import (
     Masked,
     batch_gradient,
@@ -54,6 +54,7 @@ def _(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), new_mask(x)
 
 
+@recorded("dorefa_activation")
 class DorefaActivation(Masked):
     @staticmethod
     def forward(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,7 @@ class MaskedSteps(Masked):
         return (from_mask_groups(out, x.shape, axis), batch_of_masks(mask, x.shape)), (0, 0)
 
 
+@recorded("fake_quantize")
 class FakeQuantize(MaskedSteps):
     parameters = 2
 
@@ -86,8 +88,11 @@ class FakeQuantize(MaskedSteps):
         return ops.fake_quantize(x, scale, zero_point, *rest)
 
 
+@recorded("pact")
 class PACT(NativeFunction):
     """`forward(x, alpha, bits) -> (out, inside, above)`; saves the two masks."""
+
+    returns_more = True
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

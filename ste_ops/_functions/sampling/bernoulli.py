@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import SeededPassThrough, fake
+from ste_ops._functions.base import SeededPassThrough, fake, recorded
 from ste_ops._library import ops
 
 
@@ -14,6 +14,7 @@ def _(p: Tensor, seed: Tensor) -> Tensor:
     return torch.empty_like(p)
 
 
+@recorded("bernoulli")
 class Bernoulli(SeededPassThrough):
     """0 or 1 forward, the identity backward. `forward(p, seed) -> out`; nothing is saved."""
 

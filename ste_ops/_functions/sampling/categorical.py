@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded
 from ste_ops._library import ops
 
 STRAIGHT_THROUGH, GUMBEL, REINMAX = range(3)
@@ -66,9 +66,12 @@ class GumbelNoise(NativeFunction):
         return GumbelNoise.apply(*by_seed(logits, seed)).reshape(logits.shape), 0
 
 
+@recorded("categorical")
 class Categorical(NativeFunction):
     """One-hot forward. `forward(logits, seed, estimator, tau) -> (out, index)`; saves its tensors, and index where the
     gradient depends on the draw."""
+
+    returns_more = True
 
     @staticmethod
     def forward(logits: Tensor, seed: Tensor, estimator: int, tau: float) -> tuple[Tensor, Tensor]:

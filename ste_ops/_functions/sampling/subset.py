@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded
 from ste_ops._functions.sampling.categorical import GumbelNoise, by_seed, wide
 from ste_ops._library import ops
 
@@ -22,6 +22,7 @@ def _(grad: Tensor, logits: Tensor, seed: Tensor, k: int, tau: float) -> Tensor:
     return torch.empty_like(logits)
 
 
+@recorded("subset")
 class Subset(NativeFunction):
     """k-hot forward. `forward(logits, seed, k, tau) -> out`; saves its tensors."""
 

@@ -14,7 +14,7 @@ from ste_ops._checks import (
     check_tensor,
     checked_bits,
 )
-from ste_ops._functions.base import needs_function
+from ste_ops._functions.base import needs_function, recording
 from ste_ops._functions.quantize import uniform as _functions
 from ste_ops._functions.quantize.lsq import LSQ, MaskedLSQ
 
@@ -177,7 +177,7 @@ def learned_step(
     else:
         check_number(operator, "grad_scale", grad_scale)
         grad_scale = float(grad_scale)
-    if not needs_function(scale):
+    if not needs_function(scale) and not recording():
         return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
     return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)
 
