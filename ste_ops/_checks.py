@@ -29,14 +29,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real)) and not isinstance(value, bool)
 
 
-def check_tensor(operator: str, argument: str, x: Tensor) -> None:
+def check_tensor(operator: str, argument: str, x: Tensor) -> bool:
+    """Refuses what is no floating tensor; True of a proxy of torch.fx, which stands for one while a graph is made."""
     if not isinstance(x, Tensor):
-        mend = ""
         if isinstance(x, torch.fx.Proxy):
-            mend = f"; torch.fx traces it as one call after torch.fx.wrap of a function that calls {operator}"
-        raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}{mend}")
+            return True
+        raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise TypeError(f"{operator}: {argument} must be float64, float32, bfloat16 or float16, got {x.dtype}")
+    return False
 
 
 def checked_bits(operator: str, bits: int, least: int = 1) -> int:
@@ -125,12 +126,15 @@ def check_scale(operator: str, scale: float, dtype: torch.dtype) -> None:
 # Sampling.
 
 
-def check_logits(operator: str, logits: Tensor) -> None:
-    check_tensor(operator, "logits", logits)
+def check_logits(operator: str, logits: Tensor) -> bool:
+    """As `check_tensor`, and a dimension and a category."""
+    if check_tensor(operator, "logits", logits):
+        return True
     if logits.dim() == 0:
         raise ValueError(f"{operator}: logits must have at least one dimension, got shape ()")
     if logits.shape[-1] == 0:
         raise ValueError(f"{operator}: logits must have at least one category, got shape {tuple(logits.shape)}")
+    return False
 
 
 def check_tau(operator: str, tau: float) -> float:

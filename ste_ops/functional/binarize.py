@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_finite
+from ste_ops._fx import call_node
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
 
@@ -13,9 +14,9 @@ __all__ = ["heaviside", "sign", "ternary"]
 _DEFAULT = Clip(1.0)
 
 
-def _check(operator: str, x: Tensor, surrogate: Surrogate) -> None:
-    check_tensor(operator, "x", x)
+def _check(operator: str, x: Tensor, surrogate: Surrogate) -> bool:
     check_surrogate(operator, surrogate)
+    return check_tensor(operator, "x", x)
 
 
 def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
@@ -50,7 +51,8 @@ def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
         >>> x.grad
         tensor([1., 1., 0., 1.])
     """
-    _check("heaviside", x, surrogate)
+    if _check("heaviside", x, surrogate):
+        return call_node(heaviside, locals())
     return surrogate._binarize("heaviside", x)
 
 
@@ -81,7 +83,8 @@ def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
         >>> w.grad
         tensor([0., 1., 1.])
     """
-    _check("sign", x, surrogate)
+    if _check("sign", x, surrogate):
+        return call_node(sign, locals())
     return surrogate._binarize("sign", x)
 
 
@@ -116,5 +119,6 @@ def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05)
         >>> w.grad
         tensor([0., 1., 1.])
     """
-    _check("ternary", x, surrogate)
+    if _check("ternary", x, surrogate):
+        return call_node(ternary, locals())
     return surrogate._binarize("ternary", x, checked_finite("ternary", "threshold", threshold, zero=True))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ste_ops._checks import checked_integer, checked_width, is_integer, is_number
 from ste_ops.functional.quantize._groups import in_groups, rows_of_groups
@@ -169,6 +170,8 @@ class UniformQuantizer(HostSide):
         # 2.11 says "exporting" in every torch.compile too) the program itself searches, in its first run.
         if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             raise RuntimeError(f"{name}: no scale is set yet, so nothing can be exported; run one batch before")
+        if isinstance(x, Proxy) or torch.jit.is_tracing():
+            raise RuntimeError(f"{name}: no scale is set yet, so nothing can be traced; run one batch before")
         self._check_channels()
         x = self._rows(x.detach()).to(torch.promote_types(x.dtype, torch.float32))
         if x.numel() == 0:

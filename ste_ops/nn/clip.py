@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ste_ops import functional
 from ste_ops._checks import checked_norm_type, checked_number
+from ste_ops._fx import one_node
 
 
 def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -51,6 +52,7 @@ class ClipGradientValue(nn.Module):
         super().__init__()
         self.clip_value = checked_number("ClipGradientValue", "clip_value", clip_value)
 
+    @one_node
     def forward(self, x: Any) -> Any:
         return _map(lambda t: functional.clip_gradient_value(t, self.clip_value), x)
 
@@ -92,6 +94,7 @@ class ClipGradientNorm(nn.Module):
         self.norm_type = checked_norm_type("ClipGradientNorm", norm_type)
         self.dim = tuple(dim) if isinstance(dim, Iterable) else dim
 
+    @one_node
     def forward(self, x: Any) -> Any:
         return _map(lambda t: functional.clip_gradient_norm(t, self.max_norm, self.norm_type, self.dim), x)
 

@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ste_ops import functional
+from ste_ops._fx import one_node
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn.binarize import say_place
@@ -143,6 +144,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         torch.Size([5, 2])
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         return nn.functional.linear(self._quantized_input(input), self.quantized_weight(), self.bias)
 
@@ -157,6 +159,7 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
         torch.Size([1, 4, 6])
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
 
@@ -191,6 +194,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         tensor([-1.,  1.])
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
 
@@ -205,6 +209,7 @@ class QuantConv3d(QuantLayer, nn.Conv3d):
         torch.Size([1, 2, 4, 4, 4])
     """
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
 

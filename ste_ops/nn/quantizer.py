@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops._checks import checked_integer
+from ste_ops._fx import one_node
 from ste_ops._torch import dispatch_modes
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class Quantizer(nn.Module):
 
     What an operator does to NaN, zeros and ties, its gradient and what it keeps for the backward, is on the page of the
     operator, the function in `ste_ops` that a class names. Layers of `ste_ops.nn` take any module or function as a
-    quantizer; nothing has to be derived from this class.
+    quantizer; nothing has to be derived from this class. `torch.fx` records a
+    quantizer as one node.
 
     ``disable()`` makes one pass its input on as it is, and ``enable()`` quantize again: a delayed start, or a look at
     the model in float. `disable_quantization` does it over a model. Each is one more graph under `torch.compile`, once.
@@ -35,6 +37,12 @@ class Quantizer(nn.Module):
         super().__init__()
         self._enabled = True  # not the class's, or its first change would be another graph
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = one_node(vars(cls)["forward"])  # type: ignore[method-assign]
+
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return self._quantize(x) if self._enabled else x
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ste_ops._checks import check_tensor, is_number
 from ste_ops._functions.base import widen
 from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves
+from ste_ops._fx import method_node
 
 _NATIVE: dict[int, type[Surrogate]] = {}
 
@@ -72,7 +73,8 @@ class Surrogate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """`ste_ops.heaviside` of x with this surrogate."""
-        check_tensor("heaviside", "x", x)
+        if check_tensor("heaviside", "x", x):
+            return method_node(self, "__call__", x)
         return self._binarize("heaviside", x)
 
     def _binarize(self, operator: str, x: Tensor, *threshold: float) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_norm_type, checked_number
 from ste_ops._functions import clip as _functions
+from ste_ops._fx import call_node
 
 
 def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:
@@ -36,7 +37,8 @@ def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:
         >>> x.grad
         tensor([-1.0000,  0.5000,  1.0000])
     """
-    check_tensor("clip_gradient_value", "x", x)
+    if check_tensor("clip_gradient_value", "x", x):
+        return call_node(clip_gradient_value, locals())
     clip_value = checked_number("clip_gradient_value", "clip_value", clip_value)
     return _functions.ClipGradientValue.apply(x, clip_value)
 
@@ -75,7 +77,8 @@ def clip_gradient_norm(
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    check_tensor("clip_gradient_norm", "x", x)
+    if check_tensor("clip_gradient_norm", "x", x):
+        return call_node(clip_gradient_norm, locals())
     max_norm = checked_number("clip_gradient_norm", "max_norm", max_norm)
     p = checked_norm_type("clip_gradient_norm", norm_type)
     return _functions.ClipGradientNorm.apply(x, max_norm, p, _dims(x, dim))

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from ste_ops._checks import check_number, check_tensor
 from ste_ops._functions.quantize import rounding as _functions
+from ste_ops._fx import call_node
 from ste_ops._random import draw_seed
 
 
@@ -39,7 +40,8 @@ def round(x: Tensor) -> Tensor:
         >>> x.grad
         tensor([1., 1., 1.])
     """
-    check_tensor("round", "x", x)
+    if check_tensor("round", "x", x):
+        return call_node(round, locals())
     return _functions.Round.apply(x)
 
 
@@ -64,7 +66,8 @@ def floor(x: Tensor) -> Tensor:
         >>> ste_ops.floor(torch.tensor([-1.2, 0.5, 2.0]))
         tensor([-2.,  0.,  2.])
     """
-    check_tensor("floor", "x", x)
+    if check_tensor("floor", "x", x):
+        return call_node(floor, locals())
     return _functions.Floor.apply(x)
 
 
@@ -89,7 +92,8 @@ def ceil(x: Tensor) -> Tensor:
         >>> ste_ops.ceil(torch.tensor([-1.2, 0.5, 2.0]))
         tensor([-1.,  1.,  2.])
     """
-    check_tensor("ceil", "x", x)
+    if check_tensor("ceil", "x", x):
+        return call_node(ceil, locals())
     return _functions.Ceil.apply(x)
 
 
@@ -114,7 +118,8 @@ def trunc(x: Tensor) -> Tensor:
         >>> ste_ops.trunc(torch.tensor([-1.2, 0.5, 2.0]))
         tensor([-1.,  0.,  2.])
     """
-    check_tensor("trunc", "x", x)
+    if check_tensor("trunc", "x", x):
+        return call_node(trunc, locals())
     return _functions.Trunc.apply(x)
 
 
@@ -146,7 +151,8 @@ def clamp(x: Tensor, min: float, max: float) -> Tensor:
         >>> x.grad
         tensor([1., 1., 1.])
     """
-    check_tensor("clamp", "x", x)
+    if check_tensor("clamp", "x", x):
+        return call_node(clamp, locals())
     check_number("clamp", "min", min)
     check_number("clamp", "max", max)
     if min > max:
@@ -184,5 +190,6 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
         >>> y.unique(), y.mean().mul(100).round().div(100)
         (tensor([2., 3.]), tensor(2.2500))
     """
-    check_tensor("stochastic_round", "x", x)
+    if check_tensor("stochastic_round", "x", x):
+        return call_node(stochastic_round, locals())
     return _functions.StochasticRound.apply(x, draw_seed("stochastic_round", x.device, generator))

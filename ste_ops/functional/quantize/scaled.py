@@ -11,6 +11,7 @@ from ste_ops._checks import check_tensor, checked_bits
 from ste_ops._functions.base import widen
 from ste_ops._functions.quantize import scaled as _functions
 from ste_ops._functions.quantize.scaled_sign import ScaledSign
+from ste_ops._fx import call_node
 from ste_ops.functional.quantize._groups import in_groups
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -60,7 +61,8 @@ def dorefa_weight(w: Tensor, bits: int, group_size: int | None = None) -> Tensor
         >>> w.grad
         tensor([1., 1., 1., 1.])
     """
-    check_tensor("dorefa_weight", "w", w)
+    if check_tensor("dorefa_weight", "w", w):
+        return call_node(dorefa_weight, locals())
     bits = checked_bits("dorefa_weight", bits)
     if group_size is not None:
         return in_groups("dorefa_weight", w, group_size, lambda rows: _dorefa_weight(rows, bits, True))
@@ -114,7 +116,8 @@ def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size: int | No
         tensor([[1.0000, 0.0000],
                 [1.1000, 1.1000]])
     """
-    check_tensor("xnor_weight", "w", w)
+    if check_tensor("xnor_weight", "w", w):
+        return call_node(xnor_weight, locals())
     check_surrogate("xnor_weight", surrogate)
     if group_size is not None:
         return in_groups("xnor_weight", w, group_size, lambda rows: xnor_weight(rows, surrogate))
@@ -176,7 +179,8 @@ def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size:
         tensor([[1.0000, 0.0000],
                 [0.1000, 0.1000]])
     """
-    check_tensor("magnitude_aware_sign", "w", w)
+    if check_tensor("magnitude_aware_sign", "w", w):
+        return call_node(magnitude_aware_sign, locals())
     check_surrogate("magnitude_aware_sign", surrogate)
     if group_size is not None:
         return in_groups("magnitude_aware_sign", w, group_size, lambda rows: magnitude_aware_sign(rows, surrogate))
@@ -216,7 +220,8 @@ def bitnet_weight(w: Tensor, group_size: int | None = None) -> Tensor:
         >>> w.grad
         tensor([1., 1., 1., 1.])
     """
-    check_tensor("bitnet_weight", "w", w)
+    if check_tensor("bitnet_weight", "w", w):
+        return call_node(bitnet_weight, locals())
     if group_size is not None:
         return in_groups("bitnet_weight", w, group_size, lambda rows: _functions.BitNetWeight.apply(rows, True))
     return _functions.BitNetWeight.apply(w, False)
@@ -256,5 +261,6 @@ def bitnet_activation(x: Tensor, bits: int = 8) -> Tensor:
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
     """
-    check_tensor("bitnet_activation", "x", x)
+    if check_tensor("bitnet_activation", "x", x):
+        return call_node(bitnet_activation, locals())
     return _functions.BitNetActivation.apply(x, checked_bits("bitnet_activation", bits, least=2))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_finite, is_integer
 from ste_ops._functions.quantize import sparse as _functions
+from ste_ops._fx import call_node
 
 
 def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
@@ -50,7 +51,8 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
         >>> w.grad
         tensor([[1.0500, 1.0000, 1.0100, 1.0000]])
     """
-    check_tensor("sr_ste", "w", w)
+    if check_tensor("sr_ste", "w", w):
+        return call_node(sr_ste, locals())
     for name, number in (("n", n), ("m", m)):
         if not is_integer(number):
             raise TypeError(f"sr_ste: {name} must be an integer, got {number!r}")

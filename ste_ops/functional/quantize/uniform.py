@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ste_ops._checks import (
     check_axis,
@@ -17,6 +18,7 @@ from ste_ops._checks import (
 from ste_ops._functions.base import needs_function, recording
 from ste_ops._functions.quantize import uniform as _functions
 from ste_ops._functions.quantize.lsq import LSQ, MaskedLSQ
+from ste_ops._fx import call_node
 
 
 def fake_quantize(
@@ -69,8 +71,9 @@ def fake_quantize(
         >>> x.grad
         tensor([0., 1., 1., 0.])
     """
+    if check_tensor("fake_quantize", "x", x):
+        return call_node(fake_quantize, locals())
     operator = "fake_quantize"
-    check_tensor(operator, "x", x)
     check_range(operator, quant_min, quant_max)
     axis = check_axis(operator, x, axis)
     scales = zero_points = None
@@ -147,6 +150,8 @@ def lsq(
         >>> x.grad, scale.grad  # -4 + (1 - 0.6) + 3
         (tensor([0., 1., 0.]), tensor(-0.6000))
     """
+    if isinstance(x, Proxy) or isinstance(scale, Proxy):
+        return call_node(lsq, locals())
     return learned_step(x, scale, quant_min, quant_max, axis, grad_scale, of_sample=False)
 
 
@@ -160,9 +165,9 @@ def learned_step(
     of_sample: bool,
 ) -> Tensor:
     """`lsq`, whose default grad_scale counts the elements of one sample if `of_sample`: dimension 0 is the batch."""
+    if check_tensor("lsq", "x", x) or check_tensor("lsq", "scale", scale):
+        return call_node(learned_step, locals())
     operator = "lsq"
-    check_tensor(operator, "x", x)
-    check_tensor(operator, "scale", scale)
     check_range(operator, quant_min, quant_max)
     axis = check_axis(operator, x, axis)
     check_parameter(operator, "scale", scale, x, axis)
@@ -217,8 +222,8 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         >>> x.grad, alpha.grad
         (tensor([0., 1., 1., 0.]), tensor(1.))
     """
-    check_tensor("pact", "x", x)
-    check_tensor("pact", "alpha", alpha)
+    if check_tensor("pact", "x", x) or check_tensor("pact", "alpha", alpha):
+        return call_node(pact, locals())
     check_parameter("pact", "alpha", alpha, x, -1)
     checked_bits("pact", bits)
     return _functions.PACT.apply(x, alpha, bits)[0]
@@ -253,6 +258,7 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
         >>> x.grad
         tensor([0., 1., 1., 0.])
     """
-    check_tensor("dorefa_activation", "x", x)
+    if check_tensor("dorefa_activation", "x", x):
+        return call_node(dorefa_activation, locals())
     checked_bits("dorefa_activation", bits)
     return _functions.DorefaActivation.apply(x, bits)[0]

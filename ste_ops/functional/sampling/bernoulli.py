@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from ste_ops._checks import check_tensor
 from ste_ops._functions.sampling.bernoulli import Bernoulli
+from ste_ops._fx import call_node
 from ste_ops._random import draw_seed
 
 
@@ -41,5 +42,6 @@ def bernoulli_ste(p: Tensor, *, generator: Generator | None = None) -> Tensor:
         >>> p.grad
         tensor([1., 1., 1.])
     """
-    check_tensor("bernoulli_ste", "p", p)
+    if check_tensor("bernoulli_ste", "p", p):
+        return call_node(bernoulli_ste, locals())
     return Bernoulli.apply(p, draw_seed("bernoulli_ste", p.device, generator))

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from ste_ops._checks import check_logits, check_tau
 from ste_ops._functions.sampling.categorical import Categorical
+from ste_ops._fx import call_node
 from ste_ops._random import draw_seed
 
 Estimator: TypeAlias = Literal["straight_through", "gumbel", "reinmax"]
@@ -65,8 +66,9 @@ def categorical_ste(
         >>> logits.grad[2]
         tensor(0.)
     """
+    if check_logits("categorical_ste", logits):
+        return call_node(categorical_ste, locals())
     operator = "categorical_ste"
-    check_logits(operator, logits)
     if estimator not in ESTIMATORS:
         raise ValueError(f"{operator}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     tau = check_tau(operator, tau)

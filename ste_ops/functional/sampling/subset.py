@@ -6,6 +6,7 @@ from torch import Generator, Tensor
 
 from ste_ops._checks import check_logits, check_tau, is_integer
 from ste_ops._functions.sampling.subset import Subset
+from ste_ops._fx import call_node
 from ste_ops._random import draw_seed
 
 
@@ -51,8 +52,9 @@ def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator
         >>> logits.grad.abs().max() < 1e-6  # the draws always sum to 2
         tensor(True)
     """
+    if check_logits("subset_ste", logits):
+        return call_node(subset_ste, locals())
     operator = "subset_ste"
-    check_logits(operator, logits)
     if not is_integer(k):
         raise TypeError(f"{operator}: k must be an int, got {type(k).__name__}")
     if not 1 <= k <= logits.shape[-1]:
