@@ -39,6 +39,7 @@ from ste_ops.functional import (
     residual_resample,
     sign,
     sr_ste,
+    sr_ste_decay_,
     stochastic_round,
     stratified_resample,
     subset_ste,

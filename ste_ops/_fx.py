@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from torch import Generator
 from torch.fx import Proxy
 
 
 def call_node(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """A call of a function of this package, to which some of the arguments are proxies."""
-    tracer = next(value.tracer for value in arguments.values() if isinstance(value, Proxy))
+    tracer: Any = next(value.tracer for value in arguments.values() if isinstance(value, Proxy))
     # A surrogate of numbers becomes a node that makes it, which torch.fx does by itself.
     held = {name: _held(tracer, value) if _is_opaque(value) else value for name, value in arguments.items()}
     first, *others = held
@@ -26,10 +27,9 @@ def method_node(of: Any, name: str, x: Any) -> Any:
 
 def _is_opaque(value: Any) -> bool:
     """Whether torch.fx cannot write the value down, as a callable in a surrogate or a generator."""
-    fields: Any = value
     if dataclasses.is_dataclass(value):
-        return not fields.__dataclass_params__.init
-    return type(value).__name__ == "Generator"
+        return not getattr(value, "__dataclass_params__").init  # noqa: B009
+    return isinstance(value, Generator)
 
 
 def _held(tracer: Any, value: Any) -> Any:

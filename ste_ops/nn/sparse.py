@@ -15,7 +15,8 @@ class SRSTE(Quantizer):
     Args:
         n: how many of a group are kept, an integer >= 1.
         m: the size of a group, an integer >= n; it divides the size of dim 1.
-        decay: the strength of the pull of the pruned weights to 0, a finite number >= 0; default 2e-4.
+        decay: the strength of the pull of the pruned weights to 0, a finite number >= 0; default 2e-4. Each backward
+            adds it, so a scaled loss divides it and accumulation multiplies it: there take 0, and `add_decay_`.
 
     Source: SR-STE (Zhou et al., arXiv:2102.04010).
 
@@ -33,6 +34,23 @@ class SRSTE(Quantizer):
 
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.sr_ste(w, self.n, self.m, self.decay)
+
+    def add_decay_(self, w: Tensor, decay: float = 2e-4) -> None:
+        """`ste_ops.sr_ste_decay_` of weights that this module prunes: the decay once, before ``optimizer.step()``.
+
+        Example:
+            >>> import torch, ste_ops
+            >>> sparse = ste_ops.nn.SRSTE(2, 4, decay=0)
+            >>> layer = ste_ops.nn.QuantLinear(8, 3, weight_quantizer=sparse)
+            >>> (layer(torch.ones(2, 8)).sum() * 65536).backward()  # as a GradScaler multiplies
+            >>> _ = layer.weight.grad.div_(65536)
+            >>> sparse.add_decay_(layer.weight)
+        """
+        if self.decay:
+            raise RuntimeError(
+                f"SRSTE: decay must be 0 where add_decay_ is called, got {self.decay}: it would count twice"
+            )
+        functional.sr_ste_decay_(w, self.n, self.m, decay)
 
     def extra_repr(self) -> str:
         return f"n={self.n}, m={self.m}, decay={self.decay}"

@@ -177,3 +177,49 @@ def test_raw_operators_check_what_they_index_with(device):
         ops.sr_ste_backward(w[1:], w, 1, 2, 0.0)
     with pytest.raises(RuntimeError, match="sr_ste: w must be float64, float32, bfloat16 or float16, got Int"):
         ops.sr_ste(w.int(), 1, 2)
+
+
+# The decay outside the loss.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_decay_outside_the_loss_equals_the_reference(device, dtype):
+    for name in ("contiguous", "convolution", "channels_last", "transposed", "sliced", "vector", "empty"):
+        w, grads = LAYOUTS[name](fill_of(dtype)).to(device), []
+        for module in (ste_ops, reference):
+            parameter = w.detach().requires_grad_()
+            upstream = fill_of(dtype, 1)(*w.shape).to(device)
+            (module.sr_ste(parameter, 1, 2, 0.0) * upstream).sum().backward()
+            before = parameter.grad.data_ptr()
+            module.sr_ste_decay_(parameter, 1, 2, 0.03)
+            assert parameter.grad.data_ptr() == before
+            grads.append(parameter.grad)
+        assert_same_bits(*grads, name, any_nan=True)
+
+
+@pytest.mark.parametrize(("scale", "batches"), [(1.0, 1), (65536.0, 1), (65536.0, 8), (1.0, 8)])
+def test_neither_a_loss_scale_nor_accumulation_changes_the_decay(device, scale, batches):
+    w = torch.randn(6, 8, device=device, requires_grad=True)
+    x = torch.randn(8, 6, 8, device=device)
+    sparse = ste_ops.nn.SRSTE(2, 4, decay=0)
+    for batch in x.chunk(batches):
+        ((sparse(w) * batch).sum() * scale).backward()
+    w.grad.div_(scale)
+    sparse.add_decay_(w, 0.25)
+    expected = x.sum(0) + 0.25 * torch.where(reference.sr_ste(w, 2, 4) == 0, w, 0.0)
+    torch.testing.assert_close(w.grad, expected.detach())
+
+
+def test_weights_without_a_gradient_stay_without_and_bad_input_is_refused():
+    w = torch.ones(4, requires_grad=True)
+    ste_ops.sr_ste_decay_(w, 2, 4)
+    assert w.grad is None
+    with pytest.raises(ValueError, match="sr_ste_decay_: m must divide the size of dim 0, which is 4, got 3"):
+        ste_ops.sr_ste_decay_(w, 2, 3)
+    with pytest.raises(ValueError, match="sr_ste_decay_: decay must be a finite number >= 0, got -1"):
+        ste_ops.sr_ste_decay_(w, 2, 4, -1)
+    with pytest.raises(RuntimeError, match=r"SRSTE: decay must be 0 where add_decay_ is called, got 0\.1: it would"):
+        ste_ops.nn.SRSTE(2, 4, 0.1).add_decay_(w)
+    w.grad = torch.ones(4).to_sparse()
+    with pytest.raises(TypeError, match=r"sr_ste_decay_: w.grad must have w's dtype and layout, .* got .*sparse_coo"):
+        ste_ops.sr_ste_decay_(w, 2, 4)

@@ -9,7 +9,7 @@ from ste_ops.functional.quantize.scaled import (
     magnitude_aware_sign,
     xnor_weight,
 )
-from ste_ops.functional.quantize.sparse import sr_ste
+from ste_ops.functional.quantize.sparse import sr_ste, sr_ste_decay_
 from ste_ops.functional.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
 
 # `round` is left out: a star import must not hide Python's own.
@@ -26,6 +26,7 @@ __all__ = [
     "magnitude_aware_sign",
     "pact",
     "sr_ste",
+    "sr_ste_decay_",
     "stochastic_round",
     "trunc",
     "xnor_weight",

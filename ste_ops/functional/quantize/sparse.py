@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_finite, is_integer
 from ste_ops._functions.quantize import sparse as _functions
 from ste_ops._fx import call_node
+from ste_ops._library import ops
 
 
 def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
@@ -20,7 +22,7 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
 
     The decay joins the gradient in each backward. Where the loss is scaled (`torch.amp.GradScaler`) it is divided with
     the gradient before the step, and gradients accumulated over k batches hold it k times: there give ``decay=0``, and
-    add ``decay * w`` where w is pruned to the unscaled gradients before the step.
+    call `sr_ste_decay_` once before the step.
 
     w itself is kept for the backward, no mask: that of a parameter costs no memory. The backward is differentiable in
     its incoming gradient and, through the decay, in w. A forward-mode tangent passes unchanged: the decay regularizes,
@@ -53,13 +55,60 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
     """
     if check_tensor("sr_ste", "w", w):
         return call_node(sr_ste, locals())
+    _check("sr_ste", w, n, m)
+    return _functions.SRSTE.apply(w, n, m, checked_finite("sr_ste", "decay", decay, zero=True))
+
+
+@torch.no_grad()
+def sr_ste_decay_(w: Tensor, n: int, m: int, decay: float = 2e-4) -> None:
+    """Adds ``decay * w`` to ``w.grad`` where `sr_ste` prunes w: the decay outside the loss, once for each step.
+
+    Whatever the loss was multiplied by, and over however many batches the gradients were added, the step then holds the
+    decay once. Forward with ``decay=0``, and call this after ``unscale_`` of a `torch.amp.GradScaler` and after the
+    clipping of gradients, if they are clipped without it, and before ``optimizer.step()``. Weights without a gradient
+    stay without, as for an optimizer.
+
+    Args:
+        w: the weights, whose ``.grad`` is changed in place, of w's dtype; else as in `sr_ste`.
+        n, m: as in `sr_ste`.
+        decay: a finite number >= 0; the default is that of `sr_ste`.
+
+    Raises:
+        TypeError, ValueError: as `sr_ste`, and where the gradient is of another dtype or layout than w.
+
+    Source: SR-STE, arXiv:2102.04010, eq. 9, whose decay is no part of the loss.
+
+    Example:
+        >>> import torch, ste_ops
+        >>> w = torch.tensor([[0.5, -2.0, 0.1, 1.0]], requires_grad=True)
+        >>> for _ in range(4):  # micro-batches
+        ...     ste_ops.sr_ste(w, 2, 4, decay=0).sum().backward()
+        >>> ste_ops.sr_ste_decay_(w, 2, 4, decay=0.1)
+        >>> w.grad
+        tensor([[4.0500, 4.0000, 4.0100, 4.0000]])
+    """
+    operator = "sr_ste_decay_"
+    if check_tensor(operator, "w", w):
+        raise TypeError(
+            f"{operator}: w must be a tensor, got a Proxy; it changes w.grad, which torch.fx does not trace"
+        )
+    _check(operator, w, n, m)
+    decay = checked_finite(operator, "decay", decay, zero=True)
+    if w.grad is None:
+        return
+    if w.grad.dtype != w.dtype or w.grad.layout != w.layout:
+        got = f"{w.grad.dtype}, {w.grad.layout}"
+        raise TypeError(f"{operator}: w.grad must have w's dtype and layout, {w.dtype}, {w.layout}, got {got}")
+    w.grad.copy_(ops.sr_ste_backward(w.grad, w, n, m, decay))
+
+
+def _check(operator: str, w: Tensor, n: int, m: int) -> None:
     for name, number in (("n", n), ("m", m)):
         if not is_integer(number):
-            raise TypeError(f"sr_ste: {name} must be an integer, got {number!r}")
+            raise TypeError(f"{operator}: {name} must be an integer, got {number!r}")
     if not 1 <= n <= m:
-        raise ValueError(f"sr_ste: n must be in [1, m = {m}], got {n}")
+        raise ValueError(f"{operator}: n must be in [1, m = {m}], got {n}")
     dim = 1 if w.dim() > 1 else 0
     size = w.shape[dim] if w.dim() else 1
     if size % m:
-        raise ValueError(f"sr_ste: m must divide the size of dim {dim}, which is {size}, got {m}")
-    return _functions.SRSTE.apply(w, n, m, checked_finite("sr_ste", "decay", decay, zero=True))
+        raise ValueError(f"{operator}: m must divide the size of dim {dim}, which is {size}, got {m}")

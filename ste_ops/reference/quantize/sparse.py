@@ -45,3 +45,11 @@ def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
     The gradient passes, plus decay * w where w was set to 0.
     """
     return _SRSTE.apply(w, n, m, decay)
+
+
+@torch.no_grad()
+def sr_ste_decay_(w: Tensor, n: int, m: int, decay: float = 2e-4) -> None:
+    """Adds decay * w to w.grad where w is set to 0, computed in float32 (float64 for float64)."""
+    if w.grad is not None:
+        pruned = (widen(w.grad) + decay * widen(w)).to(w.dtype)
+        w.grad.copy_(torch.where(kept(w, n, m), w.grad, pruned))
