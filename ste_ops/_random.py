@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Generator, Tensor
+
+from ste_ops._torch import current_backward
 
 MASK32 = 2**32 - 1
 MASK64 = 2**64 - 1
@@ -23,7 +27,26 @@ def draw_seed(operator: str, device: torch.device, generator: Generator | None) 
         raise RuntimeError(
             f"{operator}: generator must be on the device of the draws, {device}, got one on {generator.device}"
         )
+    if not torch.compiler.is_compiling() and recomputed():
+        raise RuntimeError(
+            f"{operator}: generator must be None in what torch.utils.checkpoint computes again, got a generator, which "
+            "has gone on since and would draw other values; torch's default generator is put back for it"
+        )
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+
+
+def recomputed() -> bool:
+    """Whether torch.utils.checkpoint runs a forward again, within a backward.
+
+    A hook or a Function may draw in a backward too, which is no repetition; so the calls between here and the engine
+    are asked whose they are.
+    """
+    frame = sys._getframe() if current_backward() >= 0 else None
+    while frame is not None and frame.f_globals.get("__name__") != "torch.autograd.graph":
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -24,6 +24,9 @@ unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 dispatch_modes = torch._C._len_torch_dispatch_stack
 function_modes = torch._C._len_torch_function_stack
 
+# The backward that is running in this thread, or -1.
+current_backward = torch._C._current_graph_task_id
+
 # Whether the profiler records: it sees only what the dispatcher sees.
 profiled = torch.autograd._profiler_enabled
 

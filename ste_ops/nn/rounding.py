@@ -13,7 +13,8 @@ class StochasticRound(Quantizer):
     """`ste_ops.stochastic_round` while training, half to even (`ste_ops.round`) in evaluation; the gradient passes.
 
     Args:
-        generator: what the seeds are drawn from; default: torch's own generator of x's device.
+        generator: what the seeds are drawn from; default: torch's own generator of x's device, which is the only one
+            that `torch.utils.checkpoint` puts back: a call with another is refused there, when it is computed again.
 
     Source: Gupta et al., arXiv:1502.02551.
 

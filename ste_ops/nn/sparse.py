@@ -47,9 +47,7 @@ class SRSTE(Quantizer):
             >>> sparse.add_decay_(layer.weight)
         """
         if self.decay:
-            raise RuntimeError(
-                f"SRSTE: decay must be 0 where add_decay_ is called, got {self.decay}: it would count twice"
-            )
+            raise RuntimeError(f"SRSTE: decay must be 0 for add_decay_, or it would count twice, got {self.decay}")
         functional.sr_ste_decay_(w, self.n, self.m, decay)
 
     def extra_repr(self) -> str:

@@ -218,7 +218,7 @@ def test_weights_without_a_gradient_stay_without_and_bad_input_is_refused():
         ste_ops.sr_ste_decay_(w, 2, 3)
     with pytest.raises(ValueError, match="sr_ste_decay_: decay must be a finite number >= 0, got -1"):
         ste_ops.sr_ste_decay_(w, 2, 4, -1)
-    with pytest.raises(RuntimeError, match=r"SRSTE: decay must be 0 where add_decay_ is called, got 0\.1: it would"):
+    with pytest.raises(RuntimeError, match=r"SRSTE: decay must be 0 for add_decay_, or it would count twice, got 0\.1"):
         ste_ops.nn.SRSTE(2, 4, 0.1).add_decay_(w)
     w.grad = torch.ones(4).to_sparse()
     with pytest.raises(TypeError, match=r"sr_ste_decay_: w.grad must have w's dtype and layout, .* got .*sparse_coo"):

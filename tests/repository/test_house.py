@@ -152,7 +152,7 @@ ROOMS: dict[str, set[str]] = {
     "_torch": set(),
     "_library": {"__version__", "_torch"},
     "_checks": set(),
-    "_random": set(),
+    "_random": {"_torch"},
     "_fx": set(),
     "_functions": {"_library", "_torch", "_checks", "_random"},
     "surrogate": {"_checks", "_fx", "_functions"},

@@ -172,14 +172,16 @@ def stochastic_round(x: Tensor, *, generator: Generator | None = None) -> Tensor
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
         generator: where the seed comes from, on x's device; default: torch's default generator. It advances by one draw
-            a call. Under ``vmap``, ``randomness="different"`` rounds each row under a seed of its own.
+            a call. Under ``vmap``, ``randomness="different"`` rounds each row under a seed of its own. Under
+            `torch.utils.checkpoint` leave it out: see the errors.
 
     Returns:
         A tensor of x's shape, dtype and memory layout.
 
     Raises:
         TypeError: x is no floating tensor of those dtypes, or generator is no `torch.Generator`.
-        RuntimeError: the generator is on another device.
+        RuntimeError: the generator is on another device; or `torch.utils.checkpoint` computes a call with one again,
+            which would draw other values: it puts back torch's default generator alone.
 
     Source: Gupta et al., arXiv:1502.02551.
 

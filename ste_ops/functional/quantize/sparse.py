@@ -89,9 +89,7 @@ def sr_ste_decay_(w: Tensor, n: int, m: int, decay: float = 2e-4) -> None:
     """
     operator = "sr_ste_decay_"
     if check_tensor(operator, "w", w):
-        raise TypeError(
-            f"{operator}: w must be a tensor, got a Proxy; it changes w.grad, which torch.fx does not trace"
-        )
+        raise TypeError(f"{operator}: w must be a tensor, got Proxy: torch.fx does not trace what changes w.grad")
     _check(operator, w, n, m)
     decay = checked_finite(operator, "decay", decay, zero=True)
     if w.grad is None:

@@ -28,7 +28,8 @@ def bernoulli_ste(p: Tensor, *, generator: Generator | None = None) -> Tensor:
     Raises:
         RuntimeError: on the CPU, some p is not in [0, 1], as `torch.bernoulli` does; on CUDA, where the host would have
             to wait to know it, such an element gives NaN, and a later sampling operator on the device or
-            `check_deferred_errors` raises the error. Also when the generator is on another device.
+            `check_deferred_errors` raises the error. Also when the generator is on another device, or
+            `torch.utils.checkpoint` computes a call with one again: it puts back torch's default generator alone.
         TypeError: p is no floating tensor of those dtypes.
 
     Source: the straight-through estimator of Bengio et al., arXiv:1308.3432.

@@ -49,7 +49,8 @@ def categorical_ste(
 
     Raises:
         RuntimeError: on the CPU, a logit is NaN or +inf, or all of a row are -inf; on CUDA, where the host would have
-            to wait to know it, that row and its gradient are NaN. Also when the generator is on another device.
+            to wait to know it, that row and its gradient are NaN. Also when the generator is on another device, or
+            `torch.utils.checkpoint` computes a call with one again: it puts back torch's default generator alone.
         TypeError: logits is no floating tensor of those dtypes, or tau no number.
         ValueError: logits has no dimension or no category, the estimator is none of those or tau is out of range.
 

@@ -35,7 +35,7 @@ def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator
 
     Raises:
         RuntimeError: on the CPU, a logit is NaN or +inf, or fewer than k of a row are above -inf; on CUDA such a row is
-            NaN. Also when the generator is on another device.
+            NaN. Also of the generator, as in `categorical_ste`.
         TypeError: logits is no floating tensor of the dtypes of `categorical_ste`, k no int or tau no number.
         ValueError: logits has no dimension or no category, or k or tau is out of range.
 
