@@ -85,6 +85,15 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "lsq_backward(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float? grad_scale, "
       "bool of_sample=False) -> (Tensor of_x, Tensor of_scale)");
+  // lsq of x - offset, plus offset, which gets the gradient that does not pass to x, times grad_scale. scale and offset
+  // have one element or one for each channel; for the backward as many.
+  m.def("lsq_plus(Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis) -> Tensor");
+  m.def(
+      "lsq_plus_masked(Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis) "
+      "-> (Tensor out, Tensor mask)");
+  m.def(
+      "lsq_plus_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis, "
+      "float? grad_scale, bool of_sample=False) -> (Tensor of_x, Tensor of_scale, Tensor of_offset)");
   m.def("pact(Tensor x, Tensor alpha, int bits) -> (Tensor out, Tensor inside, Tensor above)");
   // As binarize_backward, and the sum of grad where `above` has a one, in alpha's shape and dtype.
   m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");
@@ -201,10 +210,14 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "autograd_lsq(Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float? grad_scale, "
       "bool of_sample) -> Tensor");
+  m.def(
+      "autograd_lsq_plus(Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis, "
+      "float? grad_scale, bool of_sample) -> Tensor");
   m.def("autograd_pact(Tensor x, Tensor alpha, int bits) -> Tensor");
   m.def("autograd_dorefa_activation(Tensor x, int bits) -> Tensor");
   m.def("autograd_xnor_weight(Tensor w, bool per_channel) -> Tensor");
   m.def("autograd_magnitude_aware_sign(Tensor w, bool per_channel) -> Tensor");
+  m.def("autograd_scaled_sign(Tensor sign, Tensor w, bool per_channel, bool held) -> Tensor");
   m.def("autograd_dorefa_weight(Tensor w, int bits, bool per_channel) -> Tensor");
   m.def("autograd_dorefa_sign(Tensor w, bool per_channel) -> Tensor");
   m.def("autograd_bitnet_weight(Tensor w, bool per_channel) -> Tensor");

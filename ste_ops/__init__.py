@@ -33,6 +33,7 @@ from ste_ops.functional import (
     get_total_norm,
     heaviside,
     lsq,
+    lsq_plus,
     magnitude_aware_sign,
     multinomial,
     pact,

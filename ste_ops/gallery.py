@@ -145,6 +145,16 @@ def _quantizers() -> Iterator[Panel]:
     of_x, of_scale = torch.autograd.grad(out, (z, scale), torch.ones_like(out))
     curves = [(x, out.detach(), FORWARD), (x, of_x, GRADIENT), (x, of_scale, PARAMETER)]
     yield Panel("lsq(x, 0.6, -2, 2)", curves, [(-0.2, 1.7, "of scale")])
+    offset = torch.full_like(x, -0.5).requires_grad_()
+    out = ste_ops.lsq_plus(z, scale, offset, 0, 3, axis=0, grad_scale=1.0)
+    of_x, of_scale, of_offset = torch.autograd.grad(out, (z, scale, offset), torch.ones_like(out))
+    curves = [
+        (x, out.detach(), FORWARD),
+        (x, of_x, GRADIENT),
+        (x, of_scale, PARAMETER),
+        (x, of_offset, {**PARAMETER, "linestyle": "-."}),
+    ]
+    yield Panel("lsq_plus(x, 0.6, -0.5, 0, 3)", curves, [(-1.9, -1.2, "of scale; of offset (-.)")])
     alpha = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
     of_alpha = torch.stack([torch.autograd.grad(ste_ops.pact(one, alpha, 2), alpha)[0] for one in x])
     out, of_x = _both(lambda x: ste_ops.pact(x, alpha.detach(), 2), x)

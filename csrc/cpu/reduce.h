@@ -1,6 +1,6 @@
 // Reductions over groups of elements (core/groups.h) in one pass over the memory, in an order that the shape decides:
 // the same bits at any number of threads. How results join is a struct of core/reduction.h: Additive sums in float64,
-// Maximum takes the largest value, and a NaN wins.
+// AdditivePair makes two sums, Maximum takes the largest value, and a NaN wins.
 //
 //   struct Magnitude { const T* x; double operator()(int64_t i, int64_t lane) const { ... } };
 //   reduce_groups<Additive, A>(groups, sums, [&](const ReduceTask&) { return Magnitude{x}; });
@@ -75,23 +75,24 @@ STE_OPS_INLINE State fold_lanes(const State* totals, int64_t count) {
 
 template <class Reduction, class State>
 STE_OPS_CLONES void fold_task(
-    const Partition& partition, const ReduceTask& task, const State* totals, double* results) {
+    const Partition& partition, const ReduceTask& task, const State* totals, typename Reduction::Total* results) {
+  using Total = typename Reduction::Total;
   const Groups& groups = partition.groups;
   const int64_t filled = task.length < task.width ? task.length : task.width;
-  double* of_part = results + (task.batch * partition.parts() + task.part) * groups.size;
+  Total* of_part = results + (task.batch * partition.parts() + task.part) * groups.size;
   if (groups.inner >= filled) {
-    of_part[task.first] = double(fold_lanes<Reduction>(totals, filled));
+    of_part[task.first] = Total(fold_lanes<Reduction>(totals, filled));
     return;
   }
   const int64_t columns = filled / groups.inner, slab = columns < groups.size ? columns : groups.size;
   for (int64_t c = 0; c < slab; ++c) {
-    of_part[task.first + c] = double(fold_lanes<Reduction>(totals + c * groups.inner, groups.inner));
+    of_part[task.first + c] = Total(fold_lanes<Reduction>(totals + c * groups.inner, groups.inner));
   }
   for (int64_t from = slab; from < columns; from += slab) {
     for (int64_t c = 0; c < slab; ++c) {
       const State* lanes = totals + (from + c) * groups.inner;
       const State one = groups.inner == 1 ? *lanes : fold_lanes<Reduction>(lanes, groups.inner);
-      of_part[c] = Reduction::combine(of_part[c], double(one));
+      of_part[c] = Reduction::combine(of_part[c], Total(one));
     }
   }
 }
@@ -110,12 +111,12 @@ void reduce_task(const ReduceTask& task, const Term& term, State* of_lane) {
 }
 
 // The totals of groups from the results of their parts, in order.
-template <class Reduction>
-void join_parts(const Partition& partition, const double* results, double* totals) {
+template <class Reduction, class Total>
+void join_parts(const Partition& partition, const Total* results, Total* totals) {
   const int64_t parts = partition.parts(), size = partition.groups.size;
   for (int64_t batch = 0; batch < partition.groups.batch; ++batch) {
-    const double* of_batch = results + batch * parts * size;
-    double* out = totals + batch * size;
+    const Total* of_batch = results + batch * parts * size;
+    Total* out = totals + batch * size;
     for (int64_t c = 0; c < size; ++c) out[c] = of_batch[c];
     for (int64_t part = 1; part < parts; ++part) {
       for (int64_t c = 0; c < size; ++c) out[c] = Reduction::combine(out[c], of_batch[part * size + c]);
@@ -123,16 +124,17 @@ void join_parts(const Partition& partition, const double* results, double* total
   }
 }
 
-// The total of each group, in float64. `make_term(task)` gives what one task adds: term(i, lane) for element i in lane
+// The total of each group. `make_term(task)` gives what one task adds: term(i, lane) for element i in lane
 // `lane` of its row. A is the arithmetic of the elements.
 template <class Reduction, class A, class MakeTerm>
-void reduce_groups(const Groups& groups, double* totals, const MakeTerm& make_term) {
+void reduce_groups(const Groups& groups, typename Reduction::Total* totals, const MakeTerm& make_term) {
   using State = typename Reduction::template State<A>;
+  using Total = typename Reduction::Total;
   const Partition partition(groups, kReduceSpan, kGrain);
   const int64_t tasks = partition.tasks(), parts = partition.parts();
-  if (parts == 0) return std::fill(totals, totals + groups.count(), Reduction::identity());
-  std::unique_ptr<double[]> kept(parts > 1 ? new double[partition.results()] : nullptr);
-  double* results = parts > 1 ? kept.get() : totals;
+  if (parts == 0) return std::fill(totals, totals + groups.count(), Total(Reduction::identity()));
+  std::unique_ptr<Total[]> kept(parts > 1 ? new Total[partition.results()] : nullptr);
+  Total* results = parts > 1 ? kept.get() : totals;
   const int64_t grain = kGrain / std::clamp(groups.numel() / std::max<int64_t>(tasks, 1), int64_t(1), kGrain);
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     alignas(64) State of_lane[kReduceSpan];

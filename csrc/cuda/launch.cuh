@@ -14,7 +14,8 @@
 //   // Moves: no fixed number: a walk from the root to a leaf for each draw.
 //
 // n are elements, in a row where there are rows, of all gradients where a launch takes many; a type is the bytes of
-// one, and one that has a Moves line itself (what a reduction adds, say) is what stands there. A division rounds up.
+// one, a reduction those of one of its totals, and one that has a Moves line itself (what a reduction adds, say) is
+// what stands there. A division rounds up.
 // `again`: how many of the bytes are asked for a second time, by another instruction or another warp, which a cache
 // should answer; none where nothing is said. Words that many threads share (a seed, a scale) stand once and are not
 // counted as asked for again. A line in brackets is for launches of another kind; what follows a semicolon is for the

@@ -1,6 +1,7 @@
 // Reductions over groups of elements (core/groups.h): a block for each task, then one for each group that joins its
 // parts. The order of addition follows from the shape and the dtype alone. How results join is a struct of
-// core/reduction.h: Additive sums in float64, Maximum takes the largest value, and a NaN wins.
+// core/reduction.h: Additive sums in float64, AdditivePair makes two sums, Maximum takes the largest value, and a NaN
+// wins.
 //
 //   struct Magnitudes {
 //     const T* x;
@@ -38,7 +39,9 @@ struct CombineParts {
 
 // The results of a task whose row holds several groups, from the totals of its lanes.
 template <class Reduction, class State>
-__device__ void fold_task(const Groups& groups, const State* of_lane, int64_t filled, double* of_part) {
+__device__ void fold_task(
+    const Groups& groups, const State* of_lane, int64_t filled, typename Reduction::Total* of_part) {
+  using Total = typename Reduction::Total;
   const int columns = int(filled / groups.inner), inner = int(groups.inner);
   const int count = columns < groups.size ? columns : int(groups.size);
   const int members = columns / count * inner;
@@ -50,27 +53,28 @@ __device__ void fold_task(const Groups& groups, const State* of_lane, int64_t fi
     return sum;
   };
   if (members < kWarpSize) {
-    for (int c = threadIdx.x; c < count; c += blockDim.x) of_part[c] = double(total(c, 0, 1));
+    for (int c = threadIdx.x; c < count; c += blockDim.x) of_part[c] = Total(total(c, 0, 1));
     return;
   }
   for (int c = warp_index(); c < count; c += warp_count()) {
     State sum = warp_reduce(total(c, lane_index(), kWarpSize), CombineParts<Reduction>());
-    if (lane_index() == 0) of_part[c] = double(sum);
+    if (lane_index() == 0) of_part[c] = Total(sum);
   }
 }
 
 // Left to choose, the compiler takes 64 registers on 8.0 and spills.
-// Moves: reads Terms, writes Terms + 8 * groups * parts.
+// Moves: reads Terms, writes Terms + Reduction * groups * parts.
 template <class Reduction, class T, class Terms>
 __global__ void __launch_bounds__(kReduceThreads, 3)
-    reduce_kernel(const __grid_constant__ Partition partition, Terms terms, double* results) {
+    reduce_kernel(const __grid_constant__ Partition partition, Terms terms, typename Reduction::Total* results) {
   using State = typename Reduction::template State<arithmetic_t<T>>;
+  using Total = typename Reduction::Total;
   constexpr int N = Vector<T>::size;
   __shared__ State of_lane[kReduceSpan<T>];
   const Groups& groups = partition.groups;
   const ReduceTask task = partition.task(blockIdx.x);
   const int64_t filled = task.length < task.width ? task.length : task.width;
-  double* of_part = results + (task.batch * partition.parts() + task.part) * groups.size + task.first;
+  Total* of_part = results + (task.batch * partition.parts() + task.part) * groups.size + task.first;
   const bool one_group = groups.inner >= filled;
   const int lane = int(threadIdx.x) * N;
 
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
 #pragma unroll
     for (int k = 1; k < N; ++k) total = Reduction::combine(total, totals[k]);
     total = block_reduce(total, CombineParts<Reduction>(), State(Reduction::identity()));
-    if (threadIdx.x == 0) *of_part = double(total);
+    if (threadIdx.x == 0) *of_part = Total(total);
     return;
   }
 #pragma unroll
@@ -115,29 +119,31 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
 }
 
 // One block: the total of a group from its parts, handed to finish(group, total) in one thread.
-// Moves: reads 8 * groups * parts + Finish, writes Finish.
+// Moves: reads Reduction * groups * parts + Finish, writes Finish.
 template <class Reduction, class Finish>
 __global__ void __launch_bounds__(kReduceThreads)
-    reduce_finish_kernel(const double* results, int64_t parts, int64_t size, Finish finish) {
+    reduce_finish_kernel(const typename Reduction::Total* results, int64_t parts, int64_t size, Finish finish) {
+  using Total = typename Reduction::Total;
   const int64_t group = blockIdx.x, batch = group / size;
-  const double* mine = results + batch * parts * size + group % size;
-  double total = Reduction::identity();
+  const Total* mine = results + batch * parts * size + group % size;
+  Total total = Reduction::identity();
   for (int64_t part = threadIdx.x; part < parts; part += blockDim.x) {
     total = Reduction::combine(total, mine[part * size]);
   }
-  total = block_reduce(total, CombineParts<Reduction>(), Reduction::identity());
+  total = block_reduce(total, CombineParts<Reduction>(), Total(Reduction::identity()));
   if (threadIdx.x == 0) finish(group, total);
 }
 
 // One thread a group, where the parts are few: neighbouring threads read neighbouring results.
-// Moves: reads 8 * groups * parts + Finish, writes Finish.
+// Moves: reads Reduction * groups * parts + Finish, writes Finish.
 template <class Reduction, class Finish>
-__global__ void __launch_bounds__(kReduceThreads)
-    reduce_few_parts_kernel(const double* results, int64_t parts, int64_t size, int64_t groups, Finish finish) {
+__global__ void __launch_bounds__(kReduceThreads) reduce_few_parts_kernel(
+    const typename Reduction::Total* results, int64_t parts, int64_t size, int64_t groups, Finish finish) {
+  using Total = typename Reduction::Total;
   const int64_t group = grid_index();
   if (group >= groups) return;
-  const double* mine = results + group / size * parts * size + group % size;
-  double total = Reduction::identity();
+  const Total* mine = results + group / size * parts * size + group % size;
+  Total total = Reduction::identity();
   for (int64_t part = 0; part < parts; ++part) total = Reduction::combine(total, mine[part * size]);
   finish(group, total);
 }
@@ -153,10 +159,11 @@ struct KeepTotal {
 template <class Reduction, class T, class Terms, class Finish>
 void reduce_groups(const Launcher& launch, const Groups& groups, const Tensor& like, Terms terms, Finish finish) {
   const Partition partition(groups, kReduceSpan<T>, kReduceSpan<T> * kReduceRows);
-  Tensor kept = empty_vector(partition.results(), ScalarType::Double, like);
-  double* results = static_cast<double*>(kept.mutable_data_ptr());
+  using Total = typename Reduction::Total;
+  Tensor kept = empty_vector(partition.results() * int64_t(sizeof(Total) / sizeof(double)), ScalarType::Double, like);
+  Total* results = static_cast<Total*>(kept.mutable_data_ptr());
   launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
-  const double* written = results;
+  const Total* written = results;
   if (partition.parts() <= kWarpSize) {
     launch(
         reduce_few_parts_kernel<Reduction, Finish>, blocks_for(groups.count(), kReduceThreads), kReduceThreads, written,

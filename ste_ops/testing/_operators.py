@@ -102,6 +102,14 @@ def _elementwise() -> Iterator[Case]:
             scalar=(0.25, learned),
         )
         yield elementwise_case(
+            "lsq_plus",
+            f"x, {how} scale, offset 0.125",
+            lambda fn, x, scale: fn(x, scale, torch.full_like(scale, 0.125), -4, 3),
+            Window(0.125 - 4 * 0.25, 0.125 + 3 * 0.25, closed="neither"),
+            points=[0.125 + 0.25 * k for k in range(5)],
+            scalar=(0.25, learned),
+        )
+        yield elementwise_case(
             "pact",
             f"x, {how} alpha",
             lambda fn, x, alpha: fn(x, alpha, 2),
@@ -125,18 +133,32 @@ _SCALES = torch.tensor([0.2, 0.35, 0.5], dtype=torch.float64)
 _ZEROS = torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64)
 
 
+def _laid(s: Tensor) -> Tensor:
+    return s.view(-1, 1) if s.dim() else s
+
+
 def _lsq(grad_scale: float) -> Callable[[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
     """s * (the integer at the inputs + what the clamped x / s moves), s moving with grad_scale (arXiv:1902.08153)."""
 
     def at(x0: Tensor, s0: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def laid(s: Tensor) -> Tensor:
-            return s.view(-1, 1) if s.dim() else s
-
-        integer = torch.round(x0 / laid(s0)).clamp(-4, 3)
+        integer = torch.round(x0 / _laid(s0)).clamp(-4, 3)
 
         def stand_in(x: Tensor, s: Tensor) -> Tensor:
-            s = laid(s0 + grad_scale * (s - s0))
-            return s * (integer + (x / s).clamp(-4, 3) - (x0 / laid(s0)).clamp(-4, 3))
+            s = _laid(s0 + grad_scale * (s - s0))
+            return s * (integer + (x / s).clamp(-4, 3) - (x0 / _laid(s0)).clamp(-4, 3))
+
+        return stand_in
+
+    return at
+
+
+def _lsq_plus(grad_scale: float) -> Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """The same of x - b, plus b, which moves with grad_scale too (arXiv:2004.09576)."""
+
+    def at(x0: Tensor, s0: Tensor, b0: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def stand_in(x: Tensor, s: Tensor, b: Tensor) -> Tensor:
+            b = _laid(b0 + grad_scale * (b - b0))
+            return _lsq(grad_scale)(x0 - _laid(b0), s0)(x - b, s) + b
 
         return stand_in
 
@@ -160,6 +182,17 @@ def _scaled() -> Iterator[Case]:
     yield gradient_case("lsq", "x and scale", lambda fn, x, s: fn(x, s, -4, 3), _lsq(default), [x, one])
     yield gradient_case(
         "lsq", "x and scale, axis=0", lambda fn, x, s: fn(x, s, -4, 3, axis=0, grad_scale=0.5), _lsq(0.5), [x, _SCALES]
+    )
+    plus = "x, scale and offset"
+    yield gradient_case(
+        "lsq_plus", plus, lambda fn, x, s, b: fn(x, s, b, -4, 3), _lsq_plus(default), [x, one, one - 0.4]
+    )
+    yield gradient_case(
+        "lsq_plus",
+        f"{plus}, axis=0",
+        lambda fn, x, s, b: fn(x, s, b, -4, 3, axis=0, grad_scale=0.5),
+        _lsq_plus(0.5),
+        [x, _SCALES, _SCALES.flip(0) - 0.5],
     )
     # The rounding passes the gradient as a whole, so that alpha's is 0 below alpha (PACT, eq. 3).
     yield gradient_case(

@@ -155,6 +155,8 @@ def large() -> list[tuple]:
         ("lsq", x, scale, -4, 3, 0),
         ("lsq_backward", x, x, scale, -4, 3, 0, 0.5),
         *(("lsq_backward", y, y, scale[:1], -4, 3, -1, 0.5) for y in (x, torch.randn(300_000))),
+        ("lsq_plus_backward", x, x, scale, scale / 2, -4, 3, 0, 0.5),
+        ("lsq_plus_backward", channels, channels, torch.rand(700) + 0.1, torch.rand(700), -4, 3, 0, 0.5),
         ("lsq_backward", channels, channels, torch.rand(700) + 0.1, -4, 3, 0, 0.5),
         ("dorefa_weight", channels, 3, True),
         ("xnor_weight", x, True),

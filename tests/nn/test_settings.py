@@ -41,6 +41,7 @@ NUMBERS = {
     "fake_quantize_axis": lambda i, f: ste_ops.fake_quantize(X, torch.ones(41), i(1), i(-8), i(7), i(0)),
     "lsq": lambda i, f: ste_ops.lsq(X, torch.tensor(0.5), i(-8), i(7), grad_scale=f(0.5)),
     "lsq_learned": lambda i, f: ste_ops.lsq(X, torch.tensor(0.5, requires_grad=True), i(-8), i(7), None, f(0.5)),
+    "lsq_plus": lambda i, f: ste_ops.lsq_plus(X, torch.tensor(0.5), torch.tensor(0.1), i(-8), i(7), grad_scale=f(0.5)),
     "pact": lambda i, f: ste_ops.pact(X, torch.tensor(1.5), i(3)),
     "dorefa_activation": lambda i, f: ste_ops.dorefa_activation(X, i(3)),
     "dorefa_weight": lambda i, f: ste_ops.dorefa_weight(X, i(3)),

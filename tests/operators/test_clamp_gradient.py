@@ -43,6 +43,7 @@ CASES = {
     "clamp": lambda x: reference.clamp(x, -1.0, 1.0),
     "fake_quantize": lambda x: reference.fake_quantize(x, 0.25, 0, -4, 3),
     "lsq": lambda x: reference.lsq(x, torch.tensor(0.25, requires_grad=True), -4, 3),
+    "lsq_plus": lambda x: reference.lsq_plus(x, torch.tensor(0.25, requires_grad=True), torch.tensor(0.1), -4, 3),
     "pact": lambda x: reference.pact(x, torch.tensor(1.0, requires_grad=True), 2),
     "dorefa_activation": lambda x: reference.dorefa_activation(x, 2),
     "dorefa_weight": lambda x: reference.dorefa_weight(x, 2),

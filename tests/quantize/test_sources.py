@@ -81,6 +81,39 @@ def test_pact(device, alpha, bits, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("scale", "offset", "low", "high"), [(0.3, -0.13, 0, 3), (0.27, 0.5, -4, 3), (1.1, -2.3, 0, 15)]
+)
+def test_lsq_plus(device, scale, offset, low, high, dtype):
+    """LSQ+ (arXiv:2004.09576), eq. 3 and 4: x_bar = round(clamp((x - beta) / s, n, p)), x_hat = x_bar s + beta. The
+    derivatives that follow them: with respect to s round(v) - v where n < v < p, n at and below n, p at and above p; to
+    beta 0 where n < v < p and 1 elsewhere.
+
+    The authors published none; ZouJiu1/LSQplus, quantization/lsqplus_quantize_V1.py, ALSQPlus, is the same off the
+    bounds themselves.
+    """
+    upstream = upstream_of(len(POINTS))
+    at = [(x - offset) / scale for x in POINTS]
+    expected = [round(min(max(v, low), high)) * scale + offset for v in at]
+    inside = [low < v < high for v in at]
+    assert {True, False} == set(inside)
+    of_x = [g if passes else 0.0 for g, passes in zip(upstream, inside, strict=True)]
+    slopes = [round(v) - v if low < v < high else low if v <= low else high for v in at]
+    of_scale = 0.7 * sum(g * slope for g, slope in zip(upstream, slopes, strict=True))
+    of_offset = 0.7 * sum(g for g, passes in zip(upstream, inside, strict=True) if not passes)
+    received = run(
+        lambda x, s, b: ste_ops.lsq_plus(x, s, b, low, high, None, 0.7),
+        POINTS,
+        scale,
+        offset,
+        upstream=upstream,
+        dtype=dtype,
+        device=device,
+    )
+    assert_numbers(received, [expected, of_x, of_scale, of_offset], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_bitnet_activation(device, bits, dtype):
     """BitNet b1.58 (arXiv:2402.17764), section 2: each token by its absmax to [-Q_b, Q_b], here dequantized again.

@@ -21,6 +21,9 @@ CASES = {
     "fake_quantize of channels": (lambda m, x, p: m.fake_quantize(x, p, p.round(), -4, 3, -1), (7,)),
     "lsq": (lambda m, x, p: m.lsq(x, p, -4, 3), ()),
     "lsq of channels": (lambda m, x, p: m.lsq(x, p, -4, 3, -2), (5,)),
+    "lsq_plus": (lambda m, x, p: m.lsq_plus(x, p, p - 0.7, -4, 3), ()),
+    "lsq_plus of an offset": (lambda m, x, p: m.lsq_plus(x, torch.full_like(p, 0.3), p - 0.7, -4, 3), (1,)),
+    "lsq_plus of channels": (lambda m, x, p: m.lsq_plus(x, p, p.flip(0) - 0.7, -4, 3, -2), (5,)),
     "pact": (lambda m, x, p: m.pact(x, p, 3), (1,)),
     "dorefa_activation": (lambda m, x, p: m.dorefa_activation(x, 2), None),
 }
@@ -174,9 +177,11 @@ class Net(torch.nn.Module):
         self.layer = torch.nn.Linear(7, 5)
         self.scale = torch.nn.Parameter(torch.full((5,), 0.1))
         self.alpha = torch.nn.Parameter(torch.ones(()))
+        self.step, self.offset = torch.nn.Parameter(torch.full((1,), 0.2)), torch.nn.Parameter(torch.full((1,), -1.3))
 
     def forward(self, x):
         weight = self.module.lsq(self.layer.weight, self.scale, -4, 3, 0)
+        x = self.module.lsq_plus(x, self.step, self.offset, 0, 15)
         hidden = self.module.pact(torch.nn.functional.linear(x, weight, self.layer.bias), self.alpha, 3)
         hidden = hidden + self.module.dorefa_activation(hidden.t(), 2).t()
         return self.module.fake_quantize(hidden, 0.2, 1, -4, 3)
@@ -236,6 +241,7 @@ def test_autocast_leaves_dtypes_alone(device):
 ones = torch.ones(4, 6)
 one = torch.ones(())
 fake_quantize, lsq, pact, dorefa = ste_ops.fake_quantize, ste_ops.lsq, ste_ops.pact, ste_ops.dorefa_activation
+lsq_plus = ste_ops.lsq_plus
 POSITIVE = "fake_quantize: scale must be positive and finite, and its reciprocal too, got "
 REFUSED = [
     (TypeError, "fake_quantize: x must be a tensor, got int", fake_quantize, (1, 0.1, 0, 0, 1)),
@@ -257,6 +263,11 @@ REFUSED = [
     (TypeError, "lsq: scale must be a tensor, got float", lsq, (ones, 0.5, 0, 1)),
     (ValueError, "lsq: grad_scale must be given where .* got quant_max 0", lsq, (ones, one, -4, 0)),
     (TypeError, "lsq: grad_scale must be a number, got 'a'", lsq, (ones, one, -4, 0, None, "a")),
+    (ValueError, r"lsq_plus: offset must .* one element, got the shape \(6,\)", lsq_plus, (ones, one, ones[0], 0, 1)),
+    (TypeError, "lsq_plus: offset must be a tensor, got float", lsq_plus, (ones, one, 0.5, 0, 1)),
+    (TypeError, "lsq_plus: offset must be float64, .* got torch.int64", lsq_plus, (ones, one, one.long(), 0, 1)),
+    (ValueError, "lsq_plus: grad_scale must be given where .* got quant_max 0", lsq_plus, (ones, one, one, -4, 0)),
+    (ValueError, "lsq_plus: quant_min must be less than quant_max", lsq_plus, (ones, one, one, 1, 1)),
     (ValueError, r"pact: bits must be in \[1, 24\], got 0", pact, (ones, one, 0)),
     (ValueError, r"pact: alpha must .* one element, got the shape \(6,\)", pact, (ones, ones[0], 2)),
     (TypeError, "dorefa_activation: bits must be an integer, got 2.0", dorefa, (ones, 2.0)),

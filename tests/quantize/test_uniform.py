@@ -70,6 +70,7 @@ def test_every_special_value_in_every_lane(device, dtype):
         lambda m, x: m.fake_quantize(x, 1e-30, 300, -2, 2),
         lambda m, x: m.fake_quantize(x, 1e30, 0, -128, 127),
         lambda m, x: m.lsq(x, torch.full((), 0.5, device=device), 0, 7),
+        lambda m, x: m.lsq_plus(x, *torch.tensor([0.5, 0.25], device=device), 0, 7),
         lambda m, x: m.pact(x, torch.full((), 2.0, device=device), 4),
         lambda m, x: m.dorefa_activation(x, 2),
     ):
@@ -233,9 +234,14 @@ def test_bytes_saved_for_backward(device):
     assert size(saved(lambda: ste_ops.dorefa_activation(x, 2))) == n // 8
     assert size(saved(lambda: ste_ops.pact(x, scale, 2))) == 2 * (n // 8) + 4
     assert size(saved(lambda: ste_ops.lsq(x, scale.detach(), -8, 7))) == n // 8
-    kept = saved(lambda: ste_ops.lsq(x, scale, -8, 7))
-    assert size(kept) == x.nbytes + 4
-    assert kept[0].data_ptr() == x.data_ptr()
+    assert size(saved(lambda: ste_ops.lsq_plus(x, scale.detach(), scale.detach(), -8, 7))) == n // 8
+    for kept, count in (
+        (saved(lambda: ste_ops.lsq(x, scale, -8, 7)), 1),
+        (saved(lambda: ste_ops.lsq_plus(x, scale, scale, -8, 7)), 2),
+        (saved(lambda: ste_ops.lsq_plus(x, scale.detach(), scale, -8, 7)), 2),
+    ):
+        assert size(kept) == x.nbytes + 4 * count
+        assert kept[0].data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
@@ -251,6 +257,7 @@ def test_many_threads_equal_one(device, shape):
             for axis in channel_axes(x):
                 scale, _ = scales(x, axis, device)
                 results[-1] += gradients(ste_ops.lsq, upstream, x, scale, -4, 3, axis)
+                results[-1] += gradients(ste_ops.lsq_plus, upstream, x, scale, scale.flip(0), -4, 3, axis)
             results[-1] += gradients(ste_ops.pact, upstream, x, alpha, 2)
     finally:
         torch.set_num_threads(threads)
@@ -266,5 +273,7 @@ def test_the_sum_is_float64(device):
     scale = torch.ones((), device=device, dtype=torch.float64)
     *_, of_scale = gradients(ste_ops.lsq, upstream, x, scale, -1, 1, None, 1.0)
     assert of_scale.item() == 2**25 + 4096
+    *_, of_offset = gradients(ste_ops.lsq_plus, upstream, x, scale, scale, -1, 1, None, 1.0)
+    assert of_offset.item() == 2**25 + 4096
     *_, of_alpha = gradients(ste_ops.pact, upstream, x, scale, 2)
     assert of_alpha.item() == 2**25 + 4096

@@ -27,6 +27,7 @@ AMOUNT = re.compile(r"(?P<at_most>at most )?(?P<amount>.+?)(?: \(again (?P<again
 # Of the types that templates are instantiated with, as they are demangled.
 BYTES = {"bool": 1, "unsigned short": 2, "unsigned int": 4, "float": 4, "long": 8, "unsigned long": 8, "double": 8}
 BYTES |= {"Half": 2, "BFloat16": 2}
+BYTES |= {"Additive": 8, "AdditivePair": 16, "Maximum": 8}  # of a total
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,13 @@ def learned_steps(device: str) -> list[Arguments]:
     return [(x, scale, -4, 3, axis) for x, scale, axis in quantized(device) if scale is not None]
 
 
+def learned_offsets(device: str) -> list[Arguments]:
+    return [
+        (x, scale, scale.flip(-1) - 0.5 if scale.dim() else scale - 0.5, *rest)
+        for x, scale, *rest in learned_steps(device)
+    ]
+
+
 def clipped(device: str) -> list[Arguments]:
     alpha = torch.ones(1, device=device)
     return [(x, alpha.reshape(()) if x.dim() % 2 else alpha, 3) for x in rows(device)]
@@ -206,6 +213,9 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "lsq": learned_steps,
     "lsq_masked": learned_steps,
     "lsq_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_steps(device)],
+    "lsq_plus": learned_offsets,
+    "lsq_plus_masked": learned_offsets,
+    "lsq_plus_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_offsets(device)],
     "pact": clipped,
     "pact_backward": clipped_gradients,
     "dorefa_activation": lambda device: [(x, 2) for x in rows(device)],
@@ -283,6 +293,15 @@ LARGER: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": lambda device: [(torch.randn(40_001, device=device), 1, 1.0, 0.0)],
     "lsq_backward": lambda device: [
         (*torch.randn(2, 3, 9_001, device=device), torch.rand(n, device=device) + 0.1, -4, 3, n // 2 - 1, 0.5)
+        for n in (1, 3)
+    ],
+    "lsq_plus_backward": lambda device: [
+        (
+            *torch.randn(2, 3, 9_001, device=device),
+            torch.rand(n, device=device) + 0.1,
+            torch.randn(n, device=device),
+            *(-4, 3, n // 2 - 1, 0.5),
+        )
         for n in (1, 3)
     ],
     "xnor_weight": lambda device: [(torch.randn(3, 9_001, device=device), c) for c in (True, False)],

@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/macros.h"
+#include "core/reduction.h"
 #include "core/sampling/bernoulli.h"
 
 namespace ste_ops {
@@ -108,6 +109,11 @@ struct Step {
 };
 
 template <class A>
+STE_HD bool is_finite(A x) {
+  return magnitude(x) <= Whole<A>::largest;
+}
+
+template <class A>
 STE_HD bool is_positive_and_finite(A x) {
   return (x > 0) & (x <= Whole<A>::largest);
 }
@@ -172,6 +178,34 @@ struct Learned {
     A within = v >= uniform.high ? uniform.high : round_even(v) - v;
     return v <= uniform.low ? uniform.low : within;
   }
+
+  // What an element adds to the gradient of the scale.
+  using Reduction = Additive;
+  STE_HD static double added(double grad, A slope, bool) { return grad * double(slope); }
+};
+
+// The same of x less an offset, which is learned too and added again: the zero point of the step, in units of x (LSQ+,
+// arXiv:2004.09576, eq. 3 and 4).
+template <class A>
+struct LearnedOffset {
+  Learned<A> learned;
+  STE_HD LearnedOffset(int64_t quant_min, int64_t quant_max) : learned(quant_min, quant_max) {}
+
+  STE_HD static Step<A> centred(const Step<A>& step) { return {step.scale, step.inverse, 0}; }
+
+  STE_HD Quantized<A> operator()(A x, const Step<A>& step) const {
+    Quantized<A> quantized = learned(x - step.zero_point, centred(step));
+    quantized.value += step.zero_point;
+    return quantized;
+  }
+
+  STE_HD A slope(A x, const Step<A>& step, bool& inside) const {
+    return learned.slope(x - step.zero_point, centred(step), inside);
+  }
+
+  // To the gradients of scale and offset: the offset gets what does not pass to x.
+  using Reduction = AdditivePair;
+  STE_HD static Pair added(double grad, A slope, bool inside) { return {grad * double(slope), inside ? 0.0 : grad}; }
 };
 
 // PACT (arXiv:1805.06085): [0, alpha] in `steps` steps. An invalid alpha makes every element NaN.

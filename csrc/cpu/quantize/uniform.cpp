@@ -16,6 +16,7 @@ std::vector<Step<A>> checked_steps(const char* op, const Quantizer& quantizer, i
     A z = zero_point.tensor ? zero_point.data<A>()[c * zero_point.stride()] : A(zero_point.number);
     STD_TORCH_CHECK(
         is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s, " at index ", c);
+    STD_TORCH_CHECK(!quantizer.is_offset || is_finite(z), op, ": offset must be finite, got ", z, " at index ", c);
     steps[c] = step_of(s, z);
   }
   return steps;
@@ -58,39 +59,52 @@ std::tuple<Tensor, Tensor> fake_quantize_cpu(
   return affine ? masked_steps<Affine>(op, quantizer, x) : masked_steps<Uniform>(op, quantizer, x);
 }
 
-template <class T>
-void lsq_loop(Type<T> type, const Quantizer& quantizer, const Elementwise& call) {
+template <template <class> class Op, class T>
+void learned_loop(const char* op, Type<T> type, const Quantizer& quantizer, const Elementwise& call) {
   using A = arithmetic_t<T>;
-  with_steps<A>("lsq", quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
-    quantize_all(type, quantizer.element<Learned, A>(), steps, call);
+  with_steps<A>(op, quantizer, quantizer.groups_of(call.x), [&](const auto& steps) {
+    quantize_all(type, quantizer.element<Op, A>(), steps, call);
   });
 }
 
-Tensor lsq_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
-  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+template <template <class> class Op>
+Tensor learned(const char* op, const Quantizer& quantizer, const Tensor& x) {
   const Elementwise call(x);
-  dispatch_elements("lsq", "x", x, [&](auto type) { lsq_loop(type, quantizer, call); });
+  dispatch_elements(op, "x", x, [&](auto type) { learned_loop<Op>(op, type, quantizer, call); });
   return call.out;
+}
+
+Tensor lsq_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return learned<Learned>("lsq", lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
 }
 
 std::tuple<Tensor, Tensor> lsq_masked_cpu(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
   return masked_steps<Learned>("lsq", lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
 }
 
-// The gradient of x on the way, and what each element adds to that of its scale.
-template <class T, class Steps>
-struct LsqTerm {
-  Learned<arithmetic_t<T>> op;
+Tensor lsq_plus_cpu(Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return learned<LearnedOffset>("lsq_plus", lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
+}
+
+std::tuple<Tensor, Tensor> lsq_plus_masked_cpu(
+    Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return masked_steps<LearnedOffset>("lsq_plus", lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
+}
+
+// The gradient of x on the way, and what each element adds to those of its scale and its offset.
+template <class Op, class T, class Steps>
+struct LearnedTerm {
+  Op op;
   Steps steps;
   const T *grad, *x;
   T* of_x;
 
-  STE_OPS_INLINE double operator()(int64_t i, int64_t lane) const {
+  STE_OPS_INLINE typename Op::Reduction::Total operator()(int64_t i, int64_t lane) const {
     bool inside;
     const arithmetic_t<T> slope = op.slope(load(x[i]), steps.at(lane), inside);
     const bits_t<T> bits = bit_cast<bits_t<T>>(grad[i]);
     of_x[i] = bit_cast<T>(bits_t<T>(inside ? bits : bits_t<T>(0)));
-    return double(load(grad[i])) * double(slope);
+    return Op::added(double(load(grad[i])), slope, inside);
   }
 };
 
@@ -113,34 +127,59 @@ void store_totals(const std::vector<double>& totals, double factor, const Tensor
   });
 }
 
-template <class T>
-void lsq_backward_loop(Type<T>, const Quantizer& quantizer, const LsqBackward& call) {
+void store_gradients(const std::vector<double>& totals, const LsqBackward& call) {
+  store_totals(totals, call.factor, call.of_scale);
+}
+
+void store_gradients(const std::vector<Pair>& totals, const LsqPlusBackward& call) {
+  std::vector<double> each(totals.size());
+  std::transform(totals.begin(), totals.end(), each.begin(), [](const Pair& total) { return total.first; });
+  store_totals(each, call.factor, call.of_scale);
+  std::transform(totals.begin(), totals.end(), each.begin(), [](const Pair& total) { return total.second; });
+  store_totals(each, call.factor, call.of_offset);
+}
+
+template <template <class> class Op, class T, class Call>
+void learned_backward_loop(const char* name, Type<T>, const Quantizer& quantizer, const Call& call) {
   using A = arithmetic_t<T>;
+  using Reduction = typename Op<A>::Reduction;
   const Groups groups = quantizer.groups_of(call.of_x);
   const T *grad = const_data<T>(call.grad), *x = const_data<T>(call.x);
   T* of_x = mutable_data<T>(call.of_x);
-  const Learned<A> op = quantizer.element<Learned, A>();
-  const std::vector<Step<A>> steps = checked_steps<A>("lsq", quantizer, groups.size);
-  std::vector<double> totals(groups.count());
+  const Op<A> op = quantizer.element<Op, A>();
+  const std::vector<Step<A>> steps = checked_steps<A>(name, quantizer, groups.size);
+  std::vector<typename Reduction::Total> totals(groups.count());
   if (rows_hold_one_group(groups)) {
-    reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      return LsqTerm<T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
+    reduce_groups<Reduction, A>(groups, totals.data(), [&](const ReduceTask& task) {
+      return LearnedTerm<Op<A>, T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
     });
   } else {
-    reduce_groups<Additive, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      return LsqTerm<T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
+    reduce_groups<Reduction, A>(groups, totals.data(), [&](const ReduceTask& task) {
+      return LearnedTerm<Op<A>, T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
     });
   }
-  store_totals(totals, call.factor, call.of_scale);
+  store_gradients(totals, call);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cpu(
     Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis,
     std::optional<double> grad_scale, bool of_sample) {
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
-  const LsqBackward call = prepare_lsq_backward(grad, x, scale, quantizer, grad_scale, of_sample);
-  dispatch_elements("lsq_backward", "x", x, [&](auto type) { lsq_backward_loop(type, quantizer, call); });
+  const LsqBackward call = prepare_lsq_backward("lsq_backward", grad, x, scale, quantizer, grad_scale, of_sample);
+  dispatch_elements(
+      "lsq_backward", "x", x, [&](auto type) { learned_backward_loop<Learned>("lsq", type, quantizer, call); });
   return {call.of_x, call.of_scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lsq_plus_backward_cpu(
+    Tensor grad, Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
+  const LsqPlusBackward call = prepare_lsq_plus_backward(grad, x, scale, offset, quantizer, grad_scale, of_sample);
+  dispatch_elements("lsq_plus_backward", "x", x, [&](auto type) {
+    learned_backward_loop<LearnedOffset>("lsq_plus", type, quantizer, call);
+  });
+  return call.in_dtypes_of(scale, offset);
 }
 
 // The second mask of pact; what it writes beside it is of no use.
@@ -257,6 +296,9 @@ STE_OPS_CPU_IMPL(m) {
   m.impl("lsq", TORCH_BOX(&lsq_cpu));
   m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cpu));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cpu));
+  m.impl("lsq_plus", TORCH_BOX(&lsq_plus_cpu));
+  m.impl("lsq_plus_masked", TORCH_BOX(&lsq_plus_masked_cpu));
+  m.impl("lsq_plus_backward", TORCH_BOX(&lsq_plus_backward_cpu));
   m.impl("pact", TORCH_BOX(&pact_cpu));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cpu));
   m.impl("dorefa_activation", TORCH_BOX(&dorefa_activation_cpu));

@@ -39,12 +39,16 @@ std::tuple<Tensor, Tensor> fake_quantize_cuda(
   return affine ? masked_steps<Affine>(op, launch, quantizer, x) : masked_steps<Uniform>(op, launch, quantizer, x);
 }
 
+template <template <class> class Op>
+Tensor learned(const char* op, const Launcher& launch, const Quantizer& quantizer, const Tensor& x) {
+  const Elementwise call(x);
+  dispatch_elements(op, "x", x, [&](auto type) { launch_steps<Op, 0>(launch, type, quantizer, call, {}); });
+  return call.out;
+}
+
 Tensor lsq_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
   const Launcher launch(x, "lsq");
-  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
-  const Elementwise call(x);
-  dispatch_elements("lsq", "x", x, [&](auto type) { launch_steps<Learned, 0>(launch, type, quantizer, call, {}); });
-  return call.out;
+  return learned<Learned>("lsq", launch, lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
 }
 
 std::tuple<Tensor, Tensor> lsq_masked_cuda(Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
@@ -52,22 +56,37 @@ std::tuple<Tensor, Tensor> lsq_masked_cuda(Tensor x, Tensor scale, int64_t quant
   return masked_steps<Learned>("lsq", launch, lsq_quantizer(x, scale, quant_min, quant_max, axis), x);
 }
 
-// The gradient of x on the way, and what each element adds to that of its scale. A thread keeps the steps of its lanes.
+Tensor lsq_plus_cuda(Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  const Launcher launch(x, "lsq_plus");
+  return learned<LearnedOffset>(
+      "lsq_plus", launch, lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
+}
+
+std::tuple<Tensor, Tensor> lsq_plus_masked_cuda(
+    Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  const Launcher launch(x, "lsq_plus");
+  return masked_steps<LearnedOffset>(
+      "lsq_plus", launch, lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
+}
+
+// The gradient of x on the way, and what each element adds to those of its scale and its offset. A thread keeps the
+// steps of its lanes.
 // Moves: reads 2 * n * T + steps * A, writes n * T.
-template <class T>
-struct LsqTerms {
+template <class Op, class T>
+struct LearnedTerms {
   static constexpr int N = Vector<T>::size;
   using A = arithmetic_t<T>;
-  Learned<A> op;
+  using Total = typename Op::Reduction::Total;
+  Op op;
   DeviceSteps<A> steps;
   const T *grad, *x;
   T* of_x;
 
   struct Lanes {
-    const LsqTerms& terms;
+    const LearnedTerms& terms;
     Step<A> step[N];
 
-    __device__ void operator()(int64_t begin, int64_t end, double* adds) const {
+    __device__ void operator()(int64_t begin, int64_t end, Total* adds) const {
       const T *grad = terms.grad + begin, *x = terms.x + begin;
       T* of_x = terms.of_x + begin;
       const int64_t count = end - begin;
@@ -76,7 +95,7 @@ struct LsqTerms {
       for (int k = 0; k < N; ++k) {
         bool inside;
         const A slope = terms.op.slope(load(v.value[k]), step[k], inside);
-        adds[k] = double(load(g.value[k])) * double(slope);
+        adds[k] = Op::added(double(load(g.value[k])), slope, inside);
         if (!inside) g.value[k] = T{};
       }
       write_vector(of_x, 0, count, aligned16(of_x), g);
@@ -103,6 +122,16 @@ struct StoreTotal {
   }
 };
 
+// Moves: reads 0, writes 2 * groups * S.
+template <class S>
+struct StoreTotals {
+  StoreTotal<S> scale, offset;
+  __device__ void operator()(int64_t group, Pair total) const {
+    scale(group, total.first);
+    offset(group, total.second);
+  }
+};
+
 template <class T, class Terms>
 void reduce_into(const Launcher& launch, const Groups& groups, const Terms& terms, double factor, const Tensor& out) {
   dispatch_floating("lsq_backward", "scale", out, [&](auto type) {
@@ -111,13 +140,28 @@ void reduce_into(const Launcher& launch, const Groups& groups, const Terms& term
   });
 }
 
-template <class T>
-void launch_lsq_backward(const Launcher& launch, Type<T>, const Quantizer& quantizer, const LsqBackward& call) {
+template <class T, class Terms>
+void reduce_into(const Launcher& launch, const Groups& groups, const Terms& terms, const LsqBackward& call) {
+  reduce_into<T>(launch, groups, terms, call.factor, call.of_scale);
+}
+
+template <class T, class Terms>
+void reduce_into(const Launcher& launch, const Groups& groups, const Terms& terms, const LsqPlusBackward& call) {
+  dispatch_floating("lsq_plus_backward", "scale", call.of_scale, [&](auto type) {
+    using S = typename decltype(type)::type;
+    const StoreTotals<S> store{
+        {mutable_data<S>(call.of_scale), call.factor}, {mutable_data<S>(call.of_offset), call.factor}};
+    reduce_groups<AdditivePair, T>(launch, groups, call.of_scale, terms, store);
+  });
+}
+
+template <template <class> class Op, class T, class Call>
+void launch_learned_backward(const Launcher& launch, Type<T>, const Quantizer& quantizer, const Call& call) {
   using A = arithmetic_t<T>;
-  const LsqTerms<T> terms{
-      quantizer.element<Learned, A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
+  const LearnedTerms<Op<A>, T> terms{
+      quantizer.element<Op, A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
       mutable_data<T>(call.of_x)};
-  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, call.factor, call.of_scale);
+  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, call);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(
@@ -125,9 +169,22 @@ std::tuple<Tensor, Tensor> lsq_backward_cuda(
     std::optional<double> grad_scale, bool of_sample) {
   const Launcher launch(x);
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
-  const LsqBackward call = prepare_lsq_backward(grad, x, scale, quantizer, grad_scale, of_sample);
-  dispatch_elements("lsq_backward", "x", x, [&](auto type) { launch_lsq_backward(launch, type, quantizer, call); });
+  const LsqBackward call = prepare_lsq_backward("lsq_backward", grad, x, scale, quantizer, grad_scale, of_sample);
+  dispatch_elements(
+      "lsq_backward", "x", x, [&](auto type) { launch_learned_backward<Learned>(launch, type, quantizer, call); });
   return {call.of_x, call.of_scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lsq_plus_backward_cuda(
+    Tensor grad, Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  const Launcher launch(x);
+  const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
+  const LsqPlusBackward call = prepare_lsq_plus_backward(grad, x, scale, offset, quantizer, grad_scale, of_sample);
+  dispatch_elements("lsq_plus_backward", "x", x, [&](auto type) {
+    launch_learned_backward<LearnedOffset>(launch, type, quantizer, call);
+  });
+  return call.in_dtypes_of(scale, offset);
 }
 
 // The kernels make what they quantize with from alpha: the host does not know it.
@@ -231,6 +288,9 @@ STE_OPS_CUDA_IMPL(m) {
   m.impl("lsq", TORCH_BOX(&lsq_cuda));
   m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cuda));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cuda));
+  m.impl("lsq_plus", TORCH_BOX(&lsq_plus_cuda));
+  m.impl("lsq_plus_masked", TORCH_BOX(&lsq_plus_masked_cuda));
+  m.impl("lsq_plus_backward", TORCH_BOX(&lsq_plus_backward_cuda));
   m.impl("pact", TORCH_BOX(&pact_cuda));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cuda));
   m.impl("dorefa_activation", TORCH_BOX(&dorefa_activation_cuda));

@@ -48,15 +48,18 @@ struct Parameter {
 struct Quantizer {
   Parameter scale, zero_point;
   int64_t quant_min, quant_max, axis;
+  bool is_offset;  // of lsq_plus, which the zero point then is
 
   Quantizer(
       const char* op, const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& zero_point,
-      double scale_number, double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis)
+      double scale_number, double zero_point_number, int64_t quant_min, int64_t quant_max, int64_t axis,
+      bool is_offset = false)
       : scale(op, "scale", scale, scale_number, x, checked(op, axis, x)),
-        zero_point(op, "zero_point", zero_point, zero_point_number, x, axis),
+        zero_point(op, is_offset ? "offset" : "zero_point", zero_point, zero_point_number, x, axis),
         quant_min(quant_min),
         quant_max(quant_max),
-        axis(axis) {
+        axis(axis),
+        is_offset(is_offset) {
     STD_TORCH_CHECK(
         quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ", quant_max);
   }
@@ -102,6 +105,11 @@ inline Quantizer lsq_quantizer(
   return Quantizer("lsq", x, scale, std::nullopt, 0, 0, quant_min, quant_max, axis);
 }
 
+inline Quantizer lsq_plus_quantizer(
+    const Tensor& x, const Tensor& scale, const Tensor& offset, int64_t quant_min, int64_t quant_max, int64_t axis) {
+  return Quantizer("lsq_plus", x, scale, offset, 0, 0, quant_min, quant_max, axis, true);
+}
+
 // What lsq_backward reads, and the gradients to fill: of_x in x's memory order. `factor` multiplies that of the scale.
 struct LsqBackward {
   Tensor of_scale, of_x, x, grad;
@@ -117,17 +125,48 @@ inline double lsq_grad_scale(const Quantizer& quantizer, const Tensor& x, const 
 }
 
 inline LsqBackward prepare_lsq_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& scale, const Quantizer& quantizer,
+    const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, const Quantizer& quantizer,
     std::optional<double> grad_scale, bool of_sample) {
-  check_like("lsq_backward", "grad", grad, "x", x);
+  check_like(op, "grad", grad, "x", x);
   STD_TORCH_CHECK(
-      grad_scale || quantizer.quant_max > 0,
-      "lsq_backward: grad_scale must be given where quant_max is not positive, got quant_max ", quantizer.quant_max);
+      grad_scale || quantizer.quant_max > 0, op,
+      ": grad_scale must be given where quant_max is not positive, got quant_max ", quantizer.quant_max);
   Tensor of_scale = new_like(scale);
   if (x.numel() == 0) torch::stable::zero_(of_scale);
   const Elementwise call(x);
   const double factor = grad_scale ? *grad_scale : lsq_grad_scale(quantizer, x, scale, of_sample);
   return {of_scale, call.out, call.x, in_layout_of(call.out, grad), factor};
+}
+
+// And of lsq_plus_backward. The gradients of scale and offset are made in one dtype, which holds both.
+struct LsqPlusBackward : LsqBackward {
+  Tensor of_offset;
+
+  std::tuple<Tensor, Tensor, Tensor> in_dtypes_of(const Tensor& scale, const Tensor& offset) const {
+    return {of_x, in_dtype_of(scale, of_scale), in_dtype_of(offset, of_offset)};
+  }
+
+ private:
+  static Tensor in_dtype_of(const Tensor& like, const Tensor& made) {
+    return made.scalar_type() == like.scalar_type() ? made : torch::stable::to(made, like.scalar_type());
+  }
+};
+
+inline LsqPlusBackward prepare_lsq_plus_backward(
+    const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& offset, const Quantizer& quantizer,
+    std::optional<double> grad_scale, bool of_sample) {
+  constexpr const char* op = "lsq_plus_backward";
+  STD_TORCH_CHECK(
+      scale.numel() == offset.numel(), op, ": scale and offset must have as many elements, got ", scale.numel(),
+      " and ", offset.numel());
+  const ScalarType a = scale.scalar_type(), b = offset.scalar_type();
+  const bool wide = a == ScalarType::Double || b == ScalarType::Double;
+  const ScalarType dtype = a == b ? a : wide ? ScalarType::Double : ScalarType::Float;
+  const Tensor scale_like = a == dtype ? scale : torch::stable::to(scale, dtype);
+  const Tensor offset_like = b == dtype ? offset : torch::stable::to(offset, dtype);
+  Tensor of_offset = new_like(offset_like);
+  if (x.numel() == 0) torch::stable::zero_(of_offset);
+  return {prepare_lsq_backward(op, grad, x, scale_like, quantizer, grad_scale, of_sample), of_offset};
 }
 
 // The masks of pact.

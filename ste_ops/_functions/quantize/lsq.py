@@ -1,4 +1,7 @@
-"""Functions and fake kernels of the uniform quantizer whose scale is learned. An axis of -1 is the whole tensor."""
+"""Functions and fake kernels of the uniform quantizers whose scale is learned, and with it maybe an offset.
+
+An axis of -1 is the whole tensor.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,31 @@ def _(
     return torch.empty_like(x), torch.empty_like(scale)
 
 
+@fake("lsq_plus")
+def _(x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@fake("lsq_plus_masked")
+def _(x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, axis: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), new_mask(x)
+
+
+@fake("lsq_plus_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int,
+    grad_scale: float | None,
+    of_sample: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(scale), torch.empty_like(offset)
+
+
 def _grad_scale(rest: tuple[Any, ...], x: Tensor, scale: Tensor) -> float:
     """What the gradient of scale is multiplied by, as the kernel counts it: ops/quantize/uniform.h."""
     _, quant_max, axis, grad_scale, of_sample = rest
@@ -59,89 +87,141 @@ class MaskedLSQ(MaskedSteps):
         return ops.lsq_masked(x, scale, *rest)
 
 
-@recorded("lsq")
-class LSQ(NativeFunction):
-    """`forward(x, scale, quant_min, quant_max, axis, grad_scale, of_sample) -> out`; saves x and scale.
+class MaskedLSQPlus(MaskedSteps):
+    """`forward(x, scale, offset, quant_min, quant_max, axis) -> (out, mask)`, of parameters that get no gradient."""
 
-    Without a grad_scale the backward counts the elements that share a scale: of x, or of one sample of it, dimension 0
-    being the batch.
+    parameters = 2
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return ops.lsq_plus_masked(x, scale, offset, *rest)
+
+
+class LearnedBackward(NativeFunction):
+    """`forward(grad, x, *parameters, ...)`: the gradients of x and of the parameters, a scale and maybe an offset.
+
+    Linear in grad; x and the parameters count as constants.
     """
 
+    parameters: int
+
     @classmethod
-    def run(cls, x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-        # A program may be trained with its scales frozen, or not be trained.
-        return super().run(x, scale, *rest) if needs_function(scale) else MaskedLSQ.run(x, scale.detach(), *rest[:3])
-
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-        return ops.lsq(x, scale, *rest[:3])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        saved = inputs[1 : 2 + cls.parameters]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
-        ctx.rest = inputs[2:]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.rest = inputs[2 + cls.parameters :]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 7
-        x, scale = ctx.saved_tensors
-        call = LSQBackward.apply if needs_function(grad) else ops.lsq_backward
-        return *call(grad, x.detach(), scale.detach(), *ctx.rest), *[None] * 5
+    @classmethod
+    def backward(cls, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        # The transpose of the gradients is the tangent.
+        return _tangent(ctx.saved_tensors, ctx.rest, gradients), *[None] * (cls.parameters + 6)
 
-    @staticmethod
-    def jvp(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None, *_: None) -> Tensor | None:
-        x, scale = ctx.saved_tensors
-        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale)
+    @classmethod
+    def jvp(cls, ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if tangent is None:
+            return (None,) * (cls.parameters + 1)
+        return cls.apply(tangent, *ctx.saved_tensors, *ctx.rest)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        x, scale = batch_first(info, in_dims, x, scale)
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+        rest = inputs[2 + cls.parameters :]
         quant_min, quant_max, axis = rest[:3]
-        rows = fold_channels(x, axis)
-        factor = _grad_scale_of_batch(rest, x, scale)
-        out = LSQ.apply(rows, per_group(scale, rows.shape[0]), quant_min, quant_max, 0, factor, False)
-        return unfold_channels(out, x.shape, axis), 0
+        grad, x, *parameters = batch_first(info, in_dims, *inputs[: 2 + cls.parameters])
+        factor = _grad_scale_of_batch(rest, x, parameters[0])
+        rows, grads = fold_channels(x, axis), fold_channels(grad, axis)
+        folded = [per_group(parameter, rows.shape[0]) for parameter in parameters]
+        of_x, *others = cls.apply(grads, rows, *folded, quant_min, quant_max, 0, factor, False)
+        others = [of.reshape(parameter.shape) for of, parameter in zip(others, parameters, strict=True)]
+        return (unfold_channels(of_x, x.shape, axis), *others), (0,) * (cls.parameters + 1)
 
 
-class LSQBackward(NativeFunction):
-    """The gradients of x and of scale. Linear in grad; x and scale count as constants."""
+class LSQBackward(LearnedBackward):
+    parameters = 1
 
     @staticmethod
     def forward(grad: Tensor, x: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         return ops.lsq_backward(grad, x, scale, *rest)
 
+
+class LSQPlusBackward(LearnedBackward):
+    parameters = 2
+
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def forward(grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.lsq_plus_backward(grad, x, scale, offset, *rest)
+
+
+class Learned(NativeFunction):
+    """`forward(x, *parameters, quant_min, quant_max, axis, grad_scale, of_sample) -> out`; saves x and the parameters.
+
+    Without a grad_scale the backward counts the elements that share a scale: of x, or of one sample of it, dimension 0
+    being the batch.
+    """
+
+    of_gradient: type[LearnedBackward]
+    masked: type[MaskedSteps]
+
+    @classmethod
+    def run(cls, *inputs: Any) -> Tensor:
+        # A program may be trained with its parameters frozen, or not be trained.
+        x, *parameters = inputs[: 1 + cls.of_gradient.parameters]
+        if any(needs_function(parameter) for parameter in parameters):
+            return super().run(*inputs)
+        rest = inputs[1 + cls.of_gradient.parameters :]
+        return cls.masked.run(x, *[parameter.detach() for parameter in parameters], *rest[:3])
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        saved = inputs[: 1 + cls.of_gradient.parameters]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[1:3])
-        ctx.save_for_forward(*inputs[1:3])
-        ctx.rest = inputs[3:]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.rest = inputs[1 + cls.of_gradient.parameters :]
 
-    @staticmethod
-    def backward(ctx: Any, of_x: Tensor | None, of_scale: Tensor | None) -> tuple[Tensor | None, ...]:
-        # The transpose of the gradients is the tangent.
-        x, scale = ctx.saved_tensors
-        return _lsq_tangent(x, scale, ctx.rest, of_x, of_scale), *[None] * 7
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        function = cls.of_gradient
+        if grad is None:
+            return (None,) * (function.parameters + 6)
+        call = function.apply if needs_function(grad) else function.forward
+        return *call(grad, *[saved.detach() for saved in ctx.saved_tensors], *ctx.rest), *[None] * 5
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
-        if tangent is None:
-            return None, None
-        return LSQBackward.apply(tangent, *ctx.saved_tensors, *ctx.rest)
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        return _tangent(ctx.saved_tensors, ctx.rest, tangents[: 1 + cls.of_gradient.parameters])
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, scale: Tensor, *rest: Any) -> Any:
-        quant_min, quant_max, axis = rest[:3]
-        grad, x, scale = batch_first(info, in_dims, grad, x, scale)
-        factor = _grad_scale_of_batch(rest, x, scale)
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        count = 1 + cls.of_gradient.parameters
+        x, *parameters = batch_first(info, in_dims, *inputs[:count])
+        quant_min, quant_max, axis = inputs[count : count + 3]
         rows = fold_channels(x, axis)
-        scales = per_group(scale, rows.shape[0])
-        grads = fold_channels(grad, axis)
-        of_x, of_scale = LSQBackward.apply(grads, rows, scales, quant_min, quant_max, 0, factor, False)
-        return (unfold_channels(of_x, x.shape, axis), of_scale.reshape(scale.shape)), (0, 0)
+        factor = _grad_scale_of_batch(inputs[count:], x, parameters[0])
+        folded = [per_group(parameter, rows.shape[0]) for parameter in parameters]
+        out = cls.apply(rows, *folded, quant_min, quant_max, 0, factor, False)
+        return unfold_channels(out, x.shape, axis), 0
+
+
+@recorded("lsq")
+class LSQ(Learned):
+    of_gradient = LSQBackward
+    masked = MaskedLSQ
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+        return ops.lsq(x, scale, *rest[:3])
+
+
+@recorded("lsq_plus")
+class LSQPlus(Learned):
+    of_gradient = LSQPlusBackward
+    masked = MaskedLSQPlus
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> Tensor:
+        return ops.lsq_plus(x, scale, offset, *rest[:3])
 
 
 def _grad_scale_of_batch(rest: tuple[Any, ...], x: Tensor, scale: Tensor) -> float:
@@ -149,19 +229,26 @@ def _grad_scale_of_batch(rest: tuple[Any, ...], x: Tensor, scale: Tensor) -> flo
     return _grad_scale(rest, x[0], scale[0]) if x.shape[0] else 1.0
 
 
-def _lsq_tangent(
-    x: Tensor, scale: Tensor, rest: tuple[Any, ...], of_x: Tensor | None, of_scale: Tensor | None
-) -> Tensor | None:
+def _tangent(saved: tuple[Tensor, ...], rest: tuple[Any, ...], tangents: tuple[Tensor | None, ...]) -> Tensor | None:
     """The tangent of the output, by the same derivatives as the backward's: grad_scale too."""
     quant_min, quant_max, axis = rest[:3]
+    x, scale = saved[:2]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    v = x.detach().to(dtype) * (1 / along(scale.detach().to(dtype), x, axis))
-    tangent = None
-    if of_x is not None:
-        tangent = torch.where((v > quant_min) & (v < quant_max), of_x, 0.0)
+    wide = x.detach().to(dtype)
+    if len(saved) > 2:
+        wide = wide - along(saved[2].detach().to(dtype), x, axis)
+    v = wide * (1 / along(scale.detach().to(dtype), x, axis))
+    inside = (v > quant_min) & (v < quant_max)
+    of_x, of_scale = tangents[:2]
+    tangent = None if of_x is None else torch.where(inside, of_x, 0.0)
+    parts = []
     if of_scale is not None:
         slope = torch.where(v <= quant_min, quant_min, torch.where(v >= quant_max, quant_max, torch.round(v) - v))
-        along_scale = slope * (along(of_scale.to(dtype), x, axis) * _grad_scale(rest, x, scale))
-        along_scale = along_scale.to(x.dtype)
-        tangent = along_scale if tangent is None else tangent + along_scale
+        parts.append(slope * (along(of_scale.to(dtype), x, axis) * _grad_scale(rest, x, scale)))
+    if len(saved) > 2 and tangents[2] is not None:
+        moved = along(tangents[2].to(dtype), x, axis) * _grad_scale(rest, x, scale)
+        parts.append(torch.where(inside, 0.0, moved))
+    for part in parts:
+        part = part.to(x.dtype)
+        tangent = part if tangent is None else tangent + part
     return tangent

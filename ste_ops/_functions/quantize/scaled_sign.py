@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, widen
+from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded, widen
 from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
 from ste_ops._functions.quantize.scaled import along_groups, held_sign, mean_of_groups, members
 from ste_ops._library import ops
@@ -19,6 +19,7 @@ def _(grad: Tensor, w: Tensor, mean: Tensor, per_channel: bool, held: bool) -> t
     return torch.empty_like(w), w.new_empty(0) if held else torch.empty_like(w)
 
 
+@recorded("scaled_sign")
 class ScaledSign(NativeFunction):
     """`forward(sign, w, per_channel, held[, again]) -> (out, mean)`: the sign of w times the mean of abs(w).
 
@@ -26,6 +27,8 @@ class ScaledSign(NativeFunction):
     of `xnor_weight`. A backward that is recorded needs the sign again, as a function of w: `again(w)` makes it; without
     `again`, which a compiled graph cannot hold, the sign is saved, and only stays where the backward reads it.
     """
+
+    returns_more = True
 
     @staticmethod
     def forward(sign: Tensor, w: Tensor, per_channel: bool, held: bool, again: Any = None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Quantizers with straight-through gradients."""
 
+from ste_ops.functional.quantize.offset import lsq_plus
 from ste_ops.functional.quantize.rounding import ceil, clamp, floor, stochastic_round, trunc
 from ste_ops.functional.quantize.rounding import round as round
 from ste_ops.functional.quantize.scaled import (
@@ -23,6 +24,7 @@ __all__ = [
     "fake_quantize",
     "floor",
     "lsq",
+    "lsq_plus",
     "magnitude_aware_sign",
     "pact",
     "sr_ste",

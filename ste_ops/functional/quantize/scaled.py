@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import check_tensor, checked_bits
-from ste_ops._functions.base import widen
+from ste_ops._functions.base import recording, widen
 from ste_ops._functions.quantize import scaled as _functions
 from ste_ops._functions.quantize.scaled_sign import ScaledSign
 from ste_ops._fx import call_node
@@ -135,7 +135,7 @@ def _is_default(surrogate: Surrogate) -> bool:
 
 def _scaled_sign(w: Tensor, surrogate: Surrogate, held: bool) -> Tensor:
     sign = functools.partial(surrogate._binarize, "sign")
-    again = () if torch.compiler.is_compiling() else (sign,)
+    again = () if torch.compiler.is_compiling() or recording() else (sign,)
     # The gradient is a sum of two: in 16 bits each of them would be rounded, and what they cancel lost.
     wide = widen(w)
     return ScaledSign.apply(sign(wide), wide, w.dim() > 1, held, *again)[0].to(w.dtype)

@@ -167,11 +167,30 @@ def learned_step(
     """`lsq`, whose default grad_scale counts the elements of one sample if `of_sample`: dimension 0 is the batch."""
     if check_tensor("lsq", "x", x) or check_tensor("lsq", "scale", scale):
         return call_node(learned_step, locals())
-    operator = "lsq"
+    axis, grad_scale = checked_learned("lsq", x, {"scale": scale}, quant_min, quant_max, axis, grad_scale)
+    if not needs_function(scale) and not recording():
+        return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
+    return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)
+
+
+def checked_learned(
+    operator: str,
+    x: Tensor,
+    parameters: dict[str, Tensor],
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    grad_scale: float | None,
+) -> tuple[int, float | None]:
+    """The axis along which the parameters have one element a channel, or -1, and grad_scale as a number."""
+    check_tensor(operator, "x", x)
+    for name, parameter in parameters.items():
+        check_tensor(operator, name, parameter)
     check_range(operator, quant_min, quant_max)
     axis = check_axis(operator, x, axis)
-    check_parameter(operator, "scale", scale, x, axis)
-    if axis >= 0 and scale.numel() == 1 and x.shape[axis] != 1:
+    for name, parameter in parameters.items():
+        check_parameter(operator, name, parameter, x, axis)
+    if axis >= 0 and x.shape[axis] != 1 and all(parameter.numel() == 1 for parameter in parameters.values()):
         axis = -1
     if grad_scale is None:
         if quant_max <= 0:
@@ -179,12 +198,9 @@ def learned_step(
                 f"{operator}: grad_scale must be given where quant_max is not positive, got quant_max {quant_max}: "
                 "the default is 1 / sqrt(N * quant_max)"
             )
-    else:
-        check_number(operator, "grad_scale", grad_scale)
-        grad_scale = float(grad_scale)
-    if not needs_function(scale) and not recording():
-        return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
-    return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)
+        return axis, None
+    check_number(operator, "grad_scale", grad_scale)
+    return axis, float(grad_scale)
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:

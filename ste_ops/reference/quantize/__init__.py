@@ -10,7 +10,7 @@ from ste_ops.reference.quantize.scaled import (
     xnor_weight,
 )
 from ste_ops.reference.quantize.sparse import sr_ste, sr_ste_decay_
-from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
+from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, lsq_plus, pact
 
 # `round` is left out: a star import must not hide Python's own.
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "fake_quantize",
     "floor",
     "lsq",
+    "lsq_plus",
     "magnitude_aware_sign",
     "pact",
     "sr_ste",
