@@ -51,18 +51,26 @@ std::string build_info() {
 STE_OPS_LIBRARY(m) {
   // Straight-through steps. `surrogate` is a number of surrogates(), `a` and `b` its parameters in the order of its
   // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves
-  // none.
-  m.def("heaviside(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
-  m.def("sign(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
-  m.def("ternary(Tensor x, int surrogate, float a, float b, float threshold) -> (Tensor out, Tensor mask)");
+  // none. `parameters`, float64 numbers on x's device, stand in for a, b and the threshold where they are given, as
+  // does `factor_tensor` for the factor.
+  m.def("heaviside(Tensor x, int surrogate, float a, float b, Tensor? parameters=None) -> (Tensor out, Tensor mask)");
+  m.def("sign(Tensor x, int surrogate, float a, float b, Tensor? parameters=None) -> (Tensor out, Tensor mask)");
+  m.def(
+      "ternary(Tensor x, int surrogate, float a, float b, float threshold, Tensor? parameters=None) -> "
+      "(Tensor out, Tensor mask)");
   // factor * grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
-  m.def("binarize_backward(Tensor grad, Tensor mask, float factor=1.0) -> Tensor");
+  m.def("binarize_backward(Tensor grad, Tensor mask, float factor=1.0, Tensor? factor_tensor=None) -> Tensor");
   // grad s'(x) and upper grad s''(x) of a surrogate that saves x, exactly 0 where that derivative is 0; in x's dtype
   // and layout. `parameters`, two float64 numbers on x's device, stand in for a and b where they are given.
   m.def("curve_backward(Tensor grad, Tensor x, int surrogate, float a, float b, Tensor? parameters) -> Tensor");
   m.def(
       "curve_second(Tensor upper, Tensor grad, Tensor x, int surrogate, float a, float b, Tensor? parameters) -> "
       "Tensor");
+  // The gradient of x, in x's dtype and layout, and those of two parameters, in float64: the sums of grad times the
+  // derivative of the surrogate's primitive. `parameters` as above, of any surrogate that has some.
+  m.def(
+      "learned_surrogate_backward(Tensor grad, Tensor x, int surrogate, Tensor parameters) -> "
+      "(Tensor of_x, Tensor of_parameters)");
 
   // Rounding. The results have x's dtype and strides; one seed, or one for each row of a contiguous x.
   m.def("round(Tensor x) -> Tensor");
@@ -191,13 +199,21 @@ STE_OPS_LIBRARY(m) {
   m.def("subset_backward(Tensor grad, Tensor logits, Tensor seed, int k, float tau) -> Tensor");
 
   // What stands in exported and traced programs for the autograd.Functions of ste_ops/_functions, which run them again:
-  // the arguments of the Function, and its result without what it returns for the backward.
-  m.def("autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
-  m.def("autograd_sign(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
+  // the arguments of the Function, and its result without what it returns for the backward. A number that may be held
+  // by a tensor is the one or the other.
   m.def(
-      "autograd_ternary(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, float threshold) "
-      "-> Tensor");
-  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float[] threshold) -> Tensor");
+      "autograd_heaviside(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
+      "Tensor? parameters) -> Tensor");
+  m.def(
+      "autograd_sign(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
+      "Tensor? parameters) -> Tensor");
+  m.def(
+      "autograd_ternary(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
+      "Tensor? parameters, float threshold) -> Tensor");
+  m.def(
+      "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? threshold, "
+      "Tensor? threshold_tensor) -> Tensor");
+  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float? threshold, Tensor? threshold_tensor) -> Tensor");
   m.def("autograd_round(Tensor x) -> Tensor");
   m.def("autograd_floor(Tensor x) -> Tensor");
   m.def("autograd_ceil(Tensor x) -> Tensor");

@@ -49,6 +49,15 @@ def checked_bits(operator: str, bits: int, least: int = 1) -> int:
     return int(bits)
 
 
+def check_held(operator: str, name: str, value: Tensor) -> None:
+    """A number that a tensor of one element holds, and that gets no gradient."""
+    if value.numel() != 1 or value.dtype not in FLOATING:
+        got = f"{value.dtype} of shape {tuple(value.shape)}"
+        raise ValueError(f"{operator}: {name} must be a number or a floating tensor of one element, got {got}")
+    if value.requires_grad:
+        raise ValueError(f"{operator}: {name} must require no gradient, which it cannot get; detach it")
+
+
 def check_int(operator: str, name: str, value: int) -> None:
     if not is_integer(value):
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")

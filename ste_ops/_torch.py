@@ -17,6 +17,9 @@ functorch_active = torch._C._are_functorch_transforms_active
 # Whether torch.jit.trace records a program.
 jit_tracing = torch._C._is_tracing
 
+# Whether a tensor is one of a transform's, batched or differentiated.
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 # The tensor within a wrapper that outlived its transform, and any other tensor as it is: `Function.apply` does it too.
 unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
@@ -35,6 +38,13 @@ tree_leaves = torch.utils._pytree.tree_leaves
 
 # The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
 all_operator_names = torch._C._dispatch_get_all_op_names
+
+
+def tracked(tensor: torch.Tensor) -> bool:
+    """Whether autograd or a transform may ask for what moves with this tensor."""
+    if tensor.requires_grad or _wrapped(tensor):
+        return True
+    return _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def differentiated_around() -> bool:

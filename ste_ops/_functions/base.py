@@ -60,14 +60,19 @@ class NativeFunction(torch.autograd.Function):
         if functorch_active():
             return super().apply(*args)
         if (is_exporting() or jit_tracing()) and cls._operator is not None:
-            out = cls._operator(*args)
+            out = cls._operator(*cls.operands(*args))
             return (out,) if cls.returns_more else out
         # A tensor that outlived its transform is unwrapped, as Function.apply does.
         return cls._apply(*[unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
 
     @classmethod
+    def operands(cls, *args: Any) -> tuple[Any, ...]:
+        """The arguments of the operator that stands for the Function."""
+        return args
+
+    @classmethod
     def run(cls, *args: Any) -> Tensor:
-        """The kernel of the operator that stands for the Function."""
+        """The kernel of that operator."""
         args = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)
         out = super().apply(*args) if functorch_active() else cls._apply(*args)
         return out[0] if cls.returns_more else out

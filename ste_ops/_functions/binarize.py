@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
+from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers, as_operands, from_operands
 from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_gradient, mask_rows
 from ste_ops._library import ops
+from ste_ops._torch import tracked
 
 Saves: TypeAlias = Literal["nothing", "mask", "input"]
 
@@ -30,24 +32,34 @@ def saves(number: int) -> Saves:
 
 @fake("heaviside")
 @fake("sign")
-def _(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
     numel = x.numel() if saves(surrogate) == "mask" else 0
     return torch.empty_like(x), x.new_empty(mask_bytes(numel), dtype=torch.uint8)
 
 
 @fake("ternary")
-def _(x: Tensor, surrogate: int, a: float, b: float, threshold: float) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, surrogate: int, a: float, b: float, threshold: float, parameters: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return FAKES["sign"](x, surrogate, a, b)
 
 
 class Binarize(NativeFunction):
     """A step forward, its surrogate backward.
 
-    `forward(x, surrogate, a, b, factor, parameters, ...) -> (out, mask)`: a mask's gradients are multiplied by factor,
-    a curve's `parameters` stand in for a and b where they are a tensor.
+    `forward(x, surrogate, a, b, factor, parameters, ...) -> (out, mask)`: a mask's gradients are multiplied by factor;
+    `parameters` stand in for a, b and a threshold where they are a tensor, as factor may be one.
     """
 
     returns_more = True
+
+    @classmethod
+    def operands(cls, *args: Any) -> tuple[Any, ...]:
+        return *args[:4], *as_operands(args[4]), *args[5:]
+
+    @classmethod
+    def run(cls, *args: Any) -> Tensor:
+        return super().run(*args[:4], *from_operands(*args[4:6]), *args[6:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -58,10 +70,12 @@ class Binarize(NativeFunction):
         ctx.others = (None,) * (len(inputs) - 1)
         ctx.saves = saves(surrogate)
         if ctx.saves == "mask":
-            ctx.save_for_backward(mask)
-            ctx.save_for_forward(mask)
-            ctx.order, ctx.factor = memory_order(out), factor
+            held = (mask, factor) if isinstance(factor, Tensor) else (mask,)
+            ctx.save_for_backward(*held)
+            ctx.save_for_forward(*held)
+            ctx.order, ctx.factor = memory_order(out), factor if len(held) == 1 else None
         elif ctx.saves == "input":
+            parameters = None if parameters is None else parameters[:2]
             ctx.save_for_backward(x, parameters)
             ctx.save_for_forward(x, parameters)
             ctx.curve = surrogate, a, b
@@ -77,7 +91,8 @@ class Binarize(NativeFunction):
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[int, ...], x: Tensor, surrogate: int, *others: Any) -> Any:
-        refuse_batched_parameters(in_dims[5])
+        for dim in in_dims[1:]:
+            refuse_batched_parameters(dim)
         dim = in_dims[0]
         if saves(surrogate) != "mask":
             return cls.apply(x, surrogate, *others), (dim, None)
@@ -91,7 +106,8 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
     if grad is None or ctx.saves == "nothing":
         return grad
     if ctx.saves == "mask":
-        return mask_gradient(grad, ctx.saved_tensors[0], ctx.order, ctx.factor)
+        mask, *factor = ctx.saved_tensors
+        return mask_gradient(grad, mask, ctx.order, factor[0] if factor else ctx.factor)
     x, parameters = ctx.saved_tensors
     return curve_gradient(grad, x, parameters, ctx.curve)
 
@@ -99,24 +115,45 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
 @recorded("heaviside")
 class Heaviside(Binarize):
     @staticmethod
-    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
-        return ops.heaviside(x, surrogate, a, b)
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
+        return ops.heaviside(x, surrogate, a, b, parameters)
 
 
 @recorded("sign")
 class Sign(Binarize):
     @staticmethod
-    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None) -> Any:
-        return ops.sign(x, surrogate, a, b)
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
+        return ops.sign(x, surrogate, a, b, parameters)
 
 
 @recorded("ternary")
 class Ternary(Binarize):
     @staticmethod
     def forward(
-        x: Tensor, surrogate: int, a: float, b: float, factor: float, parameters: Tensor | None, threshold: float
+        x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None, threshold: float
     ) -> Any:
-        return ops.ternary(x, surrogate, a, b, threshold)
+        return ops.ternary(x, surrogate, a, b, threshold, parameters)
 
 
 BINARIZERS: dict[str, type[Binarize]] = {"heaviside": Heaviside, "sign": Sign, "ternary": Ternary}
+
+# Whose forward makes no mask.
+IDENTITY = surrogate_number("Identity")
+
+
+@torch.compiler.allow_in_graph
+def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *threshold: Held) -> Tensor:
+    """A step whose numbers may be tensors or, under torch.compile, symbols.
+
+    As the argument of an operator each value of a symbol would be a graph of its own; as a factor of a tensor it is one
+    for all.
+    Dynamo does not look in here, where a symbol can be told from a number that is the same at every call.
+    """
+    numbers = (a, b, *threshold)
+    if not any(isinstance(number, HELD) for number in numbers):
+        return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *threshold)[0]
+    if any(isinstance(number, Tensor) and tracked(number) for number in (a, b)):
+        return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *threshold)
+    parameters = as_numbers(numbers, x.device)
+    factor = as_numbers((factor,), x.device) if isinstance(factor, HELD) else factor
+    return BINARIZERS[step].apply(x, surrogate, 0.0, 0.0, factor, parameters, *[0.0] * len(threshold))[0]

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from ste_ops._functions.base import Elementwise, NativeFunction, batch_first, recorded, recording, widen
-from ste_ops._functions.binarize import surrogate_number
-from ste_ops._library import ops
-
-# Whose forward makes no mask.
-_IDENTITY = surrogate_number("Identity")
+from ste_ops._functions.binarize import IDENTITY
+from ste_ops._functions.learned_surrogate import Held, as_operands, from_operands, step_without_mask
 
 Slope = Callable[[Tensor], Tensor]
 
 
-def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope) -> Tensor:
+def custom_step(step: str, threshold: tuple[Held, ...], x: Tensor, slope: Slope) -> Tensor:
     """`threshold` is empty but for a ternary step."""
     if torch.compiler.is_compiling() or recording():
         # A callable is no argument of an opaque call; it is traced here, and autograd records its derivative.
@@ -26,8 +23,19 @@ def custom_step(step: str, threshold: tuple[float, ...], x: Tensor, slope: Slope
     return CustomStep.apply(x, slope, step, threshold)
 
 
-def _forward(x: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
-    return getattr(ops, step)(x, _IDENTITY, 0.0, 0.0, *threshold)[0]
+def _slope_alone(slope: Slope, x: Tensor) -> Tensor:
+    """The callable's value. In a backward that nothing records autograd watches what else it reads than x: for nothing,
+    where that requires no gradient."""
+    if torch.is_grad_enabled():
+        return slope(widen(x))
+    with torch.enable_grad():
+        value = slope(widen(x.detach()))
+    if value.requires_grad:
+        raise ValueError(
+            "Custom: derivative reads a tensor that requires a gradient, which it cannot get: only the fields of the "
+            "other surrogates can be learned, as in ATan(alpha); detach it where it is to stay as it is"
+        )
+    return value
 
 
 def _times(grad: Tensor, slope: Tensor) -> Tensor:
@@ -38,8 +46,8 @@ class CustomStep(Elementwise):
     """Saves x and calls the callable in the backward, where autograd may differentiate it."""
 
     @staticmethod
-    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[float, ...]) -> Tensor:
-        return _forward(x, step, threshold)
+    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -50,7 +58,7 @@ class CustomStep(Elementwise):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        gradient = None if grad is None else _times(grad, ctx.slope(widen(ctx.saved_tensors[0])))
+        gradient = None if grad is None else _times(grad, _slope_alone(ctx.slope, ctx.saved_tensors[0]))
         return gradient, None, None, None
 
     @staticmethod
@@ -62,9 +70,17 @@ class CustomStep(Elementwise):
 class SlopedStep(NativeFunction):
     """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
 
+    @classmethod
+    def operands(cls, x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> tuple[Any, ...]:
+        return x, slope, step, *as_operands(threshold[0] if threshold else None)
+
+    @classmethod
+    def run(cls, *args: Any) -> Tensor:
+        return super().run(*args[:3], from_operands(*args[3:]))
+
     @staticmethod
-    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[float, ...]) -> Tensor:
-        return _forward(x, step, threshold)
+    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -26,49 +26,61 @@ def new_mask(x: Tensor) -> Tensor:
 
 
 @fake("binarize_backward")
-def _(grad: Tensor, mask: Tensor, factor: float = 1.0) -> Tensor:
+def _(grad: Tensor, mask: Tensor, factor: float = 1.0, factor_tensor: Tensor | None = None) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
 class BinarizeBackward(NativeFunction):
-    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself."""
+    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself.
+
+    A factor that is a tensor comes in its place, after the number.
+    """
 
     @staticmethod
-    def forward(grad: Tensor, mask: Tensor, factor: float) -> Tensor:
-        return ops.binarize_backward(grad, mask, factor)
+    def forward(grad: Tensor, mask: Tensor, *factor: Any) -> Tensor:
+        return ops.binarize_backward(grad, mask, *factor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        held = tuple(given for given in inputs[1:] if isinstance(given, Tensor))
+        ctx.save_for_backward(*held)
+        ctx.save_for_forward(*held)
         ctx.set_materialize_grads(False)
         ctx.factor = inputs[2]
+        ctx.others = (None,) * (len(inputs) - 1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
-        return (None if grad is None else mask_gradient(grad, ctx.saved_tensors[0], None, ctx.factor)), None, None
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None if grad is None else _again(ctx, grad)), *ctx.others
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        return None if tangent is None else mask_gradient(tangent, ctx.saved_tensors[0], None, ctx.factor)
+        return None if tangent is None else _again(ctx, tangent)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, mask: Tensor, factor: float) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, mask: Tensor, *factor: Any) -> tuple[Tensor, int]:
         grad, mask = batch_first(info, in_dims, grad, mask)
-        return batch_gradient(grad, mask, factor), 0
+        return batch_gradient(grad, mask, factor[-1]), 0
 
 
-def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float = 1.0) -> Tensor:
+def _again(ctx: Any, grad: Tensor) -> Tensor:
+    mask, *factor = ctx.saved_tensors
+    return mask_gradient(grad, mask, None, factor[0] if factor else ctx.factor)
+
+
+def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float | Tensor = 1.0) -> Tensor:
     """factor * grad where the mask has a one, in the memory order that the mask was made in."""
     call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
+    given = (1.0, factor) if isinstance(factor, Tensor) else (factor,)
     if order is None:
-        return call(grad, mask, factor)
-    return call(grad.permute(order), mask, factor).permute(inverse(order))
+        return call(grad, mask, *given)
+    return call(grad.permute(order), mask, *given).permute(inverse(order))
 
 
-def batch_gradient(grad: Tensor, masks: Tensor, factor: float = 1.0) -> Tensor:
+def batch_gradient(grad: Tensor, masks: Tensor, factor: float | Tensor = 1.0) -> Tensor:
     """`mask_gradient` of a batch of row-major samples, each with the mask in its row of `masks`."""
-    out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), factor)
+    given = (1.0, factor) if isinstance(factor, Tensor) else (factor,)
+    out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), *given)
     return from_mask_rows(out, grad.shape)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ste_ops._checks import check_tensor, checked_finite
+from ste_ops._checks import check_held, check_tensor, checked_finite
 from ste_ops._fx import call_node
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -88,7 +88,7 @@ def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     return surrogate._binarize("sign", x)
 
 
-def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05) -> Tensor:
+def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float | Tensor = 0.05) -> Tensor:
     """Three levels with a straight-through gradient: +1 where x > threshold, -1 where x < -threshold, 0 between.
 
     0 at the bounds, NaN at NaN. Gradient, transforms and memory as in `heaviside`; the surrogate does not depend on
@@ -97,7 +97,8 @@ def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05)
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
         surrogate: what stands in for the derivative; default ``Clip(1.0)``.
-        threshold: a finite number >= 0; compared in float32 (float64 for float64).
+        threshold: a finite number >= 0, or a floating tensor of one element on x's device, which is read there and not
+            checked; compared in float32 (float64 for float64).
 
     Returns:
         A tensor of x's shape, dtype and memory layout.
@@ -121,4 +122,7 @@ def ternary(x: Tensor, surrogate: Surrogate = _DEFAULT, threshold: float = 0.05)
     """
     if _check("ternary", x, surrogate):
         return call_node(ternary, locals())
+    if type(threshold) is not float and isinstance(threshold, Tensor):
+        check_held("ternary", "threshold", threshold)
+        return surrogate._binarize_held("ternary", x, threshold)
     return surrogate._binarize("ternary", x, checked_finite("ternary", "threshold", threshold, zero=True))

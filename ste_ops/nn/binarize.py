@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import fields
+
+from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite
@@ -14,30 +16,71 @@ from ste_ops.surrogate.base import check_surrogate
 _DEFAULT = Clip(1.0)
 
 
-class _Binarizer(Quantizer):
-    """A binarizer and its `surrogate`, which may be assigned anew while training."""
+_PREFIX = "surrogate_"
 
-    surrogate: Surrogate
+
+def _is_leaf(value: object) -> bool:
+    """A Parameter, or what should have been one."""
+    return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad and value.is_leaf)
+
+
+class _Binarizer(Quantizer):
+    """A binarizer and its `surrogate`, which may be assigned anew while training.
+
+    A Parameter in the surrogate is the module's too, as ``surrogate_`` and the name of its field; what is in the module
+    counts, so that whatever replaces the parameters of a module replaces this one.
+    """
 
     def __init__(self, surrogate: Surrogate) -> None:
         super().__init__()
-        check_surrogate(type(self).__name__, surrogate)
         self.surrogate = surrogate
 
+    @property
+    def surrogate(self) -> Surrogate:
+        return self._in_use() if self._parameters else self._surrogate
+
+    @surrogate.setter
+    def surrogate(self, surrogate: Surrogate) -> None:
+        check_surrogate(type(self).__name__, surrogate)
+        learned = {f.name: value for f in fields(surrogate) if _is_leaf(value := getattr(surrogate, f.name))}
+        for name, value in learned.items():
+            if not isinstance(value, nn.Parameter):
+                raise TypeError(
+                    f"{type(self).__name__}: {name} of {type(surrogate).__name__} must be an nn.Parameter where it "
+                    "requires a gradient, or parameters() would miss it; got another tensor"
+                )
+        self._parameters.clear()
+        for name, value in learned.items():
+            self.register_parameter(_PREFIX + name, value)
+        self._surrogate = surrogate
+
+    def _in_use(self) -> Surrogate:
+        held, learned = self._surrogate, self._parameters
+        names: tuple[str, ...] = type(held).__match_args__
+        return type(held)(*[learned.get(_PREFIX + name, getattr(held, name)) for name in names])
+
     def extra_repr(self) -> str:
-        return repr(self.surrogate)
+        if not self._parameters:
+            return repr(self.surrogate)
+        learned = [key.removeprefix(_PREFIX) for key in self._parameters]
+        return f"{type(self._surrogate).__name__}, learned: {', '.join(learned)}"
 
 
 class Sign(_Binarizer):
     """`ste_ops.sign`: +1 where x >= 0 and -1 elsewhere, never 0; the gradient is the surrogate's.
 
-    A surrogate that changes while training is assigned: ``module.surrogate = Tanh(t, k)``.
+    A surrogate that changes while training is assigned: ``module.surrogate = Tanh(t, k)``. A Parameter in it is the
+    module's too, as ``surrogate_`` and the name of its field, and is learned: ``Sign(ATan(nn.Parameter(alpha)))``.
 
     Of what is never negative, as behind a ReLU, the sign is 1 everywhere: the network trains on a constant. Where the
     first batch in training is such, a `UserWarning` says so, once; a compiled forward does not look.
 
     Args:
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
+
+    Raises:
+        TypeError: surrogate is none, or a field of it requires a gradient and is no Parameter, which ``parameters()``
+            would miss.
 
     Source: BinaryNet (Courbariaux et al., arXiv:1602.02830).
 
@@ -56,7 +99,7 @@ class Sign(_Binarizer):
 
     def _quantize(self, x: Tensor) -> Tensor:
         self._first_batch.look(self, x, self)
-        return functional.sign(x, self.surrogate)
+        return functional.sign(x, self._in_use() if self._parameters else self._surrogate)
 
 
 def say_place(quantizer: object, place: str) -> None:
@@ -68,10 +111,13 @@ def say_place(quantizer: object, place: str) -> None:
 class Heaviside(_Binarizer):
     """`ste_ops.heaviside`: 1 where x > 0 and 0 elsewhere; the gradient is the surrogate's.
 
-    A surrogate that changes while training is assigned, as with `Sign`.
+    A surrogate that changes while training is assigned, and a Parameter in it is learned, as with `Sign`.
 
     Args:
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
+
+    Raises:
+        TypeError: as `Sign`.
 
     Source: Bengio et al., arXiv:1308.3432.
 
@@ -85,11 +131,13 @@ class Heaviside(_Binarizer):
         super().__init__(surrogate)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        return functional.heaviside(x, self.surrogate)
+        return functional.heaviside(x, self._in_use() if self._parameters else self._surrogate)
 
 
 class Ternary(_Binarizer):
     """`ste_ops.ternary`: +1 where x > threshold, -1 where x < -threshold, else 0; the gradient is the surrogate's.
+
+    A surrogate that changes while training is assigned, and a Parameter in it is learned, as with `Sign`.
 
     Args:
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
@@ -108,7 +156,7 @@ class Ternary(_Binarizer):
         self.threshold = checked_finite("Ternary", "threshold", threshold, zero=True)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        return functional.ternary(x, self.surrogate, self.threshold)
+        return functional.ternary(x, self._in_use() if self._parameters else self._surrogate, self.threshold)
 
     def extra_repr(self) -> str:
-        return f"{self.surrogate!r}, threshold={self.threshold}"
+        return f"{super().extra_repr()}, threshold={self.threshold}"

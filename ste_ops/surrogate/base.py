@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ste_ops._checks import check_tensor, is_number
 from ste_ops._functions.base import widen
-from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves
+from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves, binarize
+from ste_ops._functions.learned_surrogate import FORMULAS
 from ste_ops._fx import method_node
 
 _NATIVE: dict[int, type[Surrogate]] = {}
@@ -24,11 +25,11 @@ def native_surrogates() -> list[type[Surrogate]]:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Base of the surrogates: a frozen dataclass whose fields are floats, or 0-d tensors in a curve.
+    """Base of the surrogates: a frozen dataclass whose fields are floats, or tensors of one element.
 
     A subclass has the name of its struct in `csrc/core/binarize`, which says what the backward needs of the forward. It
-    defines `_derivative` and `primitive` in plain torch, and where the derivative jumps `kinks`: the reference of the
-    native kernels.
+    defines `_derivative` and `primitive` in plain torch, where the derivative jumps `kinks`, and if it has fields
+    `_by_parameters`: the reference of the native kernels.
 
     A surrogate is a function too: ``ATan(2.0)(x)`` is ``ste_ops.heaviside(x, ATan(2.0))``, so that it stands where
     snnTorch takes a ``spike_grad`` and SpikingJelly a ``surrogate_function``.
@@ -47,6 +48,7 @@ class Surrogate:
 
     number: ClassVar[int]
     saves: ClassVar[Saves]
+    _holds_tensors: ClassVar[bool] = False  # of an instance where check_field saw one
 
     def __init_subclass__(cls, native: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -60,6 +62,7 @@ class Surrogate:
             cls.number = names.index(cls.__name__)
             cls.saves = SURROGATES[cls.number][1]
             _NATIVE[cls.number] = cls
+            FORMULAS[cls.number] = cls._at
 
     @property
     def parameters(self) -> tuple[float | Tensor, float | Tensor]:
@@ -67,7 +70,7 @@ class Surrogate:
         return 0.0, 0.0
 
     @property
-    def factor(self) -> float:
+    def factor(self) -> float | Tensor:
         """A mask multiplies the gradients that pass by this."""
         return 1.0
 
@@ -77,16 +80,35 @@ class Surrogate:
             return method_node(self, "__call__", x)
         return self._binarize("heaviside", x)
 
-    def _binarize(self, operator: str, x: Tensor, *threshold: float) -> Tensor:
+    @classmethod
+    def _at(cls, *parameters: float | Tensor) -> Surrogate:
+        """One with tensors of any shape as fields: its formulas then broadcast."""
+        surrogate = object.__new__(cls)
+        for field, value in zip(fields(cls), parameters, strict=False):
+            object.__setattr__(surrogate, field.name, value)
+        return surrogate
+
+    def _in(self, x: Tensor) -> Surrogate:
+        """With its tensors in the dtype of x, so that no formula rounds before it meets x."""
+        if not self._holds_tensors:
+            return self
+        values = (getattr(self, field.name) for field in fields(self))
+        return self._at(*(value.to(x.dtype).reshape(()) if isinstance(value, Tensor) else value for value in values))
+
+    def _binarize(self, operator: str, x: Tensor, *threshold: float | Tensor) -> Tensor:
         a, b = self.parameters
-        parameters = None
-        if self.saves == "input" and (isinstance(a, Tensor) or isinstance(b, Tensor) or torch.compiler.is_compiling()):
-            a, b, parameters = 0.0, 0.0, _as_tensor(a, b, x.device)
-        return BINARIZERS[operator].apply(x, self.number, a, b, self.factor, parameters, *threshold)[0]
+        if self._holds_tensors or torch.compiler.is_compiling():
+            return binarize(x, operator, self.number, a, b, self.factor, *threshold)
+        return BINARIZERS[operator].apply(x, self.number, a, b, self.factor, None, *threshold)[0]
+
+    def _binarize_held(self, operator: str, x: Tensor, threshold: Tensor) -> Tensor:
+        """With a threshold that is read where x lies."""
+        return binarize(x, operator, self.number, *self.parameters, self.factor, threshold)
 
     def derivative(self, x: Tensor) -> Tensor:
         """s'(x), elementwise, in x's dtype; computed in float32 for float16 and bfloat16."""
-        return self._derivative(widen(x)).to(x.dtype)
+        wide = widen(x)
+        return self._in(wide)._derivative(wide).to(x.dtype)
 
     def _derivative(self, x: Tensor) -> Tensor:
         """s'(x) of a float32 or float64 x. A NaN gives NaN, but for the masks, which compare."""
@@ -95,6 +117,18 @@ class Surrogate:
     def primitive(self, x: Tensor) -> Tensor:
         """A function whose derivative is s'; `ste_ops.testing.check_ste` differentiates it numerically."""
         raise NotImplementedError
+
+    def by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The derivatives of the primitive with respect to the fields, elementwise, one for each; as `derivative` else.
+
+        A field that requires a gradient gets the sum of the incoming gradient times this.
+        """
+        wide = widen(x)
+        return tuple(by.to(x.dtype) for by in self._in(wide)._by_parameters(wide))
+
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The same of a float32 or float64 x. A NaN gives NaN, but for the masks, which compare."""
+        return ()
 
     def kinks(self) -> list[float]:
         """Where the derivative jumps."""
@@ -106,34 +140,33 @@ def check_surrogate(operator: str, surrogate: object) -> None:
         raise TypeError(f"{operator}: surrogate must be one of ste_ops.surrogate, got {surrogate!r}")
 
 
-def _as_tensor(a: float | Tensor, b: float | Tensor, device: torch.device) -> Tensor:
-    """The parameters of a curve as a tensor.
-
-    Under torch.compile numbers too: one that changes stays symbolic as a factor, while as an operator's argument Dynamo
-    would make a new graph for each value.
-    """
-    one = torch.ones((), dtype=torch.float64, device=device)
-    return torch.stack([p.detach().to(one) if isinstance(p, Tensor) else one * p for p in (a, b)])
-
-
 def check_field(surrogate: Surrogate, field: str, least: float = 0.0) -> None:
     value = getattr(surrogate, field)
-    name, tensors = type(surrogate).__name__, surrogate.saves == "input"
+    name = type(surrogate).__name__
     expected = "a finite number > 0" if least == 0 else f"a finite number >= {least:g}"
-    if tensors and isinstance(value, Tensor):
-        if value.dim() != 0 or not value.is_floating_point():
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
             got = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-            raise ValueError(f"{name}: {field} must be {expected} or a 0-d floating tensor, got {got}")
+            raise ValueError(
+                f"{name}: {field} must be {expected} or a floating tensor of one element, shared by all of x, got {got}"
+            )
+        object.__setattr__(surrogate, "_holds_tensors", True)
         return
     # Comparisons alone, which torch.compile takes of a number that changes; both are false for NaN.
     if not is_number(value) or not (value > 0 if least == 0 else value >= least) or not value < math.inf:
-        raise ValueError(f"{name}: {field} must be {expected}{' or a 0-d tensor' * tensors}, got {value!r}")
+        raise ValueError(f"{name}: {field} must be {expected} or a tensor of one element, got {value!r}")
 
 
 def exp_of_negative(x: Tensor) -> Tensor:
     """exp(x) for x <= 0, and 0 where that would soon be a denormal number, as in the kernels."""
     limit = -708.0 if x.dtype == torch.float64 else -87.0
     return torch.where(x < limit, torch.zeros_like(x), torch.exp(x.clamp(min=limit)))
+
+
+def times_slope(x: Tensor, slope: Tensor) -> Tensor:
+    """x times a slope that is 0 at infinity, where the product is 0 too."""
+    largest = torch.finfo(x.dtype).max
+    return torch.where(slope == 0, torch.zeros_like(slope), x.clamp(-largest, largest) * slope)
 
 
 def logistic(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ste_ops.surrogate.base import Surrogate, check_field, logistic
+from ste_ops.surrogate.base import Surrogate, check_field, logistic, times_slope
 
 __all__ = ["ApproxSign", "ReSTE", "Swish", "Tanh"]
 
@@ -41,7 +41,7 @@ class Swish(Surrogate):
     Source: BNN+ (Darabi et al., arXiv:1812.11800); Larq's ``swish_sign``, with its default.
 
     Args:
-        beta: how narrow the curve is; a finite number > 0, or a 0-d floating tensor.
+        beta: how narrow the curve is; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -71,6 +71,10 @@ class Swish(Surrogate):
         z = self.beta * x
         return 2 * torch.sigmoid(z) * (1 + z * (1 - torch.sigmoid(z))) - 1
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        u, slope, tanh = logistic(self.beta * x.abs())
+        return (times_slope(x, 2 * (slope * (2 - u * tanh))),)
+
 
 @dataclass(frozen=True)
 class Tanh(Surrogate):
@@ -80,8 +84,8 @@ class Tanh(Surrogate):
     training, on a logarithmic scale, with k = max(1 / t, 1).
 
     Args:
-        t: how narrow the curve is; a finite number > 0, or a 0-d floating tensor.
-        k: its factor; a finite number > 0, or a 0-d floating tensor.
+        t: how narrow the curve is; a finite number > 0, or a floating tensor of one element.
+        k: its factor; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: a field is none of these.
@@ -111,6 +115,10 @@ class Tanh(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return self.k * torch.tanh(self.t * x)
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        by_t = times_slope(x, self.k * (4 * logistic(2 * self.t * x.abs())[1]))
+        return by_t, torch.tanh(self.t * x)
+
 
 @dataclass(frozen=True)
 class ReSTE(Surrogate):
@@ -121,8 +129,9 @@ class ReSTE(Surrogate):
     authors' code (DravenALG/ReSTE).
 
     Args:
-        power: o in the paper, where 1 is ``Clip(threshold)``; a finite number >= 1, or a 0-d floating tensor.
-        threshold: where the gradient stops; a finite number > 0, or a 0-d floating tensor.
+        power: o in the paper, where 1 is ``Clip(threshold)``; a finite number >= 1, or a
+            floating tensor of one element.
+        threshold: where the gradient stops; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: a field is none of these.
@@ -157,6 +166,15 @@ class ReSTE(Surrogate):
         u = x.abs().clamp(max=self.threshold)
         chord = 0.1 ** (1 / self.power) / 0.1
         return torch.sign(x) * torch.where(u <= 0.1, chord * u, u.clamp(min=0.1) ** (1 / self.power))
+
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        u = x.abs()
+        held = torch.where(u > self.threshold, self.threshold, u)
+        root = held.clamp(min=0.1)
+        slope = torch.exp(torch.log(root) * ((1 - self.power) / self.power))
+        by_power = -torch.sign(x) * (held * slope) * torch.log(root) / self.power**2
+        at_threshold = torch.where(held <= 0.1, slope, slope / self.power)
+        return by_power, torch.where(u > self.threshold, torch.sign(x) * at_threshold, torch.zeros_like(x))
 
     def kinks(self) -> list[float]:
         bounds = [min(0.1, float(self.threshold)), float(self.threshold)]

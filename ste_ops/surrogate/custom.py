@@ -19,7 +19,8 @@ class Custom(Surrogate, native=False):
 
     It is called in the backward, with x in float32 where that is float16 or bfloat16, under the grad mode of the
     backward, so that under ``create_graph`` autograd differentiates it too, to any order. Under ``torch.compile`` it
-    becomes part of the graph. It must be elementwise and give a tensor of its argument's shape.
+    becomes part of the graph. It must be elementwise and give a tensor of its argument's shape. What else it reads gets
+    no gradient, and may require none.
 
     Args:
         derivative: s', from a tensor to a tensor.
@@ -28,6 +29,7 @@ class Custom(Surrogate, native=False):
 
     Raises:
         TypeError: derivative or primitive is not callable.
+        ValueError: in the backward, derivative read a tensor that requires a gradient.
 
     Example:
         >>> import torch, ste_ops
@@ -59,8 +61,11 @@ class Custom(Surrogate, native=False):
     def __repr__(self) -> str:
         return f"Custom({getattr(self.slope, '__name__', self.slope)})"
 
-    def _binarize(self, operator: str, x: Tensor, *threshold: float) -> Tensor:
+    def _binarize(self, operator: str, x: Tensor, *threshold: float | Tensor) -> Tensor:
         return custom_step(operator, threshold, x, self.slope)
+
+    def _binarize_held(self, operator: str, x: Tensor, threshold: Tensor) -> Tensor:
+        return self._binarize(operator, x, threshold)
 
     def _derivative(self, x: Tensor) -> Tensor:
         return self.slope(x)

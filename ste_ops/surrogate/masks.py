@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +39,11 @@ class Clip(Surrogate):
     Source: BinaryNet (Courbariaux et al., arXiv:1602.02830, eq. 4); Larq's ``ste_sign``.
 
     Args:
-        threshold: where the gradient stops, a finite number > 0; compared in float32 (float64 for float64).
+        threshold: where the gradient stops; a finite number > 0, or a floating tensor of one element. It is compared in
+            float32 (float64 for float64).
 
     Raises:
-        ValueError: threshold is not a finite number > 0.
+        ValueError: threshold is none of these.
 
     Example:
         >>> import torch, ste_ops
@@ -51,23 +53,27 @@ class Clip(Surrogate):
         tensor([1., 1., 0., 0.])
     """
 
-    threshold: float = 1.0
+    threshold: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         check_field(self, "threshold")
 
     @property
-    def parameters(self) -> tuple[float, float]:
+    def parameters(self) -> tuple[float | Tensor, float | Tensor]:
         return self.threshold, 0.0
 
     def _derivative(self, x: Tensor) -> Tensor:
         return (~(x.abs() > self.threshold)).to(x.dtype)
 
     def primitive(self, x: Tensor) -> Tensor:
-        return x.clamp(-self.threshold, self.threshold)
+        bound: Any = self.threshold
+        return x.clamp(-bound, bound)
+
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.where(x.abs() > self.threshold, torch.sign(x), torch.zeros_like(x)),)
 
     def kinks(self) -> list[float]:
-        return [-self.threshold, self.threshold]
+        return [-float(self.threshold), float(self.threshold)]
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,11 @@ class Rect(Surrogate):
     Source: SpikingJelly's ``Rect``, with its default; STBP (Wu et al., arXiv:1706.02609) with a = 1 / alpha.
 
     Args:
-        alpha: height of the rectangle, whose area is 1, a finite number > 0; the bound is compared in float32 (float64
-            for float64).
+        alpha: height of the rectangle, whose area is 1; a finite number > 0, or a floating tensor of one element. The
+            bound is compared in float32 (float64 for float64).
 
     Raises:
-        ValueError: alpha is not a finite number > 0.
+        ValueError: alpha is none of these.
 
     Example:
         >>> import torch, ste_ops
@@ -91,24 +97,28 @@ class Rect(Surrogate):
         tensor([2., 0., 0.])
     """
 
-    alpha: float = 1.0
+    alpha: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
         check_field(self, "alpha")
 
     @property
-    def parameters(self) -> tuple[float, float]:
+    def parameters(self) -> tuple[float | Tensor, float | Tensor]:
         return self.alpha, 0.0
 
     @property
-    def factor(self) -> float:
+    def factor(self) -> float | Tensor:
         return self.alpha
 
     def _derivative(self, x: Tensor) -> Tensor:
         return self.alpha * (x.abs() < 0.5 / self.alpha).to(x.dtype)
 
     def primitive(self, x: Tensor) -> Tensor:
-        return self.alpha * x.clamp(-0.5 / self.alpha, 0.5 / self.alpha)
+        bound: Any = 0.5 / self.alpha
+        return self.alpha * x.clamp(-bound, bound)
+
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.where(x.abs() < 0.5 / self.alpha, x, torch.zeros_like(x)),)
 
     def kinks(self) -> list[float]:
-        return [-0.5 / self.alpha, 0.5 / self.alpha]
+        return [-0.5 / float(self.alpha), 0.5 / float(self.alpha)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops.surrogate.base import Surrogate, check_field, exp_of_negative, logistic
+from ste_ops.surrogate.base import Surrogate, check_field, exp_of_negative, logistic, times_slope
 
 __all__ = ["ATan", "Erf", "FastSigmoid", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign"]
 
@@ -21,7 +21,7 @@ class Sigmoid(Surrogate):
     Source: SpikingJelly's ``Sigmoid``, with its default.
 
     Args:
-        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -49,6 +49,9 @@ class Sigmoid(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.alpha * x)
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (times_slope(x, logistic(self.alpha * x.abs())[1]),)
+
 
 @dataclass(frozen=True)
 class ATan(Surrogate):
@@ -57,7 +60,7 @@ class ATan(Surrogate):
     Source: Fang et al., arXiv:2007.05785; SpikingJelly's ``ATan`` and snnTorch's ``atan``, with their default.
 
     Args:
-        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -85,6 +88,9 @@ class ATan(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return torch.atan(math.pi / 2 * self.alpha * x) / math.pi
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (times_slope(x, 0.5 / (1 + (math.pi / 2 * self.alpha * x) ** 2)),)
+
 
 @dataclass(frozen=True)
 class FastSigmoid(Surrogate):
@@ -93,7 +99,7 @@ class FastSigmoid(Surrogate):
     Source: SuperSpike (Zenke and Ganguli, arXiv:1705.11146); snnTorch's ``fast_sigmoid``, with its default.
 
     Args:
-        slope: how narrow the curve is; a finite number > 0, or a 0-d floating tensor.
+        slope: how narrow the curve is; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -121,6 +127,13 @@ class FastSigmoid(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return x / (1 + self.slope * x.abs())
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        # Written in 1 / u where u is large: at infinity it is -1 / slope^2.
+        u = x.abs()
+        small, large = u.clamp(max=1), 1 / u.clamp(min=1)
+        part = torch.where(u > 1, 1 / (large + self.slope), small / (1 + self.slope * small))
+        return (-torch.sign(x) * part**2,)
+
 
 @dataclass(frozen=True)
 class SoftSign(Surrogate):
@@ -129,7 +142,7 @@ class SoftSign(Surrogate):
     Source: SpikingJelly's ``SoftSign``, with its default.
 
     Args:
-        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -157,6 +170,9 @@ class SoftSign(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return self.alpha * x / 2 / (1 + self.alpha * x.abs())
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (times_slope(x, 0.5 * (1 / (1 + self.alpha * x.abs())) ** 2),)
+
 
 @dataclass(frozen=True)
 class PiecewiseQuadratic(Surrogate):
@@ -165,7 +181,7 @@ class PiecewiseQuadratic(Surrogate):
     Source: Esser et al., arXiv:1603.08270; SpikingJelly's ``PiecewiseQuadratic``, with its default.
 
     Args:
-        alpha: height of the triangle, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: height of the triangle, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -196,6 +212,10 @@ class PiecewiseQuadratic(Surrogate):
         inside = x.clamp(-bound, bound)
         return self.alpha * inside - (self.alpha * inside) * (self.alpha * inside).abs() / 2
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        u = self.alpha * x.abs()
+        return (torch.where(u > 1, torch.zeros_like(u), x * (1 - u)),)
+
 
 @dataclass(frozen=True)
 class PiecewiseExp(Surrogate):
@@ -204,7 +224,7 @@ class PiecewiseExp(Surrogate):
     Source: SLAYER (Shrestha and Orchard, arXiv:1810.08646); SpikingJelly's ``PiecewiseExp``, with its default.
 
     Args:
-        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -232,6 +252,9 @@ class PiecewiseExp(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         return -torch.sign(x) * torch.expm1(-self.alpha * x.abs()) / 2
 
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (times_slope(x, exp_of_negative(-self.alpha * x.abs()) / 2),)
+
 
 @dataclass(frozen=True)
 class Erf(Surrogate):
@@ -240,7 +263,7 @@ class Erf(Surrogate):
     Source: SpikingJelly's ``Erf``, with its default.
 
     Args:
-        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a 0-d floating tensor.
+        alpha: how narrow the curve is, whose area is 1; a finite number > 0, or a floating tensor of one element.
 
     Raises:
         ValueError: the field is none of these.
@@ -267,3 +290,6 @@ class Erf(Surrogate):
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.erf(self.alpha * x) / 2
+
+    def _by_parameters(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (times_slope(x, exp_of_negative(-((self.alpha * x) ** 2)) / math.sqrt(math.pi)),)

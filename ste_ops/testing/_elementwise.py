@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
@@ -48,7 +50,8 @@ def check_ste(
 
     - ``forward``: shape and dtype of the input, the values of ``reference`` where one is given, NaN included;
     - ``backward``: float64, on the inputs and on a grid across the kinks, against finite differences of
-      ``surrogate.primitive``: central ones, one-sided beside a kink, either side's on it;
+      ``surrogate.primitive``: central ones, one-sided beside a kink, either side's on it; where fields of a dataclass
+      require a gradient, theirs against differences of the primitive in that field;
     - ``derivative``: in each input's own dtype, the incoming gradient times ``surrogate.derivative``, and exactly 0
       where that is 0;
     - ``nonfinite``: still exactly 0 there when the incoming gradient is NaN or infinite;
@@ -121,6 +124,13 @@ def _differences(f: Callable[[Tensor], Tensor], x: Tensor, h: Tensor) -> tuple[T
     right = (4 * above - f(x + 2 * h) - 3 * middle) / (2 * h)
     left = (3 * middle - 4 * below + f(x - 2 * h)) / (2 * h)
     return (above - below) / (2 * h), right, left
+
+
+def _moved(surrogate: Any, field: str, value: float) -> Any:
+    """The surrogate with another value in that field, also one just beyond the range that it takes."""
+    other = copy.copy(surrogate)
+    object.__setattr__(other, field, value)
+    return other
 
 
 class ElementwiseChecker(Checker):
@@ -214,6 +224,24 @@ class ElementwiseChecker(Checker):
         self.equal(x, received, right, where=side > 0)
         self.equal(x, received, left, where=side < 0)
         self.equal(x, received, left, right, where=on)
+        self.fields(x, ~on & (side == 0))
+
+    def fields(self, x: Tensor, smooth: Tensor) -> None:
+        """The gradients of what the surrogate learns, from points away from the kinks, which move with it."""
+        surrogate: Any = self.surrogate
+        held = fields(surrogate) if is_dataclass(surrogate) else ()
+        learned = [f.name for f in held if getattr(getattr(surrogate, f.name), "requires_grad", False)]
+        if not learned:
+            return
+        tensors = [getattr(surrogate, name) for name in learned]
+        grad = torch.where(smooth, ramp(x) + 0.7, 0.0)  # or what is odd in x would sum to 0
+        received = torch.autograd.grad(self.fn(x.clone().requires_grad_()), tensors, grad, allow_unused=True)
+        for name, tensor, got in zip(learned, tensors, received, strict=True):
+            value = float(tensor)
+            h = self.eps * max(1.0, abs(value))
+            above, below = (_moved(surrogate, name, value + side).primitive(x) for side in (h, -h))
+            expected = (grad * (above - below)).sum().detach() / (2 * h)
+            self.equal(tensor.detach(), got, expected.to(tensor.dtype).view(tensor.shape), named=name)
 
     def derivative(self, tensors: list[Tensor]) -> None:
         for x in tensors:

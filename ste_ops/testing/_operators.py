@@ -28,6 +28,7 @@ _RANDOM = {
 
 def cases() -> Iterator[Case]:
     yield from _binarizers()
+    yield from _learned_surrogates()
     yield from _elementwise()
     yield from _scaled()
     yield from _statistics()
@@ -68,6 +69,23 @@ def _binarizers() -> Iterator[Case]:
                 return fn(x, surrogate=surrogate)
 
             yield elementwise_case(operator, label, call, stands_in, points=(0.05,))
+
+
+def _learned_surrogates() -> Iterator[Case]:
+    x = _values(3, 6)
+    for cls in native_surrogates():
+        if cls._by_parameters is _surrogate.Surrogate._by_parameters:
+            continue
+        parameters = [torch.tensor(float(value), dtype=torch.float64) for value in cls().parameters if value]
+
+        def call(fn: Callable[..., Tensor], x: Tensor, *held: Tensor, cls: Any = cls) -> Tensor:
+            return fn(x, cls(*held))
+
+        def stand_in(x0: Tensor, *held0: Tensor, cls: Any = cls) -> Callable[..., Tensor]:
+            step = (x0 > 0).double() - cls(*held0).primitive(x0)
+            return lambda x, *held: step + cls(*held).primitive(x)
+
+        yield gradient_case("heaviside", f"x, learned {cls.__name__}", call, stand_in, [x, *parameters])
 
 
 # Elementwise quantizers, with respect to x.

@@ -62,7 +62,9 @@ def test_what_is_no_tensor_or_surrogate_is_refused(step):
 
 @pytest.mark.parametrize("threshold", [0, -1.0, nan, inf, True, "1", None])
 def test_clip_wants_a_finite_positive_threshold(threshold):
-    with pytest.raises(ValueError, match=rf"Clip: threshold must be a finite number > 0, got {threshold!r}"):
+    with pytest.raises(
+        ValueError, match=rf"Clip: threshold must be a finite number > 0 or a tensor of one element, got {threshold!r}"
+    ):
         Clip(threshold)
 
 

@@ -1,6 +1,7 @@
 """The surrogates that are curves, Rect and Custom: what they are, what stays finite, second order, changing fields."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -258,35 +259,75 @@ def test_tensors_as_fields(device):
     rows = x.view(5, 10)
     batched = vmap(grad(lambda row: ste_ops.sign(row, curve).sum()))(rows)
     assert_same_bits(batched.flatten(), slope(Tanh(7.0, 0.5), x))
-    with pytest.raises(ValueError, match="vmap: a surrogate's fields must be the same for the whole batch"):
-        vmap(lambda row, t: ste_ops.sign(row, Tanh(t)))(rows, torch.rand(5, device=device))
+    slopes = torch.rand(5, device=device) + 0.5
+    each = vmap(grad(lambda row, t: ste_ops.sign(row, Tanh(t)).sum()))(rows, slopes)
+    alone = torch.stack([slope(Tanh(t.item()), row) for row, t in zip(rows, slopes, strict=True)])
+    torch.testing.assert_close(each, alone)
 
 
-@pytest.mark.parametrize("how", ["rebuilt", "module", "inside"])
+@pytest.mark.parametrize("how", ["rebuilt", "module", "inside", "masks", "factors"])
 def test_a_number_that_changes_compiles_twice(how):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     x = torch.randn(9, requires_grad=True)
     net = torch.nn.Module()
     net.forward = lambda x: ste_ops.sign(x, net.curve)
-    programs = {
-        "rebuilt": lambda x, t: ste_ops.sign(x, Tanh(t, 1 / t)),
+    programs = {"rebuilt": lambda x, curve: ste_ops.sign(x, curve), "module": net}
+    inside = {
         "inside": lambda x, t: ste_ops.heaviside(x, ReSTE(t, 1.0)),
+        "masks": lambda x, t: ste_ops.sign(x, Clip(t)),
     }
-    compiled = torch.compile(
-        {"rebuilt": lambda x, curve: ste_ops.sign(x, curve), "module": net}.get(how) or programs["inside"],
-        fullgraph=True,
-        backend=counter,
-    )
+    inside["factors"] = lambda x, t: ste_ops.heaviside(x, Rect(t))
+    compiled = torch.compile((programs | inside)[how], fullgraph=True, backend=counter)
+    kinds = {"inside": lambda t: ReSTE(t, 1.0), "masks": Clip, "factors": Rect}
     graphs = []
     for step in range(6):
         t = 1.0 + 0.3 * step
-        curve = Tanh(t, 1 / t) if how != "inside" else ReSTE(t, 1.0)
+        curve = kinds.get(how, lambda t: Tanh(t, 1 / t))(t)
         net.curve = curve
-        y = compiled(x) if how == "module" else compiled(x, curve if how == "rebuilt" else t)
+        y = compiled(x) if how == "module" else compiled(x, t if how in inside else curve)
         torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], slope(curve, x))
         graphs.append(counter.frame_count)
     assert graphs == [1, 2, 2, 2, 2, 2]
+
+
+def test_a_ternary_threshold_that_changes_compiles_twice(device):
+    """As a number; as a tensor it compiles once, and eagerly too it is read on the device."""
+    x, seen = torch.randn(40, device=device, requires_grad=True), {}
+    for kind in (Clip(1.0), Sigmoid(), Custom(tent), surrogate.Identity()):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(lambda x, t, kind=kind: ste_ops.ternary(x, kind, t), fullgraph=True, backend=counter)
+        for wrap in (float, lambda t: torch.tensor(t, device=device)):
+            before = counter.frame_count
+            for t in (0.3, 0.4, 0.7, 1.1):
+                y, expected = compiled(x, wrap(t)), ste_ops.ternary(x, kind, t)
+                assert torch.equal(y, expected)
+                assert torch.equal(ste_ops.ternary(x, kind, wrap(t)), expected)
+                gradients = [torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)]
+                torch.testing.assert_close(*gradients)
+            seen[type(kind).__name__, wrap is float] = counter.frame_count - before
+    assert max(count for (_, number), count in seen.items() if number) == 2
+    assert {count for (_, number), count in seen.items() if not number} == {1}
+    learned = torch.tensor(0.3, device=device, requires_grad=True)
+    with pytest.raises(ValueError, match="ternary: threshold must require no gradient"):
+        ste_ops.ternary(x, Clip(1.0), learned)
+
+
+@pytest.mark.parametrize("kind", [Tanh(1.0, 0.5), Clip(0.7), Rect(0.6)], ids=repr)
+def test_a_mask_or_curve_of_tensors_is_that_of_numbers(device, kind):
+    """To the bit, in every dtype and under the transforms; and nothing is synchronized."""
+    tensors = type(kind)(
+        *[torch.tensor(getattr(kind, n), dtype=torch.float64, device=device) for n in kind.__match_args__]
+    )
+    for dtype in DTYPES:
+        x = (torch.randn(5, 77, device=device) * 1.5).to(dtype)
+        for program in (
+            lambda x, kind: slope(kind, x),
+            lambda x, kind: vmap(grad(lambda row: ste_ops.sign(row, kind).sum()))(x),
+            lambda x, kind: jvp(lambda x: ste_ops.ternary(x, kind), (x,), (x,))[1],
+        ):
+            assert_same_bits(program(x, tensors), program(x, kind), f"{dtype}")
 
 
 def test_a_tensor_that_changes_compiles_once(device):
@@ -307,7 +348,7 @@ def test_a_tensor_that_changes_compiles_once(device):
 # Refusals.
 
 
-@pytest.mark.parametrize("curve", native(curves()), ids=repr)
+@pytest.mark.parametrize("curve", [*native(curves()), Rect(), Clip()], ids=repr)
 def test_fields_are_checked(curve):
     for name in type(curve).__match_args__:
         expected = "a finite number >= 1" if name == "power" else "a finite number > 0"
@@ -316,15 +357,14 @@ def test_fields_are_checked(curve):
                 ValueError, match=rf"{type(curve).__name__}: {name} must be {expected}.*, got {wrong!r}"
             ):
                 type(curve)(**{name: wrong})
-        for wrong in (torch.ones(1), torch.ones((), dtype=torch.int32)):
-            with pytest.raises(ValueError, match=rf"{name} must be .* or a 0-d floating tensor, got a torch"):
+        for wrong, shape in (
+            (torch.ones(3), "(3,)"),
+            (torch.ones(1, 1), "(1, 1)"),
+            (torch.ones((), dtype=torch.int32), "()"),
+        ):
+            one = f"a floating tensor of one element, shared by all of x, got a {wrong.dtype} tensor of shape {shape}"
+            with pytest.raises(ValueError, match=rf"{name} must be .* or {re.escape(one)}"):
                 type(curve)(**{name: wrong})
-
-
-def test_masks_take_numbers_alone():
-    for mask, field in ((Rect, "alpha"), (Clip, "threshold")):
-        with pytest.raises(ValueError, match=rf"{field} must be a finite number > 0, got tensor"):
-            mask(torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, nan, inf, True, "1", None, Clip()])
@@ -342,7 +382,7 @@ def test_raw_curves_check_their_tensors(device):
     with pytest.raises(RuntimeError, match="curve_backward: surrogate must be a curve, got Clip"):
         ops.curve_backward(x, x, Clip.number, 1.0, 1.0, None)
     for wrong in (x[:2], x.double()[:3], x.double()[::3]):
-        with pytest.raises(RuntimeError, match="parameters must be two contiguous float64 numbers on x's device"):
+        with pytest.raises(RuntimeError, match="parameters must be contiguous float64 on x's device, of 2 elements"):
             ops.curve_backward(x, x, number, 1.0, 1.0, wrong)
     with pytest.raises(RuntimeError, match="curve_second: x must be float64, float32, bfloat16 or float16, got Int"):
         ops.curve_second(x.int(), x.int(), x.int(), number, 1.0, 1.0, None)

@@ -52,11 +52,20 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     one = {"n": n, "groups": 1, "parts": parts}
     scale, alpha = torch.tensor([0.5]), torch.tensor([1.0])
 
-    yield Case("heaviside", (x, clip.number, *clip.parameters), {"n": n, "masks": 1})
-    yield Case("sign", (x, surrogate.Identity().number, 0.0, 0.0), {"n": n, "masks": 0})
-    yield Case("ternary", (x, rect.number, *rect.parameters, 0.3), {"n": n, "masks": 1})
-    yield Case("binarize_backward", (grad, mask, 1.0), {"n": n})
-    yield Case("binarize_backward", (grad, mask, 2.5), {"n": n})
+    held = torch.tensor([1.0, 0.5, 0.3], dtype=torch.float64)
+    none = {"n": n, "numbers": 0}
+    yield Case("heaviside", (x, clip.number, *clip.parameters), none | {"masks": 1})
+    yield Case("sign", (x, surrogate.Identity().number, 0.0, 0.0), none | {"masks": 0})
+    yield Case("ternary", (x, rect.number, *rect.parameters, 0.3), none | {"masks": 1})
+    # Of what the tensor holds Clip reads one number, as does a ternary step without a mask.
+    yield Case("sign", (x, clip.number, 0.0, 0.0, held[:2]), {"n": n, "masks": 1, "numbers": 1})
+    yield Case("ternary", (x, curve.number, 0.0, 0.0, 0.0, held), {"n": n, "masks": 0, "numbers": 1})
+    yield Case("binarize_backward", (grad, mask, 1.0), none)
+    yield Case("binarize_backward", (grad, mask, 2.5), none)
+    yield Case("binarize_backward", (grad, mask, 1.0, held[:1]), {"n": n, "numbers": 1})
+    for learned, count in ((surrogate.Sigmoid, 1), (surrogate.Tanh, 2)):
+        sizes = {"n": n, "numbers": count, "groups": 2, "parts": parts}
+        yield Case("learned_surrogate_backward", (grad, x, learned.number, held[:2]), sizes)
     for parameters in (None, torch.tensor([2.0, 0.5], dtype=torch.float64)):
         sizes = {"n": n, "parameters": 0 if parameters is None else 1}  # of two, Sigmoid has one
         yield Case("curve_backward", (grad, x, curve.number, 4.0, 0.0, parameters), sizes)

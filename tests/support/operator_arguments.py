@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ste_ops._library import ops
-from support.surrogate_table import curves, representatives
+from ste_ops.surrogate import Tanh
+from support.surrogate_table import curves, first_instances, representatives
 
 Arguments = tuple[Any, ...]
 
@@ -24,8 +25,27 @@ def steps(device: str) -> list[Arguments]:
     return [(x, s.number, *s.parameters) for s in representatives() for x in xs]
 
 
+def held(device: str, *numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+def some_held(device: str) -> list[Arguments]:
+    """And with the numbers in a tensor."""
+    return steps(device) + [(*arguments[:2], 0.0, 0.0, held(device, 0.7, 0.5)) for arguments in steps(device)]
+
+
 def ternaries(device: str) -> list[Arguments]:
-    return [(*arguments, 0.3) for arguments in steps(device)]
+    numbers = [(*arguments, 0.3) for arguments in steps(device)]
+    return numbers + [(*arguments[:2], 0.0, 0.0, 0.0, held(device, 0.7, 0.5, 0.3)) for arguments in steps(device)]
+
+
+def learned(device: str) -> list[Arguments]:
+    surrogates = [surrogate for surrogate in first_instances() if surrogate.by_parameters(torch.zeros(1))]
+    return [
+        (torch.randn(x.shape, device=device).to(x.dtype), x, s.number, held(device, *(float(p) for p in s.parameters)))
+        for s in surrogates
+        for x, *_ in (steps(device)[:5] if isinstance(s, Tanh) else steps(device)[:1])
+    ]
 
 
 def curved(device: str, factors: int) -> list[Arguments]:
@@ -55,6 +75,7 @@ def masked(device: str) -> list[Arguments]:
         (torch.randn(7, 1, device=device, dtype=torch.float64).expand(7, 3), mask(21)),
         (torch.randn(0, device=device), mask(0)),
         (torch.randn(9, device=device, dtype=torch.bfloat16), mask(9), 2.5),
+        (torch.randn(9, device=device, dtype=torch.float16), mask(9), 1.0, held(device, 2.5)),
     ]
 
 
@@ -202,8 +223,8 @@ def pulled(device: str) -> list[Arguments]:
 
 # operator -> device -> arguments of several calls.
 ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
-    "heaviside": steps,
-    "sign": steps,
+    "heaviside": some_held,
+    "sign": some_held,
     "ternary": ternaries,
     "binarize_backward": masked,
     **dict.fromkeys(("round", "floor", "ceil", "trunc"), lambda device: [(x,) for x in rows(device)]),
@@ -231,6 +252,7 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "sr_ste_backward": lambda device: [(torch.randn_like(w), w, 2, 4, 0.1) for w in pruned(device)],
     "curve_backward": lambda device: curved(device, 1),
     "curve_second": lambda device: curved(device, 2),
+    "learned_surrogate_backward": learned,
     "total_norm": lambda device: [
         (grads, *rest)
         for grads in lists(device)
@@ -291,6 +313,9 @@ def _list(device: str) -> list[torch.Tensor]:
 # Operators whose kernels take another way where the work is divided among blocks.
 LARGER: dict[str, Callable[[str], list[Arguments]]] = {
     "heaviside": lambda device: [(torch.randn(40_001, device=device), 1, 1.0, 0.0)],
+    "learned_surrogate_backward": lambda device: [
+        (*torch.randn(2, 40_001, device=device), Tanh.number, held(device, 2.0, 0.5))
+    ],
     "lsq_backward": lambda device: [
         (*torch.randn(2, 3, 9_001, device=device), torch.rand(n, device=device) + 0.1, -4, 3, n // 2 - 1, 0.5)
         for n in (1, 3)

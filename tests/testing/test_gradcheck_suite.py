@@ -121,6 +121,7 @@ def test_twice_of_what_is_right_fails(monkeypatch, operator, method, check):
     others = {"heaviside(Custom(...))", "dorefa_weight(w, bits=1)", "lsq(x, constant scale)"}
     others.add("xnor_weight(w, ApproxSign())")
     others.add("lsq_plus(x, constant scale, offset 0.125)")
+    others |= {name for name in results if name.startswith("heaviside(x, learned ")}
     assert {name for name, result in results.items() if result.passed} <= others
 
 

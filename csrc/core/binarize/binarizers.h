@@ -51,6 +51,13 @@ struct Ternary {
   }
 };
 
+// A binarizer with the third of the numbers that a tensor holds, for the one that compares with a number.
+template <class Binarizer>
+STE_HD Binarizer with_threshold(const Binarizer& binarizer, const double*) {
+  return binarizer;
+}
+STE_HD Ternary with_threshold(const Ternary&, const double* parameters) { return {parameters[2]}; }
+
 // The bits of +1 and -1.
 template <class T>
 struct Level;

@@ -1,4 +1,9 @@
-// The surrogates that are curves: derivative(x) is s'(x) and second(x) its derivative, which the second order needs.
+// What the surrogates that are curves stand on, and those known from binary nets; those of spiking nets are in
+// spiking.h.
+//
+// derivative(x) is s'(x), second(x) its derivative, which the second order needs. by_parameters(x) are the derivatives
+// of the primitive s, the one that is 0 (or does not move) at x = 0, with respect to the parameters: the primitive is
+// odd, so they are too.
 //
 // Everything is written through e^-u with u = |argument| and a u that is capped where it multiplies, so that no finite
 // x overflows to infinity or NaN: what is too large for the type ends at 0. A NaN gives NaN. Where s' has a corner its
@@ -6,10 +11,17 @@
 #pragma once
 
 #include "core/math.h"
+#include "core/tanh.h"
 
 namespace ste_ops {
 
 enum class Saves { nothing, mask, input };
+
+// The derivatives of a surrogate's primitive with respect to its parameters; 0 for one that it has not.
+template <class A>
+struct ByParameters {
+  A a, b;
+};
 
 // min(u, cap); NaN stays.
 template <class A>
@@ -22,6 +34,13 @@ template <class A>
 STE_HD A odd(A x, A v) {
   A signed_v = x < A(0) ? -v : v;
   return x == A(0) ? A(0) : signed_v;
+}
+
+// x times a slope that is 0 at infinity. Where s(x) = f(alpha x), f'(alpha x) gives its derivative with respect to
+// alpha: without a division, so that it is finite for any alpha.
+template <class A>
+STE_HD A times_slope(A x, A slope) {
+  return slope == A(0) ? A(0) : x * slope;
 }
 
 // The logistic function at u >= 0: its derivative e^-u / (1 + e^-u)^2, and 2 sigma(u) - 1 = tanh(u / 2).
@@ -41,6 +60,7 @@ struct Logistic {
 struct ApproxSign {
   static constexpr const char* name = "ApproxSign";
   static constexpr Saves saves = Saves::input;
+  static constexpr int parameters = 0;
   STE_HD ApproxSign(double, double) {}
 
   template <class A>
@@ -61,6 +81,7 @@ struct ApproxSign {
 struct Swish {
   static constexpr const char* name = "Swish";
   static constexpr Saves saves = Saves::input;
+  static constexpr int parameters = 1;
   double beta;
   STE_HD Swish(double beta, double) : beta(beta) {}
 
@@ -84,12 +105,19 @@ struct Swish {
     A inner = l.tanh * (u * l.tanh - A(3)) - A(2) * u * l.slope;
     return odd(x, A(beta) * (A(2 * beta) * (l.slope * inner)));
   }
+
+  template <class A>
+  STE_HD ByParameters<A> by_parameters(A x) const {
+    A u = argument(x), e = portable_exp_bounded(-u), sum = A(1) + e;
+    return {times_slope(x, A(2) * (e * (sum + sum - u * (A(1) - e)) / (sum * sum * sum))), A(0)};
+  }
 };
 
 // k t (1 - tanh^2(t x)) (the EDE of IR-Net, arXiv:1909.10788), where 1 - tanh^2(u / 2) is 4 logistic slopes.
 struct Tanh {
   static constexpr const char* name = "Tanh";
   static constexpr Saves saves = Saves::input;
+  static constexpr int parameters = 2;
   double t, k;
   STE_HD Tanh(double t, double k) : t(t), k(k) {}
 
@@ -104,6 +132,12 @@ struct Tanh {
     Logistic<A> l(A(2 * t) * magnitude(x));
     return odd(x, A(-2 * t) * (A(k) * (A(4 * t) * (l.slope * l.tanh))));
   }
+
+  template <class A>
+  STE_HD ByParameters<A> by_parameters(A x) const {
+    Logistic<A> l(A(2 * t) * magnitude(x));
+    return {times_slope(x, A(k) * (A(4) * l.slope)), portable_tanh(A(t) * x)};
+  }
 };
 
 // (1/o) |x|^((1-o)/o), the derivative of sign(x) |x|^(1/o), above 0.1 and up to threshold; up to 0.1, where that grows
@@ -112,6 +146,7 @@ struct Tanh {
 struct ReSTE {
   static constexpr const char* name = "ReSTE";
   static constexpr Saves saves = Saves::input;
+  static constexpr int parameters = 2;
   static constexpr double flat = 0.1;
   double factor, exponent, threshold;
   STE_HD ReSTE(double power, double threshold)
@@ -133,154 +168,16 @@ struct ReSTE {
     value = u <= A(flat) ? A(0) : value;
     return u > A(threshold) ? A(0) : value;
   }
-};
 
-// alpha sigma(alpha x) (1 - sigma(alpha x)).
-struct Sigmoid {
-  static constexpr const char* name = "Sigmoid";
-  static constexpr Saves saves = Saves::input;
-  double alpha;
-  STE_HD Sigmoid(double alpha, double) : alpha(alpha) {}
-
+  // u^(1/o) is the primitive above 0.1, 0.1^(1/o) u / 0.1 below, and its value at the threshold above that.
   template <class A>
-  STE_HD A derivative(A x) const {
-    return A(alpha) * Logistic<A>(A(alpha) * magnitude(x)).slope;
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    Logistic<A> l(A(alpha) * magnitude(x));
-    return odd(x, A(-alpha) * (A(alpha) * (l.slope * l.tanh)));
-  }
-};
-
-// (alpha / 2) / (1 + (pi alpha x / 2)^2).
-struct ATan {
-  static constexpr const char* name = "ATan";
-  static constexpr Saves saves = Saves::input;
-  double half, scale;
-  STE_HD ATan(double alpha, double) : half(0.5 * alpha), scale(0x1.921fb54442d18p0 * alpha) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    A v = A(scale) * x;
-    return A(half) / (A(1) + v * v);
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    A v = A(scale) * magnitude(x);
-    // v / (1 + v^2) as 1 / (v + 1 / v), which is 0 and not NaN where v^2 is infinite.
-    A part = A(1) / (v + A(1) / v);
-    return odd(x, A(-2 * scale) * (derivative(x) * part));
-  }
-};
-
-// factor / (1 + slope |x|)^2.
-template <class A>
-STE_HD A inverse_square(A factor, A slope, A x) {
-  A part = A(1) / (A(1) + slope * magnitude(x));
-  return factor * (part * part);
-}
-
-template <class A>
-STE_HD A inverse_square_second(A factor, A slope, A x) {
-  A part = A(1) / (A(1) + slope * magnitude(x));
-  return odd(x, A(-2) * slope * (factor * (part * part * part)));
-}
-
-// 1 / (1 + slope |x|)^2 (SuperSpike, arXiv:1705.11146).
-struct FastSigmoid {
-  static constexpr const char* name = "FastSigmoid";
-  static constexpr Saves saves = Saves::input;
-  double slope;
-  STE_HD FastSigmoid(double slope, double) : slope(slope) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    return inverse_square(A(1), A(slope), x);
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    return inverse_square_second(A(1), A(slope), x);
-  }
-};
-
-// (alpha / 2) / (1 + alpha |x|)^2.
-struct SoftSign {
-  static constexpr const char* name = "SoftSign";
-  static constexpr Saves saves = Saves::input;
-  double alpha;
-  STE_HD SoftSign(double alpha, double) : alpha(alpha) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    return inverse_square(A(0.5 * alpha), A(alpha), x);
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    return inverse_square_second(A(0.5 * alpha), A(alpha), x);
-  }
-};
-
-// alpha (1 - alpha |x|) on |x| <= 1 / alpha.
-struct PiecewiseQuadratic {
-  static constexpr const char* name = "PiecewiseQuadratic";
-  static constexpr Saves saves = Saves::input;
-  double alpha;
-  STE_HD PiecewiseQuadratic(double alpha, double) : alpha(alpha) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    A u = A(alpha) * magnitude(x), inside = A(alpha) * (A(1) - u);
-    return u > A(1) ? A(0) : inside;
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    A u = A(alpha) * magnitude(x), inside = odd(x, A(-alpha * alpha) + (x - x));
-    return u > A(1) ? A(0) : inside;
-  }
-};
-
-// (alpha / 2) exp(-alpha |x|).
-struct PiecewiseExp {
-  static constexpr const char* name = "PiecewiseExp";
-  static constexpr Saves saves = Saves::input;
-  double alpha;
-  STE_HD PiecewiseExp(double alpha, double) : alpha(alpha) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    return A(0.5 * alpha) * portable_exp_bounded(-(A(alpha) * magnitude(x)));
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    return odd(x, A(-alpha) * derivative(x));
-  }
-};
-
-// (alpha / sqrt(pi)) exp(-(alpha x)^2).
-struct Erf {
-  static constexpr const char* name = "Erf";
-  static constexpr Saves saves = Saves::input;
-  double alpha;
-  STE_HD Erf(double alpha, double) : alpha(alpha) {}
-
-  template <class A>
-  STE_HD A derivative(A x) const {
-    A v = A(alpha) * x;
-    return A(alpha * 0x1.20dd750429b6dp-1) * portable_exp_bounded(-(v * v));
-  }
-
-  template <class A>
-  STE_HD A second(A x) const {
-    // At the cap the exponential is 0.
-    A v = capped(A(alpha) * magnitude(x), A(30));
-    return odd(x, A(-2 * alpha) * (v * (A(alpha * 0x1.20dd750429b6dp-1) * portable_exp_bounded(-(v * v)))));
+  STE_HD ByParameters<A> by_parameters(A x) const {
+    A u = magnitude(x), held = u > A(threshold) ? A(threshold) : u;
+    bool chord = held <= A(flat);
+    A root = chord ? A(flat) : held, slope = portable_power(root, A(exponent));
+    A by_power = -(held * slope) * (portable_log(root) * A(factor * factor));
+    A at_threshold = (chord ? A(1) : A(factor)) * slope;
+    return {odd(x, by_power), u > A(threshold) ? odd(x, at_threshold) : A(0)};
   }
 };
 

@@ -5,13 +5,15 @@
 //   Saves::nothing  the gradient passes unchanged;
 //   Saves::mask     one bit an element: passes(x) says where the gradient passes, unchanged but for one factor;
 //   Saves::input    x itself: derivative(x) is s'(x), second(x) its own derivative (the curves, curve.h).
+// One whose parameters may be learned says how many they are, and in by_parameters(x) what its primitive moves by
+// (curve.h); while they are, a mask saves x too, and has a derivative(x).
 #pragma once
 
 #include <cstdint>
 #include <tuple>
 #include <utility>
 
-#include "core/binarize/curve.h"
+#include "core/binarize/spiking.h"
 #include "core/dtype.h"
 #include "core/macros.h"
 #include "core/ordered.h"
@@ -22,6 +24,7 @@ namespace ste_ops {
 struct Identity {
   static constexpr const char* name = "Identity";
   static constexpr Saves saves = Saves::nothing;
+  static constexpr int parameters = 0;
   STE_HD Identity(double, double) {}
 };
 
@@ -29,6 +32,7 @@ struct Identity {
 struct Clip {
   static constexpr const char* name = "Clip";
   static constexpr Saves saves = Saves::mask;
+  static constexpr int parameters = 1;
   Constant threshold;
   STE_HD Clip(double threshold, double) : threshold(threshold) {}
 
@@ -36,18 +40,36 @@ struct Clip {
   STE_HD bool passes(A x) const {
     return !(magnitude(x) > A(threshold));
   }
+  template <class A>
+  STE_HD A derivative(A x) const {
+    return passes(x) ? A(1) : A(0);
+  }
+  template <class A>
+  STE_HD ByParameters<A> by_parameters(A x) const {
+    return {passes(x) ? A(0) : odd(x, A(1)), A(0)};
+  }
 };
 
 // alpha, the factor of the mask, where |x| < 1 / (2 alpha): the bounds do not pass, nor does NaN.
 struct Rect {
   static constexpr const char* name = "Rect";
   static constexpr Saves saves = Saves::mask;
+  static constexpr int parameters = 1;
   Constant bound;
-  STE_HD Rect(double alpha, double) : bound(0.5 / alpha) {}
+  double alpha;
+  STE_HD Rect(double alpha, double) : bound(0.5 / alpha), alpha(alpha) {}
 
   template <class A>
   STE_HD bool passes(A x) const {
     return magnitude(x) < A(bound);
+  }
+  template <class A>
+  STE_HD A derivative(A x) const {
+    return passes(x) ? A(alpha) : A(0);
+  }
+  template <class A>
+  STE_HD ByParameters<A> by_parameters(A x) const {
+    return {passes(x) ? x : A(0), A(0)};
   }
 };
 

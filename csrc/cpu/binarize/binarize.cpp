@@ -33,7 +33,11 @@ struct Unmasked {
 };
 
 template <class Binarizer, class S, class T>
-void binarize_loop(Type<T>, const Binarizer& binarizer, const S& surrogate, const Binarized& call) {
+void binarize_loop(Type<T>, Binarizer binarizer, S surrogate, const Binarized& call) {
+  if (call.parameters) {
+    surrogate = S(call.parameters[0], call.parameters[1]);
+    binarizer = with_threshold(binarizer, call.parameters);
+  }
   const Binarize<Binarizer, S, T> f{binarizer, surrogate};
   const T* x = const_data<T>(call.x);
   T* out = mutable_data<T>(call.out);
@@ -49,22 +53,25 @@ void binarize_loop(Type<T>, const Binarizer& binarizer, const S& surrogate, cons
 
 template <class Binarizer>
 std::tuple<Tensor, Tensor> binarize(
-    const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b) {
-  const Binarized call = prepare_binarize(op, x, surrogate);
+    const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b,
+    const std::optional<Tensor>& parameters, int64_t count = 2) {
+  const Binarized call = prepare_binarize(op, x, surrogate, parameters, count);
   dispatch_binarize(op, x, surrogate, a, b, [&](auto type, const auto& s) { binarize_loop(type, binarizer, s, call); });
   return {call.out, call.mask};
 }
 
-std::tuple<Tensor, Tensor> heaviside_cpu(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize("heaviside", Heaviside(), x, surrogate, a, b);
+std::tuple<Tensor, Tensor> heaviside_cpu(
+    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
+  return binarize("heaviside", Heaviside(), x, surrogate, a, b, parameters);
 }
 
-std::tuple<Tensor, Tensor> sign_cpu(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize("sign", Sign(), x, surrogate, a, b);
+std::tuple<Tensor, Tensor> sign_cpu(Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
+  return binarize("sign", Sign(), x, surrogate, a, b, parameters);
 }
 
-std::tuple<Tensor, Tensor> ternary_cpu(Tensor x, int64_t surrogate, double a, double b, double threshold) {
-  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b);
+std::tuple<Tensor, Tensor> ternary_cpu(
+    Tensor x, int64_t surrogate, double a, double b, double threshold, std::optional<Tensor> parameters) {
+  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b, parameters, 3);
 }
 
 template <class T>
@@ -94,8 +101,10 @@ void binarize_backward_loop(Type<T>, const Elementwise& call, const Tensor& mask
   });
 }
 
-Tensor binarize_backward_cpu(Tensor grad, Tensor mask, double factor) {
+Tensor binarize_backward_cpu(Tensor grad, Tensor mask, double factor, std::optional<Tensor> factor_tensor) {
   const Elementwise call = prepare_binarize_backward(grad, mask);
+  const double* held = numbers_of("binarize_backward", "factor_tensor", factor_tensor, 1, grad);
+  if (held) factor = *held;
   dispatch_elements(
       "binarize_backward", "grad", grad, [&](auto type) { binarize_backward_loop(type, call, mask, factor); });
   return call.out;

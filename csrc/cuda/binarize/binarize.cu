@@ -7,13 +7,19 @@
 namespace ste_ops {
 namespace {
 
-// Moves: reads n * T, writes n * T + masks * (n / 8); masks is 1 where S saves one, or 0.
+// Moves: reads n * T + 8 * numbers, writes n * T + masks * (n / 8); masks is 1 where S saves one, or 0; numbers are
+// those that a tensor holds.
 template <class Binarizer, class S, class T>
-__global__ void __launch_bounds__(kElementwiseThreads)
-    binarize_kernel(Binarizer binarizer, S surrogate, const T* x, T* out, uint8_t* mask, int64_t numel, bool aligned) {
+__global__ void __launch_bounds__(kElementwiseThreads) binarize_kernel(
+    Binarizer binarizer, S surrogate, const double* parameters, const T* x, T* out, uint8_t* mask, int64_t numel,
+    bool aligned) {
   Vector<T> v[kChunksPerWarp];
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
+  if (parameters != nullptr) {
+    if constexpr (S::saves == Saves::mask) surrogate = S(parameters[0], parameters[1]);
+    binarizer = with_threshold(binarizer, parameters);
+  }
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
     int64_t begin = vector_begin<T>(k);
@@ -38,30 +44,34 @@ void launch_binarize(
   T* out = mutable_data<T>(call.out);
   const int64_t numel = call.x.numel();
   launch(
-      binarize_kernel<Binarizer, S, T>, elementwise_blocks<T>(numel), kElementwiseThreads, binarizer, surrogate, x, out,
-      mutable_bytes(call.mask), numel, aligned16(x) && aligned16(out));
+      binarize_kernel<Binarizer, S, T>, elementwise_blocks<T>(numel), kElementwiseThreads, binarizer, surrogate,
+      call.parameters, x, out, mutable_bytes(call.mask), numel, aligned16(x) && aligned16(out));
 }
 
 template <class Binarizer>
 std::tuple<Tensor, Tensor> binarize(
-    const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b) {
+    const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b,
+    const std::optional<Tensor>& parameters, int64_t count = 2) {
   const Launcher launch(x, op);
-  const Binarized call = prepare_binarize(op, x, surrogate);
+  const Binarized call = prepare_binarize(op, x, surrogate, parameters, count);
   dispatch_binarize(
       op, x, surrogate, a, b, [&](auto type, const auto& s) { launch_binarize(launch, type, binarizer, s, call); });
   return {call.out, call.mask};
 }
 
-std::tuple<Tensor, Tensor> heaviside_cuda(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize("heaviside", Heaviside(), x, surrogate, a, b);
+std::tuple<Tensor, Tensor> heaviside_cuda(
+    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
+  return binarize("heaviside", Heaviside(), x, surrogate, a, b, parameters);
 }
 
-std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, double b) {
-  return binarize("sign", Sign(), x, surrogate, a, b);
+std::tuple<Tensor, Tensor> sign_cuda(
+    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
+  return binarize("sign", Sign(), x, surrogate, a, b, parameters);
 }
 
-std::tuple<Tensor, Tensor> ternary_cuda(Tensor x, int64_t surrogate, double a, double b, double threshold) {
-  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b);
+std::tuple<Tensor, Tensor> ternary_cuda(
+    Tensor x, int64_t surrogate, double a, double b, double threshold, std::optional<Tensor> parameters) {
+  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b, parameters, 3);
 }
 
 // Moves: reads n * U + n / 8, writes n * U.
@@ -84,10 +94,11 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   }
 }
 
-// Moves: reads n * T + n / 8, writes n * T.
+// Moves: reads n * T + n / 8 + 8 * numbers, writes n * T; numbers are those that a tensor holds.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
-    arithmetic_t<T> factor, const T* grad, const uint8_t* mask, T* out, int64_t numel, bool aligned) {
+    arithmetic_t<T> factor, const double* factor_pointer, const T* grad, const uint8_t* mask, T* out, int64_t numel,
+    bool aligned) {
   Vector<T> v[kChunksPerWarp];
   uint32_t bits[kChunksPerWarp];
 #pragma unroll
@@ -96,6 +107,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
     v[k] = read_vector(grad, begin, numel, aligned);
     bits[k] = load_mask_bits<T>(mask, begin, numel);
   }
+  if (factor_pointer != nullptr) factor = arithmetic_t<T>(*factor_pointer);
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
 #pragma unroll
@@ -108,28 +120,30 @@ __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
 
 template <class T>
 void launch_binarize_backward(
-    const Launcher& launch, Type<T>, const Elementwise& call, const Tensor& mask, double factor) {
+    const Launcher& launch, Type<T>, const Elementwise& call, const Tensor& mask, double factor,
+    const double* factor_pointer) {
   using U = bits_t<T>;
   const T* grad = const_data<T>(call.x);
   T* out = mutable_data<T>(call.out);
   const int64_t numel = call.x.numel();
   const bool aligned = aligned16(grad) && aligned16(out);
-  if (factor == 1) {
+  if (factor == 1 && factor_pointer == nullptr) {
     launch(
         binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
         reinterpret_cast<const U*>(grad), const_bytes(mask), reinterpret_cast<U*>(out), numel, aligned);
   } else {
     launch(
-        scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor), grad,
-        const_bytes(mask), out, numel, aligned);
+        scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor),
+        factor_pointer, grad, const_bytes(mask), out, numel, aligned);
   }
 }
 
-Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor) {
+Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor, std::optional<Tensor> factor_tensor) {
   const Launcher launch(grad);
   const Elementwise call = prepare_binarize_backward(grad, mask);
+  const double* factor_pointer = numbers_of("binarize_backward", "factor_tensor", factor_tensor, 1, grad);
   dispatch_elements("binarize_backward", "grad", grad, [&](auto type) {
-    launch_binarize_backward(launch, type, call, mask, factor);
+    launch_binarize_backward(launch, type, call, mask, factor, factor_pointer);
   });
   return call.out;
 }

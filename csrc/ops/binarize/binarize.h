@@ -10,14 +10,16 @@ namespace ste_ops {
 // x and the tensor to fill, in x's memory order. The mask is empty where the surrogate saves none.
 struct Binarized {
   Tensor mask, out, x;
+  const double* parameters;  // stand in for a, b and a threshold where they are not null
 };
 
-inline Binarized prepare_binarize(const char* op, const Tensor& x, int64_t surrogate) {
+inline Binarized prepare_binarize(
+    const char* op, const Tensor& x, int64_t surrogate, const std::optional<Tensor>& parameters, int64_t count = 2) {
   const bool masked = saves_of(op, surrogate) == Saves::mask;
   // The small one first: a heap that serves them in this order finds the same place for `out` at every step.
   Tensor mask = masked ? new_mask(x) : empty_vector(0, ScalarType::Byte, x);
   Tensor out = new_like(x);
-  return {mask, out, in_layout_of(out, x)};
+  return {mask, out, in_layout_of(out, x), numbers_of(op, "parameters", parameters, count, x)};
 }
 
 // Calls f(Type<T>, surrogate) where there are elements. Where no mask is made the forward does not depend on the

@@ -21,16 +21,12 @@ inline CurveCall prepare_curve(
     const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> gradients, const Tensor& x,
     int64_t surrogate, const std::optional<Tensor>& parameters) {
   for (auto [name, gradient] : gradients) check_like(op, name, *gradient, "x", x);
-  STD_TORCH_CHECK(
-      !parameters ||
-          (parameters->scalar_type() == ScalarType::Double && parameters->numel() == 2 && parameters->is_contiguous() &&
-           parameters->device() == x.device()),
-      op, ": parameters must be two contiguous float64 numbers on x's device");
+  const double* numbers = numbers_of(op, "parameters", parameters, 2, x);
   dispatch_surrogate(op, surrogate, 1, 1, [&](auto s) {
     STD_TORCH_CHECK(s.saves == Saves::input, op, ": surrogate must be a curve, got ", s.name);
   });
   const Elementwise call(x);
-  CurveCall curve{call.out, call.x, {call.x, call.x}, parameters ? const_data<double>(*parameters) : nullptr};
+  CurveCall curve{call.out, call.x, {call.x, call.x}, numbers};
   int64_t count = 0;
   for (auto [name, gradient] : gradients) curve.gradients[count++] = in_layout_of(call.out, *gradient);
   return curve;

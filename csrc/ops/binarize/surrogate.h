@@ -1,6 +1,7 @@
 // From a surrogate's number to its struct.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "core/binarize/surrogate.h"
@@ -13,6 +14,19 @@ void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F
   STD_TORCH_CHECK(
       visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ", std::tuple_size_v<Surrogates>, "), got ",
       surrogate);
+}
+
+// Numbers that a tensor holds in place of an operator's arguments, where one is given: read when the loop runs, on its
+// device.
+inline const double* numbers_of(
+    const char* op, const char* name, const std::optional<Tensor>& numbers, int64_t count, const Tensor& x) {
+  if (!numbers) return nullptr;
+  STD_TORCH_CHECK(
+      numbers->scalar_type() == ScalarType::Double && numbers->numel() == count && numbers->is_contiguous() &&
+          numbers->device() == x.device(),
+      op, ": ", name, " must be contiguous float64 on x's device, of ", count, " elements, got ", numbers->numel(),
+      " of ", torch::headeronly::toString(numbers->scalar_type()));
+  return const_data<double>(*numbers);
 }
 
 inline Saves saves_of(const char* op, int64_t surrogate) {
