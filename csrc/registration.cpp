@@ -201,15 +201,11 @@ STE_OPS_LIBRARY(m) {
   // What stands in exported and traced programs for the autograd.Functions of ste_ops/_functions, which run them again:
   // the arguments of the Function, and its result without what it returns for the backward. A number that may be held
   // by a tensor is the one or the other.
+  m.def("autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
+  m.def("autograd_sign(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
   m.def(
-      "autograd_heaviside(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
-      "Tensor? parameters) -> Tensor");
-  m.def(
-      "autograd_sign(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
-      "Tensor? parameters) -> Tensor");
-  m.def(
-      "autograd_ternary(Tensor x, int surrogate, float a, float b, float? factor, Tensor? factor_tensor, "
-      "Tensor? parameters, float threshold) -> Tensor");
+      "autograd_ternary(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, float threshold) "
+      "-> Tensor");
   m.def(
       "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? threshold, "
       "Tensor? threshold_tensor) -> Tensor");

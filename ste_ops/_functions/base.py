@@ -29,7 +29,7 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def recording() -> bool:
     """Whether torch.export or torch.jit.trace records a program, which may be trained."""
-    return is_exporting() or jit_tracing()
+    return is_exporting() or torch.jit.is_tracing()  # which Dynamo knows
 
 
 class NativeFunction(torch.autograd.Function):

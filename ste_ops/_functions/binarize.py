@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded
+from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded, recording
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
-from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers, as_operands, from_operands
+from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers
 from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_gradient, mask_rows
 from ste_ops._library import ops
 from ste_ops._torch import tracked
@@ -52,14 +52,6 @@ class Binarize(NativeFunction):
     """
 
     returns_more = True
-
-    @classmethod
-    def operands(cls, *args: Any) -> tuple[Any, ...]:
-        return *args[:4], *as_operands(args[4]), *args[5:]
-
-    @classmethod
-    def run(cls, *args: Any) -> Tensor:
-        return super().run(*args[:4], *from_operands(*args[4:6]), *args[6:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -152,7 +144,8 @@ def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Hel
     numbers = (a, b, *threshold)
     if not any(isinstance(number, HELD) for number in numbers):
         return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *threshold)[0]
-    if any(isinstance(number, Tensor) and tracked(number) for number in (a, b)):
+    # A recorded program may be trained where it runs.
+    if any(isinstance(number, Tensor) and (recording() or tracked(number)) for number in (a, b)):
         return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *threshold)
     parameters = as_numbers(numbers, x.device)
     factor = as_numbers((factor,), x.device) if isinstance(factor, HELD) else factor

@@ -23,6 +23,7 @@ ARGUMENTS = {
     "stochastic_round": (),
     "fake_quantize": (torch.tensor([0.1, 0.2, 0.3]), 1, -4, 3, 0),
     "lsq": (torch.tensor([0.1, 0.2, 0.3]), -4, 3, 0, 0.5),
+    "lsq_plus": (torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.2, 0.1, 0.0]), -4, 3, 0, 0.5),
     "pact": (torch.tensor(0.8), 2),
     "dorefa_activation": (3,),
     "dorefa_weight": (3,),

@@ -37,6 +37,7 @@ WITHOUT_GRADIENT = {
     "nn",
     "reference",
     "residual_resample",
+    "sr_ste_decay_",
     "stratified_resample",
     "surrogate",
     "systematic_resample",
