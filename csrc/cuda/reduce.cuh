@@ -17,6 +17,8 @@
 // stay the same. The terms may write as they read; what lies at or past `end` is not added.
 #pragma once
 
+#include <type_traits>
+
 #include "core/groups.h"
 #include "core/reduction.h"
 #include "cuda/vector.cuh"
@@ -62,11 +64,9 @@ __device__ void fold_task(
   }
 }
 
-// Left to choose, the compiler takes 64 registers on 8.0 and spills.
-// Moves: reads Terms, writes Terms + Reduction * groups * parts.
+// What a block does with its task.
 template <class Reduction, class T, class Terms>
-__global__ void __launch_bounds__(kReduceThreads, 3)
-    reduce_kernel(const __grid_constant__ Partition partition, Terms terms, typename Reduction::Total* results) {
+__device__ void reduce_block(const Partition& partition, const Terms& terms, typename Reduction::Total* results) {
   using State = typename Reduction::template State<arithmetic_t<T>>;
   using Total = typename Reduction::Total;
   constexpr int N = Vector<T>::size;
@@ -118,6 +118,22 @@ __global__ void __launch_bounds__(kReduceThreads, 3)
   fold_task<Reduction>(groups, of_lane, filled, of_part);
 }
 
+// Left to choose, the compiler takes 64 registers on 8.0 and spills.
+// Moves: reads Terms, writes Terms + Reduction * groups * parts.
+template <class Reduction, class T, class Terms>
+__global__ void __launch_bounds__(kReduceThreads, 3)
+    reduce_kernel(const __grid_constant__ Partition partition, Terms terms, typename Reduction::Total* results) {
+  reduce_block<Reduction, T>(partition, terms, results);
+}
+
+// Two sums of each lane take more registers than three blocks leave.
+// Moves: reads Terms, writes Terms + Reduction * groups * parts.
+template <class Reduction, class T, class Terms>
+__global__ void __launch_bounds__(kReduceThreads, 2)
+    reduce_pair_kernel(const __grid_constant__ Partition partition, Terms terms, typename Reduction::Total* results) {
+  reduce_block<Reduction, T>(partition, terms, results);
+}
+
 // One block: the total of a group from its parts, handed to finish(group, total) in one thread.
 // Moves: reads Reduction * groups * parts + Finish, writes Finish.
 template <class Reduction, class Finish>
@@ -162,7 +178,11 @@ void reduce_groups(const Launcher& launch, const Groups& groups, const Tensor& l
   using Total = typename Reduction::Total;
   Tensor kept = empty_vector(partition.results() * int64_t(sizeof(Total) / sizeof(double)), ScalarType::Double, like);
   Total* results = static_cast<Total*>(kept.mutable_data_ptr());
-  launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
+  if constexpr (std::is_same_v<Reduction, AdditivePair>) {
+    launch(reduce_pair_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
+  } else {
+    launch(reduce_kernel<Reduction, T, Terms>, partition.tasks(), kReduceThreads, partition, terms, results);
+  }
   const Total* written = results;
   if (partition.parts() <= kWarpSize) {
     launch(
