@@ -10,6 +10,7 @@ from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
+from ste_ops.nn.offset import LSQPlus
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.report import Row, Summary, summary
 from ste_ops.nn.rounding import StochasticRound
@@ -30,6 +31,7 @@ __all__ = [
     "DoReFaWeight",
     "FakeQuantize",
     "Heaviside",
+    "LSQPlus",
     "MagnitudeAwareSign",
     "QuantConv1d",
     "QuantConv2d",

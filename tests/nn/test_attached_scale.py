@@ -13,11 +13,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
-from ste_ops.nn import LSQ, FakeQuantize, QuantConv2d, QuantLinear, calibrate, quantize_
+from ste_ops.nn import LSQ, FakeQuantize, LSQPlus, QuantConv2d, QuantLinear, calibrate, quantize_
 
 MAKERS = {
     "LSQ": lambda: LSQ(4),
     "LSQ_channels": lambda: LSQ(4, axis=0),
+    "LSQPlus": lambda: LSQPlus(4),
+    "LSQPlus_channels": lambda: LSQPlus(4, axis=0),
     "FakeQuantize": lambda: FakeQuantize(8),
     "FakeQuantize_channels": lambda: FakeQuantize(8, signed=False, axis=0),
 }

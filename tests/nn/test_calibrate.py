@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from ste_ops.nn import LSQ, FakeQuantize, QuantLinear, Sign, calibrate, quantize_
+from ste_ops.nn import LSQ, FakeQuantize, LSQPlus, QuantLinear, Sign, calibrate, quantize_
 
 INPUTS = {
     "LSQ": lambda: LSQ(4),
     "LSQ_unsigned": lambda: LSQ(4, signed=False),
     "LSQ_channels": lambda: LSQ(4, axis=1, channels=8),
+    "LSQPlus": lambda: LSQPlus(4, signed=False),
+    "LSQPlus_channels": lambda: LSQPlus(4, axis=1, channels=8),
     "FakeQuantize": lambda: FakeQuantize(8),
     "FakeQuantize_unsigned": lambda: FakeQuantize(8, signed=False),
     "FakeQuantize_channels": lambda: FakeQuantize(8, axis=-1, channels=8),

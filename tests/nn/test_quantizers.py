@@ -22,6 +22,7 @@ from ste_ops.nn import (
     DoReFaWeight,
     FakeQuantize,
     Heaviside,
+    LSQPlus,
     MagnitudeAwareSign,
     Quantizer,
     Sign,
@@ -48,6 +49,10 @@ QUANTIZERS = {
     "LSQ": (
         lambda: LSQ(3, False, axis=1, channels=8, scale=0.3, grad_scale=0.5),
         lambda ops, x: ops.lsq(x, x.new_full((8,), 0.3), 0, 7, 1, 0.5),
+    ),
+    "LSQPlus": (
+        lambda: LSQPlus(3, False, axis=1, channels=8, scale=0.3, offset=-0.7, grad_scale=0.5),
+        lambda ops, x: ops.lsq_plus(x, x.new_full((8,), 0.3), x.new_full((8,), -0.7), 0, 7, 1, 0.5),
     ),
     "FakeQuantize": (
         lambda: FakeQuantize(3, axis=0, scale=[0.1, 0.2, 0.3, 0.4], zero_point=[0, 1, -1, 0]),

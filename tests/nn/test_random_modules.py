@@ -32,11 +32,11 @@ def some_surrogate(pick: random.Random) -> ste_ops.surrogate.Surrogate:
 
 
 def some_uniform(pick: random.Random, signed: bool) -> nn.Module:
-    kind = pick.choice([ste_ops.nn.LSQ, ste_ops.nn.FakeQuantize])
+    kind = pick.choice([ste_ops.nn.LSQ, ste_ops.nn.LSQPlus, ste_ops.nn.FakeQuantize])
     settings: dict[str, object] = {"signed": signed, "scale": pick.choice([None, None, 0.25])}
     if signed and pick.random() < 0.5:
         settings |= {"axis": 0}
-    if kind is ste_ops.nn.LSQ:
+    if kind is not ste_ops.nn.FakeQuantize:
         settings |= {"grad_scale": pick.choice([None, 0.5])}
     return kind(pick.choice([2, 3, 4, 8]), **settings)
 
@@ -127,14 +127,22 @@ def uniform_in_reference(quantizer: nn.Module, x: Tensor, of_weight: bool) -> Te
         return reference.fake_quantize(x, scale, zero_point.round().int(), low, high, axis)
     shared = x.numel() // scale.numel() if of_weight else x[0].numel()
     factor = quantizer.grad_scale if quantizer.grad_scale is not None else (shared * high) ** -0.5
-    return reference.lsq(x, scale.clamp(min=LEAST_STEP), low, high, axis, factor)
+    scale = scale.clamp(min=LEAST_STEP)
+    if isinstance(quantizer, ste_ops.nn.LSQPlus):
+        return reference.lsq_plus(x, scale, quantizer.offset, low, high, axis, factor)
+    return reference.lsq(x, scale, low, high, axis, factor)
 
 
 def first_scale(quantizer: nn.Module, x: Tensor) -> Tensor:
-    """What the papers start from: LSQ 2 mean(abs(x)) / sqrt(quant_max), the others the range over the integers."""
+    """What the papers start from: LSQ 2 mean(abs(x)) / sqrt(quant_max), LSQ+ three deviations of weights, the rest the
+    range over the integers."""
     rows = x.detach().flatten(1) if quantizer.axis == 0 else x.detach().reshape(1, -1)
     if isinstance(quantizer, ste_ops.nn.LSQ):
         return 2 * rows.abs().mean(1) / quantizer.quant_max**0.5
+    if isinstance(quantizer, ste_ops.nn.LSQPlus):
+        if quantizer._of_weight:
+            return (rows.mean(1).abs() + 3 * rows.std(1, correction=0)) / 2 ** (quantizer.bits - 1)
+        return (rows.amax(1) - rows.amin(1)) / (quantizer.quant_max - quantizer.quant_min)
     if quantizer.signed:
         return rows.abs().amax(1) / quantizer.quant_max
     return (rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)) / quantizer.quant_max

@@ -12,13 +12,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from ste_ops.nn import LSQ, PACT, FakeQuantize, QuantLinear, quantize_
+from ste_ops.nn import LSQ, PACT, FakeQuantize, LSQPlus, QuantLinear, quantize_
 
 MODULES = {
     "LSQ": lambda: LSQ(4),
     "LSQ_scale": lambda: LSQ(4, scale=0.5),
     "LSQ_channels": lambda: LSQ(4, axis=0, channels=3),
     "LSQ_scales": lambda: LSQ(4, axis=0, scale=[0.5, 0.25, 1.0]),
+    "LSQPlus": lambda: LSQPlus(4),
+    "LSQPlus_scale": lambda: LSQPlus(4, scale=0.5, offset=-0.1),
+    "LSQPlus_channels": lambda: LSQPlus(4, axis=0, channels=3),
+    "LSQPlus_scales": lambda: LSQPlus(4, axis=0, scale=[0.5, 0.25, 1.0], offset=[0.0, 0.5, -1.0]),
     "FakeQuantize": lambda: FakeQuantize(8),
     "FakeQuantize_scale": lambda: FakeQuantize(8, scale=0.5, zero_point=3),
     "FakeQuantize_scales": lambda: FakeQuantize(8, axis=0, scale=[0.5, 0.25, 1.0], zero_point=[0, 1, -2]),
@@ -171,6 +175,7 @@ def test_an_average_kept_through_state_dicts_moves():
 PUSHED = {
     "LSQ": (lambda: LSQ(4, scale=0.3), "scale"),
     "LSQ_channels": (lambda: LSQ(4, axis=0, scale=[0.3, 0.2, 0.1]), "scale"),
+    "LSQPlus": (lambda: LSQPlus(4, scale=0.3, offset=-0.1), "scale"),
     "PACT": (lambda: PACT(0.3, 4), "alpha"),
 }
 

@@ -11,13 +11,15 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ste_ops.nn import LSQ, FakeQuantize, QuantLinear
+from ste_ops.nn import LSQ, FakeQuantize, LSQPlus, QuantLinear
 
 MODULES = {
     "FakeQuantize": lambda **k: FakeQuantize(8, **k),
     "FakeQuantize_unsigned": lambda **k: FakeQuantize(8, signed=False, **k),
     "LSQ": lambda **k: LSQ(4, **k),
     "LSQ_unsigned": lambda **k: LSQ(4, signed=False, **k),
+    "LSQPlus": lambda **k: LSQPlus(4, **k),
+    "LSQPlus_unsigned": lambda **k: LSQPlus(4, signed=False, **k),
 }
 WITHOUT_RANGE = {
     "zeros": torch.zeros(10),
