@@ -52,8 +52,10 @@ STE_OPS_LIBRARY(m) {
   // Straight-through steps. `surrogate` is a number of surrogates(), `a` and `b` its parameters in the order of its
   // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves
   // none. `parameters`, float64 numbers on x's device, stand in for a, b and the threshold where they are given, as
-  // does `factor_tensor` for the factor.
-  m.def("heaviside(Tensor x, int surrogate, float a, float b, Tensor? parameters=None) -> (Tensor out, Tensor mask)");
+  // does `factor_tensor` for the factor. `at_zero`, 0 or 1, is what both zeros become.
+  m.def(
+      "heaviside(Tensor x, int surrogate, float a, float b, Tensor? parameters=None, int at_zero=0) -> "
+      "(Tensor out, Tensor mask)");
   m.def("sign(Tensor x, int surrogate, float a, float b, Tensor? parameters=None) -> (Tensor out, Tensor mask)");
   m.def(
       "ternary(Tensor x, int surrogate, float a, float b, float threshold, Tensor? parameters=None) -> "
@@ -201,15 +203,17 @@ STE_OPS_LIBRARY(m) {
   // What stands in exported and traced programs for the autograd.Functions of ste_ops/_functions, which run them again:
   // the arguments of the Function, and its result without what it returns for the backward. A number that may be held
   // by a tensor is the one or the other.
-  m.def("autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
+  m.def(
+      "autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, int at_zero=0) "
+      "-> Tensor");
   m.def("autograd_sign(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
   m.def(
       "autograd_ternary(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, float threshold) "
       "-> Tensor");
   m.def(
-      "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? threshold, "
-      "Tensor? threshold_tensor) -> Tensor");
-  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float? threshold, Tensor? threshold_tensor) -> Tensor");
+      "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? setting, "
+      "Tensor? setting_tensor) -> Tensor");
+  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float? setting, Tensor? setting_tensor) -> Tensor");
   m.def("autograd_round(Tensor x) -> Tensor");
   m.def("autograd_floor(Tensor x) -> Tensor");
   m.def("autograd_ceil(Tensor x) -> Tensor");

@@ -77,6 +77,12 @@ def checked_finite(operator: str, name: str, value: float, zero: bool = False) -
     return float(value)
 
 
+def checked_at_zero(operator: str, value: int) -> int:
+    if not is_integer(value) or value not in (0, 1):
+        raise ValueError(f"{operator}: at_zero must be 0 or 1, got {value!r}")
+    return int(value)
+
+
 def checked_integer(operator: str, name: str, value: int, least: int) -> int:
     if not is_integer(value) or value < least:
         raise ValueError(f"{operator}: {name} must be an integer >= {least}, got {value!r}")

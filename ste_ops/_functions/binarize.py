@@ -30,11 +30,17 @@ def saves(number: int) -> Saves:
     return SURROGATES[int(number)][1]
 
 
-@fake("heaviside")
 @fake("sign")
 def _(x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
     numel = x.numel() if saves(surrogate) == "mask" else 0
     return torch.empty_like(x), x.new_empty(mask_bytes(numel), dtype=torch.uint8)
+
+
+@fake("heaviside")
+def _(
+    x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None = None, at_zero: int = 0
+) -> tuple[Tensor, Tensor]:
+    return FAKES["sign"](x, surrogate, a, b)
 
 
 @fake("ternary")
@@ -62,10 +68,13 @@ class Binarize(NativeFunction):
         ctx.others = (None,) * (len(inputs) - 1)
         ctx.saves = saves(surrogate)
         if ctx.saves == "mask":
-            held = (mask, factor) if isinstance(factor, Tensor) else (mask,)
+            held: tuple[Tensor, ...] = (mask,)
+            ctx.factor = factor
+            if type(factor) is not float and isinstance(factor, Tensor):
+                held, ctx.factor = (mask, factor), None
             ctx.save_for_backward(*held)
             ctx.save_for_forward(*held)
-            ctx.order, ctx.factor = memory_order(out), factor if len(held) == 1 else None
+            ctx.order = memory_order(out)
         elif ctx.saves == "input":
             parameters = None if parameters is None else parameters[:2]
             ctx.save_for_backward(x, parameters)
@@ -98,8 +107,8 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
     if grad is None or ctx.saves == "nothing":
         return grad
     if ctx.saves == "mask":
-        mask, *factor = ctx.saved_tensors
-        return mask_gradient(grad, mask, ctx.order, factor[0] if factor else ctx.factor)
+        saved = ctx.saved_tensors
+        return mask_gradient(grad, saved[0], ctx.order, saved[1] if ctx.factor is None else ctx.factor)
     x, parameters = ctx.saved_tensors
     return curve_gradient(grad, x, parameters, ctx.curve)
 
@@ -107,8 +116,10 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
 @recorded("heaviside")
 class Heaviside(Binarize):
     @staticmethod
-    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
-        return ops.heaviside(x, surrogate, a, b, parameters)
+    def forward(
+        x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None, *at_zero: int
+    ) -> Any:
+        return ops.heaviside(x, surrogate, a, b, parameters, *at_zero)
 
 
 @recorded("sign")
@@ -134,19 +145,20 @@ IDENTITY = surrogate_number("Identity")
 
 
 @torch.compiler.allow_in_graph
-def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *threshold: Held) -> Tensor:
+def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *settings: Held) -> Tensor:
     """A step whose numbers may be tensors or, under torch.compile, symbols.
 
     As the argument of an operator each value of a symbol would be a graph of its own; as a factor of a tensor it is one
-    for all.
-    Dynamo does not look in here, where a symbol can be told from a number that is the same at every call.
+    for all. Dynamo does not look in here, where a symbol can be told from a number that is the same at every call.
     """
+    threshold = settings if step == "ternary" else ()
     numbers = (a, b, *threshold)
     if not any(isinstance(number, HELD) for number in numbers):
-        return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *threshold)[0]
+        return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *settings)[0]
     # A recorded program may be trained where it runs.
     if any(isinstance(number, Tensor) and (recording() or tracked(number)) for number in (a, b)):
-        return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *threshold)
+        return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *settings)
     parameters = as_numbers(numbers, x.device)
     factor = as_numbers((factor,), x.device) if isinstance(factor, HELD) else factor
-    return BINARIZERS[step].apply(x, surrogate, 0.0, 0.0, factor, parameters, *[0.0] * len(threshold))[0]
+    settings = (0.0,) if threshold else settings
+    return BINARIZERS[step].apply(x, surrogate, 0.0, 0.0, factor, parameters, *settings)[0]

@@ -15,12 +15,12 @@ from ste_ops._functions.learned_surrogate import Held, as_operands, from_operand
 Slope = Callable[[Tensor], Tensor]
 
 
-def custom_step(step: str, threshold: tuple[Held, ...], x: Tensor, slope: Slope) -> Tensor:
-    """`threshold` is empty but for a ternary step."""
+def custom_step(step: str, settings: tuple[Held, ...], x: Tensor, slope: Slope) -> Tensor:
+    """`settings` are what the step takes beside x: a threshold, or what it is at zero."""
     if torch.compiler.is_compiling() or recording():
         # A callable is no argument of an opaque call; it is traced here, and autograd records its derivative.
-        return SlopedStep.apply(x, slope(widen(x)), step, threshold)
-    return CustomStep.apply(x, slope, step, threshold)
+        return SlopedStep.apply(x, slope(widen(x)), step, settings)
+    return CustomStep.apply(x, slope, step, settings)
 
 
 def _slope_alone(slope: Slope, x: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ class CustomStep(Elementwise):
     """Saves x and calls the callable in the backward, where autograd may differentiate it."""
 
     @staticmethod
-    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[Held, ...]) -> Tensor:
-        return step_without_mask(x, step, IDENTITY, threshold)
+    def forward(x: Tensor, slope: Slope, step: str, settings: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,16 +71,16 @@ class SlopedStep(NativeFunction):
     """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
 
     @classmethod
-    def operands(cls, x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> tuple[Any, ...]:
-        return x, slope, step, *as_operands(threshold[0] if threshold else None)
+    def operands(cls, x: Tensor, slope: Tensor, step: str, settings: tuple[Held, ...]) -> tuple[Any, ...]:
+        return x, slope, step, *as_operands(settings)
 
     @classmethod
-    def run(cls, *args: Any) -> Tensor:
-        return super().run(*args[:3], from_operands(*args[3:]))
+    def run(cls, x: Tensor, slope: Tensor, step: str, *operands: Any) -> Tensor:
+        return super().run(x, slope, step, from_operands(step, *operands))
 
     @staticmethod
-    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> Tensor:
-        return step_without_mask(x, step, IDENTITY, threshold)
+    def forward(x: Tensor, slope: Tensor, step: str, settings: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

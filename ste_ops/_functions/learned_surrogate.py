@@ -36,22 +36,27 @@ def as_numbers(numbers: Sequence[Held], device: torch.device) -> Tensor:
     return torch.stack([n.reshape(()).to(one) if isinstance(n, Tensor) else one * n for n in numbers])
 
 
-def as_operands(number: Held | None) -> tuple[float | None, Tensor | None]:
-    """As the operators take it that stand in recorded programs: the one or the other."""
-    return (None, number) if isinstance(number, Tensor) else (number, None)
+def as_operands(settings: Sequence[Held]) -> tuple[float | None, Tensor | None]:
+    """The setting of a step as the operators take it that stand in recorded programs: a number or a tensor."""
+    if not settings:
+        return None, None
+    return (None, settings[0]) if isinstance(settings[0], Tensor) else (settings[0], None)
 
 
-def from_operands(number: float | None, tensor: Tensor | None) -> tuple[Held, ...]:
-    """Nothing where there was None."""
+def from_operands(step: str, number: float | None, tensor: Tensor | None) -> tuple[Held, ...]:
+    if number is not None and step == "heaviside":
+        return (int(number),)  # what it is at zero
     return (tensor,) if tensor is not None else () if number is None else (number,)
 
 
 def step_without_mask(x: Tensor, step: str, identity: int, settings: Sequence[Held]) -> Tensor:
     """The step alone; `identity` is the number of a surrogate that makes no mask."""
-    call = getattr(ops, step)
-    if settings and isinstance(settings[0], HELD):
-        return call(x, identity, 0.0, 0.0, 0.0, as_numbers((0.0, 0.0, settings[0]), x.device).detach())[0]
-    return call(x, identity, 0.0, 0.0, *settings)[0]
+    if step != "ternary":
+        return getattr(ops, step)(x, identity, 0.0, 0.0, None, *settings)[0]
+    threshold, numbers = settings[0], None
+    if isinstance(threshold, HELD):
+        threshold, numbers = 0.0, as_numbers((0.0, 0.0, threshold), x.device).detach()
+    return ops.ternary(x, identity, 0.0, 0.0, threshold, numbers)[0]
 
 
 def _formulas(wide: Tensor, parameters: Tensor, surrogate: int) -> Any:
@@ -101,11 +106,11 @@ class LearnedStep(NativeFunction):
 
     @classmethod
     def operands(cls, *args: Any) -> tuple[Any, ...]:
-        return *args[:5], *as_operands(args[5] if len(args) > 5 else None)
+        return *args[:5], *as_operands(args[5:])
 
     @classmethod
-    def run(cls, *args: Any) -> Tensor:
-        return super().run(*args[:5], *from_operands(*args[5:]))
+    def run(cls, x: Tensor, parameters: Tensor, surrogate: int, step: str, *others: Any) -> Tensor:
+        return super().run(x, parameters, surrogate, step, others[0], *from_operands(step, *others[1:]))
 
     @staticmethod
     def forward(x: Tensor, parameters: Tensor, surrogate: int, step: str, identity: int, *settings: Any) -> Tensor:

@@ -71,7 +71,7 @@ def _again(ctx: Any, grad: Tensor) -> Tensor:
 def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float | Tensor = 1.0) -> Tensor:
     """factor * grad where the mask has a one, in the memory order that the mask was made in."""
     call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
-    given = (1.0, factor) if isinstance(factor, Tensor) else (factor,)
+    given = (1.0, factor) if type(factor) is not float and isinstance(factor, Tensor) else (factor,)
     if order is None:
         return call(grad, mask, *given)
     return call(grad.permute(order), mask, *given).permute(inverse(order))
@@ -79,7 +79,7 @@ def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: f
 
 def batch_gradient(grad: Tensor, masks: Tensor, factor: float | Tensor = 1.0) -> Tensor:
     """`mask_gradient` of a batch of row-major samples, each with the mask in its row of `masks`."""
-    given = (1.0, factor) if isinstance(factor, Tensor) else (factor,)
+    given = (1.0, factor) if type(factor) is not float and isinstance(factor, Tensor) else (factor,)
     out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), *given)
     return from_mask_rows(out, grad.shape)
 

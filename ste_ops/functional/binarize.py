@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ste_ops._checks import check_held, check_tensor, checked_finite
+from ste_ops._checks import check_held, check_tensor, checked_at_zero, checked_finite
 from ste_ops._fx import call_node
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -19,25 +19,27 @@ def _check(operator: str, x: Tensor, surrogate: Surrogate) -> bool:
     return check_tensor(operator, "x", x)
 
 
-def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
+def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT, at_zero: int = 0) -> Tensor:
     """The Heaviside step with a straight-through gradient: 1 where x > 0 and 0 elsewhere.
 
-    Zero at both zeros and at NaN, as ``(x > 0).float()``. The gradient of x is the incoming gradient times
-    ``surrogate``'s derivative at x, and exactly 0 where that is 0. One bit an element is kept for the backward with
-    `Clip` and `Rect`, nothing with `Identity`, x itself with the curves. The backward is differentiable in its incoming
-    gradient, and in x as the surrogate's derivative is; forward-mode tangents, ``torch.func``, ``vmap`` and
-    ``torch.compile(fullgraph=True)`` use the same surrogate. Plain ``gradcheck`` fails on it by design: the numeric
-    derivative of a step is 0.
+    Zero at both zeros and at NaN, as ``(x > 0).float()``; with ``at_zero=1`` 1 at both zeros, as ``(x >= 0).float()``.
+    The gradient of x is the incoming gradient times ``surrogate``'s derivative at x, and exactly 0 where that is 0. One
+    bit an element is kept for the backward with `Clip` and `Rect`, nothing with `Identity`, x itself with the curves.
+    The backward is differentiable in its incoming gradient, and in x as the surrogate's derivative is; forward-mode
+    tangents, ``torch.func``, ``vmap`` and ``torch.compile(fullgraph=True)`` use the same surrogate. Plain ``gradcheck``
+    fails on it by design: the numeric derivative of a step is 0.
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
         surrogate: what stands in for the derivative; default ``Clip(1.0)``.
+        at_zero: 0, or 1 as in SpikingJelly, whose neurons fire at their threshold.
 
     Returns:
         A tensor of x's shape, dtype and memory layout.
 
     Raises:
         TypeError: x is no floating tensor of those dtypes, or surrogate is none of `ste_ops.surrogate`.
+        ValueError: at_zero is neither 0 nor 1.
 
     Source: Bengio et al., arXiv:1308.3432; the clipped form BinaryNet, arXiv:1602.02830.
 
@@ -53,6 +55,8 @@ def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
     """
     if _check("heaviside", x, surrogate):
         return call_node(heaviside, locals())
+    if at_zero:
+        return surrogate._binarize("heaviside", x, checked_at_zero("heaviside", at_zero))
     return surrogate._binarize("heaviside", x)
 
 

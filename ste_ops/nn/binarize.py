@@ -7,7 +7,7 @@ from dataclasses import fields
 from torch import Tensor, nn
 
 from ste_ops import functional
-from ste_ops._checks import checked_finite
+from ste_ops._checks import checked_at_zero, checked_finite
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.surrogate import Clip, Surrogate
@@ -109,15 +109,17 @@ def say_place(quantizer: object, place: str) -> None:
 
 
 class Heaviside(_Binarizer):
-    """`ste_ops.heaviside`: 1 where x > 0 and 0 elsewhere; the gradient is the surrogate's.
+    """`ste_ops.heaviside`: 1 where x > 0 and 0 elsewhere, at 0 ``at_zero``; the gradient is the surrogate's.
 
     A surrogate that changes while training is assigned, and a Parameter in it is learned, as with `Sign`.
 
     Args:
         surrogate: one of `ste_ops.surrogate`; default ``Clip(1.0)``.
+        at_zero: 0, or 1 as in SpikingJelly.
 
     Raises:
         TypeError: as `Sign`.
+        ValueError: at_zero is neither 0 nor 1.
 
     Source: Bengio et al., arXiv:1308.3432.
 
@@ -127,11 +129,15 @@ class Heaviside(_Binarizer):
         tensor([0., 0., 1.])
     """
 
-    def __init__(self, surrogate: Surrogate = _DEFAULT) -> None:
+    def __init__(self, surrogate: Surrogate = _DEFAULT, at_zero: int = 0) -> None:
         super().__init__(surrogate)
+        self.at_zero = checked_at_zero("Heaviside", at_zero)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        return functional.heaviside(x, self._in_use() if self._parameters else self._surrogate)
+        return functional.heaviside(x, self._in_use() if self._parameters else self._surrogate, self.at_zero)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ", at_zero=1" * (self.at_zero == 1)
 
 
 class Ternary(_Binarizer):

@@ -45,9 +45,9 @@ def _step(x: Tensor, out: Tensor, surrogate: Surrogate) -> Tensor:
     return _Binarizer.apply(x, out, surrogate, *(value if isinstance(value, Tensor) else None for value in values))
 
 
-def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:
-    """1 where x > 0 and 0 elsewhere, at both zeros and at NaN too; backward as `surrogate` says."""
-    return _step(x, (x > 0).to(x.dtype), surrogate)
+def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT, at_zero: int = 0) -> Tensor:
+    """1 where x > 0, at both zeros at_zero, 0 elsewhere and at NaN; backward as `surrogate` says."""
+    return _step(x, (x >= 0 if at_zero else x > 0).to(x.dtype), surrogate)
 
 
 def sign(x: Tensor, surrogate: Surrogate = _DEFAULT) -> Tensor:

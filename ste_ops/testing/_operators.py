@@ -69,6 +69,8 @@ def _binarizers() -> Iterator[Case]:
                 return fn(x, surrogate=surrogate)
 
             yield elementwise_case(operator, label, call, stands_in, points=(0.05,))
+    clip = _surrogate.Clip(1.0)
+    yield elementwise_case("heaviside", f"{clip!r}, at_zero=1", lambda fn, x: fn(x, clip, at_zero=1), clip)
 
 
 def _learned_surrogates() -> Iterator[Case]:

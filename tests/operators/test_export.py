@@ -19,6 +19,8 @@ CALLS = {
     "heaviside(Clip)": lambda x: ste_ops.heaviside(x, surrogate.Clip(0.7)),
     "heaviside(Rect)": lambda x: ste_ops.heaviside(x, surrogate.Rect(0.7)),
     "heaviside(Identity)": lambda x: ste_ops.heaviside(x, surrogate.Identity()),
+    "heaviside(at_zero)": lambda x: ste_ops.heaviside(ste_ops.round(x), surrogate.Clip(0.7), at_zero=1),
+    "heaviside(Custom, at_zero)": lambda x: ste_ops.heaviside(ste_ops.round(x), surrogate.Custom(torch.cos), 1),
     "sign(ATan)": lambda x: ste_ops.sign(x, surrogate.ATan(3.0)),
     "sign(Custom)": lambda x: ste_ops.sign(x, surrogate.Custom(torch.cos)),
     "sign(Rect(tensor))": lambda x: ste_ops.sign(x, surrogate.Rect(x.new_tensor(0.7))),
@@ -200,4 +202,5 @@ def test_opcheck_of_the_operator_that_stands_for_a_function(operator):
     call = getattr(torch.ops.ste_ops, f"autograd_{operator}").default
     for requires_grad in (False, True):
         arguments = [x.detach().clone().requires_grad_(requires_grad), number, a, b, 1.0, parameters]
-        torch.library.opcheck(call, tuple([*arguments, 0.1][: len(call._schema.arguments)]))
+        arguments += [0.1] if operator == "ternary" else [1]
+        torch.library.opcheck(call, tuple(arguments))

@@ -112,6 +112,10 @@ def test_spikingjelly(pair, dtype):
     assert_same_bits(out[x != 0], their_out[x != 0])
     assert bool((out[x == 0] == 0).all())  # as the tutorial's (x > 0)
     assert bool((their_out[x == 0] == 1).all())  # (x >= 0)
+    for received, expected in zip(
+        both(lambda x: ste_ops.heaviside(x, pair.ours, at_zero=1), x), (their_out, gradient), strict=True
+    ):
+        assert_same_bits(received, expected)
     torch.testing.assert_close(gradient, their_gradient, **places(dtype))
     if pair.ours == s.Rect(1.0):
         assert_same_bits(gradient + 0, their_gradient + 0)

@@ -223,7 +223,7 @@ def pulled(device: str) -> list[Arguments]:
 
 # operator -> device -> arguments of several calls.
 ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
-    "heaviside": some_held,
+    "heaviside": lambda device: some_held(device) + [(*given, None, 1) for given in steps(device)],
     "sign": some_held,
     "ternary": ternaries,
     "binarize_backward": masked,

@@ -22,6 +22,20 @@ struct Heaviside {
   }
 };
 
+// 1 where x >= 0, so at both zeros; 0 at NaN.
+struct HeavisideFromZero {
+  static constexpr bool keeps_nan = false;
+
+  template <class A>
+  STE_HD bool above(A x) const {
+    return x >= A(0);
+  }
+  template <class A>
+  STE_HD bool below(A) const {
+    return false;
+  }
+};
+
 // +1 where x >= 0, so at both zeros too, and -1 elsewhere, NaN included. Never 0.
 struct Sign {
   static constexpr bool keeps_nan = false;

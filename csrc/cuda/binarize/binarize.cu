@@ -60,7 +60,9 @@ std::tuple<Tensor, Tensor> binarize(
 }
 
 std::tuple<Tensor, Tensor> heaviside_cuda(
-    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
+    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters, int64_t at_zero) {
+  check_at_zero("heaviside", at_zero);
+  if (at_zero == 1) return binarize("heaviside", HeavisideFromZero(), x, surrogate, a, b, parameters);
   return binarize("heaviside", Heaviside(), x, surrogate, a, b, parameters);
 }
 

@@ -7,6 +7,10 @@
 
 namespace ste_ops {
 
+inline void check_at_zero(const char* op, int64_t at_zero) {
+  STD_TORCH_CHECK(at_zero == 0 || at_zero == 1, op, ": at_zero must be 0 or 1, got ", at_zero);
+}
+
 // x and the tensor to fill, in x's memory order. The mask is empty where the surrogate saves none.
 struct Binarized {
   Tensor mask, out, x;
