@@ -38,9 +38,9 @@ class ScaledSign(NativeFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         sign, w, ctx.per_channel, ctx.held, *again = inputs
         ctx.others = (None,) * (len(inputs) - 2)
-        ctx.again = again[0] if again else None
+        ctx.again = again[0] if again else None  # the transforms of torch.func hand over the default too
         ctx.mark_non_differentiable(output[1])
-        saved = (w, output[1]) if again or ctx.held else (w, output[1], sign)
+        saved = (w, output[1]) if ctx.again is not None or ctx.held else (w, output[1], sign)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.fx import Proxy
 
 from ste_ops._checks import check_tensor
 from ste_ops._functions.base import needs_function, recording
@@ -71,6 +72,8 @@ def lsq_plus(
         >>> x.grad, scale.grad, offset.grad  # 0 + (1 - 0.6) + 3; 1 + 0 + 1
         (tensor([0., 1., 0.]), tensor(3.4000), tensor(2.))
     """
+    if isinstance(x, Proxy) or isinstance(scale, Proxy) or isinstance(offset, Proxy):
+        return call_node(lsq_plus, locals())
     return learned_offset(x, scale, offset, quant_min, quant_max, axis, grad_scale, of_sample=False)
 
 
@@ -85,9 +88,9 @@ def learned_offset(
     of_sample: bool,
 ) -> Tensor:
     """`lsq_plus`, whose default grad_scale counts the elements of one sample if `of_sample`, as `learned_step` does."""
+    if any([check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))]):
+        return call_node(learned_offset, locals())
     parameters = {"scale": scale, "offset": offset}
-    if any(check_tensor("lsq_plus", name, tensor) for name, tensor in {"x": x, **parameters}.items()):
-        return call_node(learned_offset, {k: v for k, v in locals().items() if k != "parameters"})
     axis, grad_scale = checked_learned("lsq_plus", x, parameters, quant_min, quant_max, axis, grad_scale)
     if not (needs_function(scale) or needs_function(offset) or recording()):
         return MaskedLSQPlus.apply(x, scale.detach(), offset.detach(), quant_min, quant_max, axis)[0]
