@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
+
+from ste_ops._dtensor import check_mesh, is_dtensor
 
 FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 INTEGER = frozenset(
@@ -35,9 +37,31 @@ def check_tensor(operator: str, argument: str, x: Tensor) -> bool:
         if isinstance(x, torch.fx.Proxy):
             return True
         raise TypeError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}")
+    if x.is_nested:
+        refuse_nested(operator, argument, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{operator}: {argument} must be float64, float32, bfloat16 or float16, got {x.dtype}")
     return False
+
+
+def refuse_nested(operator: str, argument: str, x: Tensor) -> NoReturn:
+    layout = "a jagged" if x.layout == torch.jagged else "a nested"
+    raise TypeError(
+        f"{operator}: {argument} must be a dense tensor, got {layout} one; its values() are dense, and "
+        "torch.nested.nested_tensor_from_jagged makes a jagged tensor of the result"
+    )
+
+
+def check_plain(operator: str, argument: str, x: Tensor, index: int | None = None) -> None:
+    """Neither nested nor a DTensor: for what looks at all elements of one memory."""
+    argument = argument if index is None else f"{argument}[{index}]"
+    if x.is_nested:
+        refuse_nested(operator, argument, x)
+    if is_dtensor(x):
+        raise TypeError(
+            f"{operator}: {argument} must be a plain tensor, got a DTensor; full_tensor() gathers it, and "
+            "to_local() is this rank's own part"
+        )
 
 
 def checked_bits(operator: str, bits: int, least: int = 1) -> int:
@@ -122,6 +146,10 @@ def check_axis(operator: str, x: Tensor, axis: int | None) -> int:
 def check_parameter(operator: str, name: str, value: Tensor, x: Tensor, axis: int) -> None:
     """A tensor of one element, or of one for each coordinate along the axis."""
     channels = 1 if axis < 0 else x.shape[axis]
+    if value.is_nested:
+        refuse_nested(operator, name, value)
+    if type(value) is not type(x) or type(x) is not Tensor:
+        check_mesh(operator, name, value, x)
     # By comparisons: torch.compile does not find a symbol in a tuple.
     if value.dim() > 1 or (value.numel() != 1 and value.numel() != channels):
         expected = "one element" if axis < 0 else f"one element or {channels}, as many as x along axis {axis}"
@@ -164,6 +192,7 @@ def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor
     """Weights as the native table takes them, or the operator's error."""
     if not isinstance(weights, Tensor):
         raise TypeError(f"{operator}: weights must be a tensor, got {type(weights).__name__}")
+    check_plain(operator, "weights", weights)
     if weights.dim() not in (1, 2):
         raise error(f"{operator}: weights must be 1-D or 2-D, got shape {tuple(weights.shape)}")
     if weights.shape[-1] == 0:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops._dtensor import may_have_dtensor
 from ste_ops._library import ops
 from ste_ops._torch import dispatch_modes, function_modes, functorch_active, profiled
-from ste_ops.functional.clip import distributed
 
 _C: Any = import_module("ste_ops._C")  # compiled: a type checker finds no source
 
@@ -31,7 +31,7 @@ def clip_grad_norm(parameters: Sequence[Any], max_norm: float, p: float, nonfini
         or profiled()
     ):
         return None
-    found = _C.clip_grad_norm_list(parameters, max_norm, p, nonfinite, not distributed.may_have_dtensor())
+    found = _C.clip_grad_norm_list(parameters, max_norm, p, nonfinite, not may_have_dtensor())
     if found is None:
         return None
     norm, has_float64, grads = found

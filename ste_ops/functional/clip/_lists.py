@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ste_ops._checks import FLOATING
+from ste_ops._checks import FLOATING, refuse_nested
+from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
-from ste_ops.functional.clip import distributed
 
 Tensors = Tensor | Iterable[Tensor]
 _T = TypeVar("_T")
@@ -42,6 +42,8 @@ def check_gradient(operator: str, index: int, grad: Tensor) -> None:
         raise TypeError(
             f"{operator}: tensors must be an iterable of tensors, got {type(grad).__name__} at index {index}"
         )
+    if grad.is_nested:
+        refuse_nested(operator, f"gradients[{index}]", grad)
     if grad.dtype not in FLOATING:
         raise TypeError(
             f"{operator}: gradients must be float64, float32, bfloat16 or float16, got {grad.dtype} at index {index}"
@@ -67,7 +69,7 @@ def in_one_call(
         for index, grad in enumerate(grads):
             check_gradient(operator, index, grad)
         one_device = len({grad.device for grad in grads}) == 1
-        if one_device and not any(grad.is_sparse for grad in grads) and not distributed.has_dtensor(grads):
+        if one_device and not any(grad.is_sparse for grad in grads) and not has_dtensor(grads):
             raise
     return in_parts()
 

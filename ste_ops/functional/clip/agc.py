@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ste_ops._checks import checked_number
+from ste_ops._checks import check_plain, checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists
 from ste_ops.functional.clip._lists import check_writable, in_one_call, written
@@ -78,6 +78,7 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
 def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
     operator = "clip_grad_agc_"
     for index, grad in enumerate(grads):
+        check_plain(operator, "gradients", grad, index)
         if grad.is_sparse:
             raise TypeError(f"{operator}: gradients must be strided, got {grad.layout} at index {index}")
     groups = _lists.by_device(operator, grads)

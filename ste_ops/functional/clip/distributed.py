@@ -9,27 +9,17 @@ range on the way, because the kernel that joins them is the one that took them.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 
 # The norm of order -inf of no elements, which no other norm may lose against.
 _ABSENT = -1.0
-
-
-def may_have_dtensor() -> bool:
-    return "torch.distributed.tensor" in sys.modules
-
-
-def has_dtensor(tensors: Iterable[Any]) -> bool:
-    """Whether a DTensor is among them; costs nothing where nobody has imported DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
 
 def to_local(tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ste_ops._checks import FLOATING, checked_number
+from ste_ops._checks import FLOATING, check_plain, checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip._lists import written
 
@@ -98,6 +98,7 @@ def _check(grads: list[Tensor]) -> None:
     for index, grad in enumerate(grads):
         if not isinstance(grad, Tensor):
             raise TypeError(f"{_OPERATOR}: grad_samples must be tensors, got {type(grad).__name__} at index {index}")
+        check_plain(_OPERATOR, "grad_samples", grad, index)
         if grad.dtype not in FLOATING or grad.layout != torch.strided:
             expected = "strided float64, float32, bfloat16 or float16"
             raise TypeError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_norm_type
+from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
 from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call
@@ -107,7 +108,7 @@ def norms_of(operator: str, grads: list[Tensor], p: float, *, each: bool) -> tup
 
 
 def _norms_in_parts(operator: str, grads: list[Tensor], p: float, each: bool) -> tuple[Tensor, Tensor]:
-    if distributed.has_dtensor(grads):
+    if has_dtensor(grads):
         refuse_norms_of_ranks(operator, each)
         total_norm = norm_of_ranks(operator, grads, grads, p, None)
         return total_norm, total_norm.new_empty(0)
@@ -128,7 +129,7 @@ def _norms_in_parts(operator: str, grads: list[Tensor], p: float, each: bool) ->
 
 def spans_ranks(parameters: Sequence[Tensor], grads: Sequence[Tensor], process_group: ProcessGroup | None) -> bool:
     """Whether other ranks wait for this one though its own gradients do not say so."""
-    return process_group is not None or (len(grads) < len(parameters) and distributed.has_dtensor(parameters))
+    return process_group is not None or (len(grads) < len(parameters) and has_dtensor(parameters))
 
 
 def norm_of_ranks(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_number
+from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
 from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, in_one_call, written
@@ -48,7 +49,7 @@ def clip_grads_with_norm_(
     grads = gradients_of("clip_grads_with_norm_", parameters)
     if not grads:
         return
-    if distributed.has_dtensor([total_norm]):  # torch's own norm of DTensors is one, and not yet reduced
+    if has_dtensor([total_norm]):  # torch's own norm of DTensors is one, and not yet reduced
         total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     if total_norm.dtype != torch.float64:
         total_norm = total_norm.float()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ste_ops._checks import as_weights, check_count, refuse_invalid
+from ste_ops._checks import as_weights, check_count, check_plain, refuse_invalid
 from ste_ops._functions.sampling.sum_tree import FANOUT, tree_levels
 from ste_ops._library import ops
 from ste_ops._random import draw_seed
@@ -133,6 +133,7 @@ class SumTree:
         if weights.dtype != self.dtype:
             weights = weights.to(self.dtype)
         for name, tensor in (("indices", indices), ("weights", weights)):
+            check_plain(operator, name, tensor)
             if tensor.device != self.device:
                 raise ValueError(f"{operator}: {name} must be on the tree's device, {self.device}, got {tensor.device}")
         if weights.shape != indices.shape:
