@@ -4,12 +4,14 @@ that they share for a batch, a tangent and an order in memory."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from ste_ops._dtensor import is_dtensor
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import stand_in
 from ste_ops._torch import differentiated_around, functorch_active, jit_tracing, unwrap_if_dead
 
@@ -40,7 +42,8 @@ class NativeFunction(torch.autograd.Function):
     but registered operators, and its own tracing of an autograd.Function drops the backward under a compiled
     `torch.func.grad` and refuses a custom `jvp` (docs/decisions/autograd-functions.md).
 
-    A family of Functions has one `vmap`, a classmethod of their base class that calls `cls.apply`.
+    A family of Functions has one `vmap`, a classmethod of their base class that calls `cls.apply`. What users call also
+    says how it works on the parts of a DTensor; a backward sees plain tensors alone.
 
     For one that is `recorded` an operator stands in exported and traced programs.
     """
@@ -49,6 +52,7 @@ class NativeFunction(torch.autograd.Function):
     _operator: Callable[..., Any] | None = None
     # Whether forward returns something after the result, a mask as a rule, which the operator leaves out.
     returns_more = False
+    sharding: ClassVar[Sharding | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -59,6 +63,10 @@ class NativeFunction(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if functorch_active():
             return super().apply(*args)
+        if type(args[0]) is not Tensor and is_dtensor(args[0]):
+            from ste_ops._functions import distributed  # which stands on this module
+
+            return distributed.apply(cls, args)
         if (is_exporting() or jit_tracing()) and cls._operator is not None:
             out = cls._operator(*cls.operands(*args))
             return (out,) if cls.returns_more else out
@@ -95,6 +103,8 @@ def recorded(name: str) -> Callable[[type[NativeFunction]], Any]:
 class Elementwise(NativeFunction):
     """A Function of each element of its first argument, the only tensor: to it a batch is one more dimension."""
 
+    sharding: ClassVar[Sharding | None] = Sharding()
+
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], x: Tensor, *others: Any) -> tuple[Tensor, int]:
         return cls.apply(x, *others), in_dims[0]
@@ -119,6 +129,8 @@ class PassThrough(NativeFunction):
 
 class SeededPassThrough(PassThrough):
     """`forward(x, seed) -> out`, drawn element by element."""
+
+    sharding: ClassVar[Sharding | None] = Sharding(seed=1)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[int | None, ...], x: Tensor, seed: Tensor) -> tuple[Tensor, int]:

@@ -7,10 +7,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ste_ops._checks import check_plain
 from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded, recording
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
 from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers
 from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_gradient, mask_rows
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 from ste_ops._torch import tracked
 
@@ -58,6 +60,7 @@ class Binarize(NativeFunction):
     """
 
     returns_more = True
+    sharding = Sharding()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -157,6 +160,7 @@ def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Hel
         return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *settings)[0]
     # A recorded program may be trained where it runs.
     if any(isinstance(number, Tensor) and (recording() or tracked(number)) for number in (a, b)):
+        check_plain(step, "x", x)  # the ranks would each find a part of a field's gradient
         return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *settings)
     parameters = as_numbers(numbers, x.device)
     factor = as_numbers((factor,), x.device) if isinstance(factor, HELD) else factor

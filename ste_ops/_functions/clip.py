@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops._dtensor import is_dtensor
 from ste_ops._functions.base import Elementwise, NativeFunction, fake, inverse, needs_function, new_tangent, recorded
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
@@ -131,6 +133,8 @@ class _OfRows(NativeFunction):
 class ClipGradientNorm(_OfRows):
     """x forward, the gradient scaled to the norm backward."""
 
+    sharding = Sharding(direct=True)  # gathered is the gradient, where there is one
+
     @staticmethod
     def forward(x: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:
         return x.view_as(x)
@@ -144,7 +148,8 @@ class ClipGradientNorm(_OfRows):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if grad is None:
             return None, None, None, None
-        call = ClipGradientNormBackward.apply if needs_function(grad) else _clip_rows
+        recorded = needs_function(grad) or is_dtensor(grad)
+        call = ClipGradientNormBackward.apply if recorded else _clip_rows
         return call(grad, *ctx.how), None, None, None
 
     @staticmethod
@@ -154,6 +159,8 @@ class ClipGradientNorm(_OfRows):
 
 class ClipGradientNormBackward(_OfRows):
     """`grad * min(1, max_norm / (norm + 1e-6))`, differentiable through the norm."""
+
+    sharding = Sharding(whole=lambda grad, max_norm, norm_type, dims: dims)
 
     @staticmethod
     def forward(grad: Tensor, max_norm: float, norm_type: float, dims: tuple[int, ...]) -> Tensor:

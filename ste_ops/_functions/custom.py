@@ -11,6 +11,7 @@ from torch import Tensor
 from ste_ops._functions.base import Elementwise, NativeFunction, batch_first, recorded, recording, widen
 from ste_ops._functions.binarize import IDENTITY
 from ste_ops._functions.learned_surrogate import Held, as_operands, from_operands, step_without_mask
+from ste_ops._functions.sharding import Sharding
 
 Slope = Callable[[Tensor], Tensor]
 
@@ -69,6 +70,8 @@ class CustomStep(Elementwise):
 @recorded("sloped_step")
 class SlopedStep(NativeFunction):
     """A step whose gradient is the incoming one times `slope`, a tensor that autograd may differentiate."""
+
+    sharding = Sharding(alike=2)
 
     @classmethod
     def operands(cls, x: Tensor, slope: Tensor, step: str, settings: tuple[Held, ...]) -> tuple[Any, ...]:

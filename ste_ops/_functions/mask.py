@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._functions.base import NativeFunction, batch_first, fake, inverse, memory_order, needs_function
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
@@ -106,6 +107,7 @@ class Masked(NativeFunction):
     """`forward(x, ...) -> (out, mask)`: the gradient of x passes where the mask has a one; nothing else has one."""
 
     returns_more = True
+    sharding = Sharding()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

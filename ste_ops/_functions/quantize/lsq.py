@@ -14,6 +14,7 @@ from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_fun
 from ste_ops._functions.mask import new_mask
 from ste_ops._functions.quantize.channels import along, fold_channels, per_group, unfold_channels
 from ste_ops._functions.quantize.uniform import MaskedSteps
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
@@ -77,10 +78,15 @@ def _grad_scale(rest: tuple[Any, ...], x: Tensor, scale: Tensor) -> float:
     return 1 / torch.sym_sqrt(torch.sym_max(shared, 1) * quant_max)
 
 
+def _with_grad_scale(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*args[:-2], _grad_scale(args[-5:], *args[:2]), False)
+
+
 class MaskedLSQ(MaskedSteps):
     """`forward(x, scale, quant_min, quant_max, axis) -> (out, mask)`, of a scale that gets no gradient."""
 
     parameters = 1
+    sharding = Sharding(parameters=1, axis=4)
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -91,6 +97,7 @@ class MaskedLSQPlus(MaskedSteps):
     """`forward(x, scale, offset, quant_min, quant_max, axis) -> (out, mask)`, of parameters that get no gradient."""
 
     parameters = 2
+    sharding = Sharding(parameters=2, axis=5)
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -208,6 +215,7 @@ class Learned(NativeFunction):
 class LSQ(Learned):
     of_gradient = LSQBackward
     masked = MaskedLSQ
+    sharding = Sharding(parameters=1, axis=4, complete=_with_grad_scale)
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
@@ -218,6 +226,7 @@ class LSQ(Learned):
 class LSQPlus(Learned):
     of_gradient = LSQPlusBackward
     masked = MaskedLSQPlus
+    sharding = Sharding(parameters=2, axis=5, complete=_with_grad_scale)
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ste_ops._functions.base import NativeFunction, PassThrough, fake, needs_function, recorded, widen
 from ste_ops._functions.binarize import Sign, surrogate_number
 from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
+from ste_ops._functions.sharding import Sharding, last_dim
 from ste_ops._library import ops
 
 _CLIP = surrogate_number("Clip")
@@ -53,8 +54,15 @@ def _(x: Tensor, bits: int) -> Tensor:
     return torch.empty_like(x)
 
 
+def _members(w: Tensor, *others: Any) -> list[int]:
+    """The dimensions that a statistic runs over; the last argument is `per_channel`."""
+    return list(range(1 if others[-1] else 0, w.dim()))
+
+
 class _Grouped(PassThrough):
     """`forward(w, per_channel) -> out`; a group has one scale."""
+
+    sharding = Sharding(whole=_members, passes=True)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], w: Tensor, per_channel: bool) -> tuple[Tensor, int]:
@@ -71,6 +79,8 @@ class BitNetWeight(_Grouped):
 
 @recorded("bitnet_activation")
 class BitNetActivation(PassThrough):
+    sharding = Sharding(whole=last_dim, passes=True)
+
     @staticmethod
     def forward(x: Tensor, bits: int) -> Tensor:
         return ops.bitnet_activation(x, bits)
@@ -96,6 +106,7 @@ class ScaledWeight(NativeFunction):
     """`forward(w, ..., per_channel) -> (out, statistic)`. Saves w itself, which is a parameter, and the statistic."""
 
     returns_more = True
+    sharding = Sharding(whole=_members)
     native: str  # the operator that is the backward
 
     @staticmethod

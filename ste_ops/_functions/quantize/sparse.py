@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, new_tangent, recorded
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
@@ -21,9 +22,24 @@ def _(grad: Tensor, w: Tensor, n: int, m: int, decay: float) -> Tensor:
     return torch.empty_like(w)
 
 
+def _neighbours(w: Tensor, n: int, m: int, decay: float) -> list[int]:
+    """The dimension of the groups, where a part of a DTensor may end within one."""
+    dim = 1 if w.dim() > 1 else 0
+    sizes = [
+        size
+        for size, placement in zip(w.device_mesh.shape, w.placements, strict=True)  # type: ignore[attr-defined]
+        if getattr(placement, "dim", None) == dim
+    ]
+    # All parts but the last ones are of one size, rounded up.
+    apart = not sizes or (len(sizes) == 1 and -(-w.shape[dim] // sizes[0]) % m == 0)
+    return [] if apart else [dim]
+
+
 @recorded("sr_ste")
 class SRSTE(NativeFunction):
     """The n largest of every m neighbours. Saves w, from which the backward ranks again: a parameter costs nothing."""
+
+    sharding = Sharding(whole=_neighbours)
 
     @staticmethod
     def forward(w: Tensor, n: int, m: int, decay: float) -> Tensor:

@@ -22,6 +22,7 @@ from ste_ops._functions.mask import (
     new_mask,
 )
 from ste_ops._functions.quantize.channels import from_mask_groups, mask_groups, per_group
+from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
@@ -82,6 +83,7 @@ class MaskedSteps(Masked):
 @recorded("fake_quantize")
 class FakeQuantize(MaskedSteps):
     parameters = 2
+    sharding = Sharding(parameters=2, axis=7)
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor | None, zero_point: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -93,6 +95,7 @@ class PACT(NativeFunction):
     """`forward(x, alpha, bits) -> (out, inside, above)`; saves the two masks."""
 
     returns_more = True
+    sharding = Sharding(parameters=1)
 
     @staticmethod
     def forward(x: Tensor, alpha: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

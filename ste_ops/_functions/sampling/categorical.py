@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded
+from ste_ops._functions.sharding import Sharding, last_dim
 from ste_ops._library import ops
 
 STRAIGHT_THROUGH, GUMBEL, REINMAX = range(3)
@@ -72,6 +73,7 @@ class Categorical(NativeFunction):
     gradient depends on the draw."""
 
     returns_more = True
+    sharding = Sharding(whole=last_dim, seed=1)
 
     @staticmethod
     def forward(logits: Tensor, seed: Tensor, estimator: int, tau: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded
 from ste_ops._functions.sampling.categorical import GumbelNoise, by_seed, wide
+from ste_ops._functions.sharding import Sharding, last_dim
 from ste_ops._library import ops
 
 
@@ -25,6 +26,8 @@ def _(grad: Tensor, logits: Tensor, seed: Tensor, k: int, tau: float) -> Tensor:
 @recorded("subset")
 class Subset(NativeFunction):
     """k-hot forward. `forward(logits, seed, k, tau) -> out`; saves its tensors."""
+
+    sharding = Sharding(whole=last_dim, seed=1)
 
     @staticmethod
     def forward(logits: Tensor, seed: Tensor, k: int, tau: float) -> Tensor:

@@ -88,7 +88,7 @@ def learned_offset(
     of_sample: bool,
 ) -> Tensor:
     """`lsq_plus`, whose default grad_scale counts the elements of one sample if `of_sample`, as `learned_step` does."""
-    if any([check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))]):
+    if any(check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))):
         return call_node(learned_offset, locals())
     parameters = {"scale": scale, "offset": offset}
     axis, grad_scale = checked_learned("lsq_plus", x, parameters, quant_min, quant_max, axis, grad_scale)
