@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ste_ops import functional
 from ste_ops._fx import one_node
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
+from ste_ops.nn._tensor_parallel import became_distributed, distribute_quantizers
 from ste_ops.nn.binarize import say_place
 
 Quantize = Callable[[Tensor], Tensor]
@@ -66,6 +67,17 @@ class QuantLayer(nn.Module):
 
     def _attach(self, weight_quantizer: Quantize | None, input_quantizer: Quantize | None) -> None:
         self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        modules = super().named_modules(memo, prefix, remove_duplicate)
+        weight = self._parameters.get("weight")
+        for name, module in modules:
+            yield name, module
+            if module is self and became_distributed(self, weight):
+                distribute_quantizers(self)
+                return
 
     @classmethod
     def from_float(
@@ -127,6 +139,9 @@ class QuantLinear(QuantLayer, nn.Linear):
     Shapes: (*, in_features) to (*, out_features). The bias is added as it is. Gradients reach weights and input through
     their quantizers. A quantizer that is a module becomes a submodule, its parameters and buffers with it; the same
     module in two layers shares them.
+
+    Under `torch.distributed.tensor.parallel` the quantizers follow the weight: a scale for each channel along a sharded
+    dimension is sharded with it, anything else is on every rank, and the numbers are those of one process.
 
     Raises:
         TypeError: a quantizer is neither callable nor None, or is a class.

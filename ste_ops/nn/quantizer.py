@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops._checks import checked_integer
+from ste_ops._dtensor import is_dtensor
 from ste_ops._fx import one_node
 from ste_ops._torch import dispatch_modes
 
@@ -94,6 +95,11 @@ def shapes_of_now(module: nn.Module, state_dict: dict[str, Any], prefix: str) ->
             state_dict[prefix + key] = saved.reshape(1) if saved.dim() == 0 else saved
 
 
+def _own(held: Tensor) -> Tensor:
+    """A tensor, and of a DTensor this rank's part, without asking the others."""
+    return held.to_local() if is_dtensor(held) else held  # type: ignore[attr-defined]
+
+
 def save_in_use(destination: dict[str, Any], key: str, initialized: Tensor | None = None) -> None:
     """Puts the step or bound in use into a state where the parameter was pushed below the least one.
 
@@ -101,11 +107,11 @@ def save_in_use(destination: dict[str, Any], key: str, initialized: Tensor | Non
     average of the least steps may come to lie by rounding.
     """
     held = destination[key]
-    local = held.to_local() if hasattr(held, "to_local") else held  # of a DTensor, without asking the others
+    local = _own(held)
     if type(local) is not Tensor or local.is_meta or dispatch_modes():
         return
     below = local < 0.99 * LEAST_STEP
     if initialized is not None:
-        below = below & (initialized >= 1)  # what is not set is 0
+        below = below & (_own(initialized) >= 1)  # what is not set is 0
     if bool(below.any()):
         destination[key] = held.clamp(min=LEAST_STEP)
