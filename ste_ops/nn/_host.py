@@ -68,13 +68,16 @@ class HostSide(Quantizer):
             self._attached, self._weight_name = (weakref.ref(layer), self.scale.detach().clone()), name
             self._settled, self._look = False, None
 
-    def _confirm(self) -> None:
-        """Finds the scale of a layer's weight again before its first use, unless something else was put there."""
+    def _confirm(self, whole: Tensor | None = None) -> None:
+        """Finds the scale of a layer's weight again before its first use, unless something else was put there.
+
+        `whole` is that weight where it is about to be divided among processes.
+        """
         layer = self._attached[0]() if self._attached else None
         if self._attached is None or layer is None:
             self._attached = None
             return
-        weight: Any = getattr(layer, self._weight_name)
+        weight: Any = getattr(layer, self._weight_name) if whole is None else whole
         if not self._readable(weight):
             return
         if forgets_parameters(self) and isinstance(self.scale, nn.Parameter):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ste_ops._dtensor import is_dtensor
+from ste_ops.nn._host import HostSide
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -40,6 +41,10 @@ def distribute_quantizers(layer: nn.Module) -> None:
     weight: Any = layer.weight
     for name in ("weight_quantizer", "input_quantizer"):
         quantizer = getattr(layer, name)
+        if isinstance(quantizer, HostSide):
+            if quantizer._attached is not None:
+                quantizer._confirm(weight.full_tensor())
+            quantizer._learn(wait=True)  # later, on parts, it could not
         if isinstance(quantizer, nn.Module):
             for module in quantizer.modules():
                 _distribute(module, weight, getattr(module, "axis", None) if name == "weight_quantizer" else None)

@@ -36,6 +36,7 @@ CALLS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "stochastic_round": ("x", ste_ops.stochastic_round),
     "fake_quantize": ("x", lambda x: ste_ops.fake_quantize(x, 0.5, 0, -4, 3)),
     "lsq": ("x", lambda x: ste_ops.lsq(x, torch.ones(1), -4, 3)),
+    "lsq_plus": ("x", lambda x: ste_ops.lsq_plus(x, torch.ones(1), torch.zeros(1), -4, 3)),
     "pact": ("x", lambda x: ste_ops.pact(x, torch.ones(1), 4)),
     "dorefa_activation": ("x", lambda x: ste_ops.dorefa_activation(x, 4)),
     "dorefa_weight": ("w", lambda w: ste_ops.dorefa_weight(w, 4)),
@@ -67,12 +68,13 @@ CALLS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "residual_resample": ("weights", lambda weights: ste_ops.residual_resample(weights, 2)),
 }
 # They take no tensor of a user's.
-WITHOUT = {"ClipResult", "check_deferred_errors"}
+WITHOUT = {"ClipResult", "check_deferred_errors", "sr_ste_decay_"}  # of parameters and their masks
 # Where a second argument is a tensor too.
 OTHERS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "fake_quantize": ("scale", lambda scale: ste_ops.fake_quantize(torch.ones(3), scale, 0, -4, 3)),
     "fake_quantize, zero_point": ("zero_point", lambda zero: ste_ops.fake_quantize(torch.ones(3), 0.5, zero, -4, 3)),
     "lsq": ("scale", lambda scale: ste_ops.lsq(torch.ones(3), scale, -4, 3)),
+    "lsq_plus": ("offset", lambda offset: ste_ops.lsq_plus(torch.ones(3), torch.ones(1), offset, -4, 3)),
     "pact": ("alpha", lambda alpha: ste_ops.pact(torch.ones(3), alpha, 4)),
     "SumTree.update": ("weights", lambda weights: ste_ops.SumTree(torch.ones(3)).update(torch.arange(2), weights)),
 }

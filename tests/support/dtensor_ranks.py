@@ -52,6 +52,11 @@ OF_PARAMETERS = {
         (lambda x, s: ste_ops.lsq(x, s, -4, 3, axis=1, grad_scale=0.3), 1),
         (lambda x, s: ste_ops.lsq(x, s.detach(), -4, 3, axis=1), 1),
     ],
+    "lsq_plus": [
+        (lambda x, s: ste_ops.lsq_plus(x, s, s * 0.5, -4, 3), None),
+        (lambda x, s: ste_ops.lsq_plus(x, s, s * 0.5, -4, 3, axis=1), 1),
+        (lambda x, s: ste_ops.lsq_plus(x, s.detach(), s.detach() * 0.5, -4, 3, axis=1), 1),
+    ],
     "pact": [(lambda x, s: ste_ops.pact(x, s, 3), None)],
 }
 DRAWS = {"stochastic_round", "bernoulli_ste", "categorical_ste", "subset_ste"}
@@ -63,6 +68,9 @@ REFUSED = {
     "stratified_resample": lambda weights: ste_ops.stratified_resample(weights, 2),
     "residual_resample": lambda weights: ste_ops.residual_resample(weights, 2),
     "clip_per_sample_": lambda grads: ste_ops.clip_per_sample_([grads], 1.0),
+    # Two tensors of one, with a gradient each.
+    "xnor_weight": lambda w: ste_ops.xnor_weight(w, surrogate.ATan()),
+    "magnitude_aware_sign": lambda w: ste_ops.magnitude_aware_sign(w, surrogate.Rect()),
 }
 
 

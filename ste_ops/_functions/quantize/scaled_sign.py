@@ -11,17 +11,12 @@ from torch import Tensor
 from ste_ops._functions.base import NativeFunction, batch_first, fake, needs_function, recorded, widen
 from ste_ops._functions.quantize.channels import fold_channels, unfold_channels
 from ste_ops._functions.quantize.scaled import along_groups, held_sign, mean_of_groups, members
-from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 
 
 @fake("scaled_sign_backward")
 def _(grad: Tensor, w: Tensor, mean: Tensor, per_channel: bool, held: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(w), w.new_empty(0) if held else torch.empty_like(w)
-
-
-def _groups(sign: Tensor, w: Tensor, per_channel: bool, *others: Any) -> list[int]:
-    return members(w, per_channel)
 
 
 @recorded("scaled_sign")
@@ -34,7 +29,6 @@ class ScaledSign(NativeFunction):
     """
 
     returns_more = True
-    sharding = Sharding(whole=_groups, alike=2)
 
     @staticmethod
     def forward(sign: Tensor, w: Tensor, per_channel: bool, held: bool, again: Any = None) -> tuple[Tensor, Tensor]:

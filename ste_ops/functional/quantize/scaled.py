@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ste_ops._checks import check_tensor, checked_bits
+from ste_ops._checks import check_plain, check_tensor, checked_bits
 from ste_ops._functions.base import recording, widen
 from ste_ops._functions.quantize import scaled as _functions
 from ste_ops._functions.quantize.scaled_sign import ScaledSign
@@ -123,6 +123,7 @@ def xnor_weight(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size: int | No
         return in_groups("xnor_weight", w, group_size, lambda rows: xnor_weight(rows, surrogate))
     if _is_default(surrogate):
         return _functions.XNORWeight.apply(w, w.dim() > 1)[0]
+    check_plain("xnor_weight", "w, with another surrogate than Clip(1.0),", w)
     return _scaled_sign(w, surrogate, held=False)
 
 
@@ -186,6 +187,7 @@ def magnitude_aware_sign(w: Tensor, surrogate: Surrogate = _DEFAULT, group_size:
         return in_groups("magnitude_aware_sign", w, group_size, lambda rows: magnitude_aware_sign(rows, surrogate))
     if _is_default(surrogate):
         return _functions.MagnitudeAwareSign.apply(w, w.dim() > 1)[0]
+    check_plain("magnitude_aware_sign", "w, with another surrogate than Clip(1.0),", w)
     return _scaled_sign(w, surrogate, held=True)
 
 
