@@ -73,6 +73,20 @@ def checked_bits(operator: str, bits: int, least: int = 1) -> int:
     return int(bits)
 
 
+# Where a number is taken, a floating tensor of one element is too. What learns or changes at every step is read on its
+# device: the fields of the surrogates and the threshold of ternary. Every other number is read here, once, when it is
+# given, and on a GPU the host waits for it; under torch.compile it is given as a number. A tensor that requires a
+# gradient is refused where it would get none. Bits, axes and counts, which decide shapes, are integers.
+
+
+def held_number(operator: str, name: str, value: Any) -> Any:
+    """The number that a tensor holds; anything else as it is, for the check to say what was expected."""
+    if not isinstance(value, Tensor):
+        return value
+    check_held(operator, name, value)
+    return value.item()
+
+
 def check_held(operator: str, name: str, value: Tensor) -> None:
     """A number that a tensor of one element holds, and that gets no gradient."""
     if value.numel() != 1 or value.dtype not in FLOATING:
@@ -87,15 +101,19 @@ def check_int(operator: str, name: str, value: int) -> None:
         raise TypeError(f"{operator}: {name} must be an int, got {value!r}")
 
 
-def check_number(operator: str, name: str, value: float) -> None:
-    if not is_number(value):
+def check_number(operator: str, name: str, value: Any) -> float:
+    number: float = value if is_number(value) else held_number(operator, name, value)
+    if not is_number(number):
         raise TypeError(f"{operator}: {name} must be a number, got {value!r}")
-    if value != value:  # math.isnan takes no number that torch.compile keeps as a symbol
+    if number != number:  # math.isnan takes no number that torch.compile keeps as a symbol
         raise ValueError(f"{operator}: {name} must not be NaN")
+    return number
 
 
-def checked_finite(operator: str, name: str, value: float, zero: bool = False) -> float:
+def checked_finite(operator: str, name: str, value: float | Tensor, zero: bool = False) -> float:
     """A finite number above 0, or from 0 on if `zero`; found by comparisons, which torch.compile takes of a number."""
+    if not is_number(value):
+        value = held_number(operator, name, value)
     if not is_number(value) or not (value >= 0 if zero else value > 0) or not value < math.inf:
         raise ValueError(f"{operator}: {name} must be a finite number {'>=' if zero else '>'} 0, got {value!r}")
     return float(value)
@@ -180,7 +198,9 @@ def check_logits(operator: str, logits: Tensor) -> bool:
     return False
 
 
-def check_tau(operator: str, tau: float) -> float:
+def check_tau(operator: str, tau: float | Tensor) -> float:
+    if not is_number(tau):
+        tau = held_number(operator, "tau", tau)
     if not is_number(tau):
         raise TypeError(f"{operator}: tau must be a number, got {type(tau).__name__}")
     if not 1e-30 <= tau <= 1e30:
@@ -237,15 +257,15 @@ def refuse_invalid(operator: str, weights: Tensor, states: Tensor, error: type[E
 # Clipping.
 
 
-def checked_number(operator: str, argument: str, value: float) -> float:
-    number = float(value)
+def checked_number(operator: str, argument: str, value: float | Tensor) -> float:
+    number = value if type(value) is float else float(held_number(operator, argument, value))
     if not number >= 0:
         raise ValueError(f"{operator}: {argument} must be a non-negative number, got {value}")
     return number
 
 
-def checked_norm_type(operator: str, value: float) -> float:
-    p = float(value)
+def checked_norm_type(operator: str, value: float | Tensor) -> float:
+    p = value if type(value) is float else float(held_number(operator, "norm_type", value))
     if not (p >= 0 or p == -math.inf):
         raise ValueError(f"{operator}: norm_type must be a non-negative number, inf or -inf, got {value}")
     return p

@@ -7,8 +7,8 @@
 namespace ste_ops {
 namespace {
 
-// Moves: reads n * T + 8 * numbers, writes n * T + masks * (n / 8); masks is 1 where S saves one, or 0; numbers are
-// those that a tensor holds.
+// Masks are 1 where S saves one, or 0; numbers are those that a tensor holds.
+// Moves: reads n * T + 8 * numbers, writes n * T + masks * (n / 8).
 template <class Binarizer, class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads) binarize_kernel(
     Binarizer binarizer, S surrogate, const double* parameters, const T* x, T* out, uint8_t* mask, int64_t numel,

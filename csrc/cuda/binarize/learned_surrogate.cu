@@ -15,8 +15,8 @@ __device__ A closed(A grad, A slope) {
   return slope == A(0) ? A(0) : grad * slope;
 }
 
-// A block brings the sums of its elements, a pair for each block; reduce_finish_kernel joins them, each parameter a
-// group. Moves: reads 2 * n * T + 8 * numbers, writes n * T + 8 * groups * parts; numbers are the two parameters.
+// A block brings the sums of its elements, a pair; reduce_finish_kernel joins them, each parameter a group.
+// Moves: reads 2 * n * T + 8 * numbers, writes n * T + 8 * groups * parts; numbers are the two parameters.
 template <class S, class T>
 __global__ void __launch_bounds__(kReduceThreads) learned_surrogate_kernel(
     const double* parameters, const T* grad, const T* x, T* of_x, double* sums, int64_t numel, bool aligned) {

@@ -11,7 +11,7 @@ from ste_ops._functions import clip as _functions
 from ste_ops._fx import call_node
 
 
-def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:
+def clip_gradient_value(x: Tensor, clip_value: float | Tensor) -> Tensor:
     """x itself, with its gradient clamped to ``[-clip_value, clip_value]`` on the way back.
 
     The result is a view of x: clone it before writing into it in place. The backward is differentiable: the derivative
@@ -44,7 +44,7 @@ def clip_gradient_value(x: Tensor, clip_value: float) -> Tensor:
 
 
 def clip_gradient_norm(
-    x: Tensor, max_norm: float, norm_type: float = 2.0, dim: int | Sequence[int] | None = None
+    x: Tensor, max_norm: float | Tensor, norm_type: float = 2.0, dim: int | Sequence[int] | None = None
 ) -> Tensor:
     """x itself, with its gradient scaled on the way back so that its norm is at most max_norm.
 

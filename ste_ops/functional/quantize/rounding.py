@@ -123,7 +123,7 @@ def trunc(x: Tensor) -> Tensor:
     return _functions.Trunc.apply(x)
 
 
-def clamp(x: Tensor, min: float, max: float) -> Tensor:
+def clamp(x: Tensor, min: float | Tensor, max: float | Tensor) -> Tensor:
     """x clamped to [min, max], with the identity as gradient, outside the range too.
 
     ``torch.clamp`` stops the gradient outside. A NaN stays, and x where it equals a bound. The bounds are rounded to
@@ -131,15 +131,15 @@ def clamp(x: Tensor, min: float, max: float) -> Tensor:
 
     Args:
         x: any shape and strides, float64, float32, bfloat16 or float16.
-        min: the lower bound, a number, or ``-math.inf``.
-        max: the upper bound, a number not below min, or ``math.inf``.
+        min: the lower bound, a number, or ``-math.inf``; a tensor of one element is read on the host.
+        max: the upper bound, a number not below min, or ``math.inf``; a tensor likewise.
 
     Returns:
         A tensor of x's shape, dtype and memory layout.
 
     Raises:
         TypeError: x is no floating tensor of those dtypes, or a bound is no number.
-        ValueError: min > max, or a bound is NaN.
+        ValueError: min > max, or a bound is NaN, or a tensor that requires a gradient, which it cannot get.
 
     Example:
         >>> import torch, ste_ops
@@ -153,8 +153,7 @@ def clamp(x: Tensor, min: float, max: float) -> Tensor:
     """
     if check_tensor("clamp", "x", x):
         return call_node(clamp, locals())
-    check_number("clamp", "min", min)
-    check_number("clamp", "max", max)
+    min, max = check_number("clamp", "min", min), check_number("clamp", "max", max)
     if min > max:
         raise ValueError(f"clamp: min must not be greater than max, got {min} and {max}")
     # No bound rather than an infinite one, which a package of AOTInductor cannot hold.

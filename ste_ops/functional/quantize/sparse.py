@@ -11,7 +11,7 @@ from ste_ops._fx import call_node
 from ste_ops._library import ops
 
 
-def sr_ste(w: Tensor, n: int, m: int, decay: float = 2e-4) -> Tensor:
+def sr_ste(w: Tensor, n: int, m: int, decay: float | Tensor = 2e-4) -> Tensor:
     """The n largest of every m neighbouring weights, the others 0; their gradients pass, with a decay.
 
     Neighbours lie along dimension 1, the inputs of a linear or convolutional layer, and along dimension 0 of a vector.

@@ -199,8 +199,7 @@ def checked_learned(
                 "the default is 1 / sqrt(N * quant_max)"
             )
         return axis, None
-    check_number(operator, "grad_scale", grad_scale)
-    return axis, float(grad_scale)
+    return axis, float(check_number(operator, "grad_scale", grad_scale))
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:

@@ -16,7 +16,11 @@ ESTIMATORS = ("straight_through", "gumbel", "reinmax")
 
 
 def categorical_ste(
-    logits: Tensor, estimator: Estimator = "straight_through", tau: float = 1.0, *, generator: Generator | None = None
+    logits: Tensor,
+    estimator: Estimator = "straight_through",
+    tau: float | Tensor = 1.0,
+    *,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Draws a one-hot vector from softmax(logits) over the last dimension, with the gradient of an estimator.
 

@@ -10,7 +10,7 @@ from ste_ops._fx import call_node
 from ste_ops._random import draw_seed
 
 
-def subset_ste(logits: Tensor, k: int, tau: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+def subset_ste(logits: Tensor, k: int, tau: float | Tensor = 1.0, *, generator: Generator | None = None) -> Tensor:
     """Draws k categories without replacement over the last dimension, k-hot, with the gradient of a relaxed draw.
 
     The k largest of logits plus Gumbel noise, whatever tau: the first is drawn from softmax(logits), each of the others
