@@ -47,6 +47,15 @@ def tracked(tensor: torch.Tensor) -> bool:
     return _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(tensor).tangent is not None
 
 
+# Turns the forward mode on or off, as a context.
+forward_mode = _forward_ad._set_fwd_grad_enabled
+
+
+def primal(x: torch.Tensor) -> torch.Tensor:
+    """x without its tangent. `unpack_dual` looks at a level that a graph of Dynamo does not set."""
+    return torch._VF._unpack_dual(x, level=0)[0]  # type: ignore[attr-defined]
+
+
 def differentiated_around() -> bool:
     """Whether forward-mode AD or a transform of torch.func is running: neither need show on a tensor itself."""
     return _forward_ad._current_level >= 0 or functorch_active()

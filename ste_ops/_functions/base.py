@@ -3,6 +3,7 @@ that they share for a batch, a tangent and an order in memory."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch.compiler import is_exporting
 from ste_ops._dtensor import is_dtensor
 from ste_ops._functions.sharding import Sharding
 from ste_ops._library import stand_in
-from ste_ops._torch import differentiated_around, functorch_active, jit_tracing, unwrap_if_dead
+from ste_ops._torch import differentiated_around, forward_mode, functorch_active, jit_tracing, primal, unwrap_if_dead
 
 FAKES: dict[str, Callable[..., Any]] = {}
 
@@ -57,6 +58,8 @@ class NativeFunction(torch.autograd.Function):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
+        if "jvp" in vars(cls):
+            cls.jvp = _in_forward_mode(vars(cls)["jvp"])  # type: ignore[method-assign]
         torch.compiler.allow_in_graph(cls)
 
     @classmethod
@@ -84,6 +87,33 @@ class NativeFunction(torch.autograd.Function):
         args = tuple(tuple(arg) if isinstance(arg, list) else arg for arg in args)
         out = super().apply(*args) if functorch_active() else cls._apply(*args)
         return out[0] if cls.returns_more else out
+
+
+class _Primals:
+    """A context whose saved tensors are without the tangents of the level that a `jvp` is of."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = [x if x is None else primal(x) for x in ctx.saved_tensors]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+def _in_forward_mode(jvp: Any) -> Any:
+    """A `jvp` under forward mode, which autograd turns off around it.
+
+    Within another forward mode (`jacfwd` of `jacfwd`) the tangent has a tangent of its own, to which everything that
+    torch's operators do to it in `jvp` belongs: it would be 0 without a word.
+    """
+    function = jvp.__func__
+
+    def through(*args: Any) -> Any:
+        *cls, ctx = args[:1] if isinstance(jvp, staticmethod) else args[:2]
+        with forward_mode(True):
+            return function(*cls, _Primals(ctx), *args[len(cls) + 1 :])
+
+    return type(jvp)(functools.wraps(function)(through))
 
 
 def recorded(name: str) -> Callable[[type[NativeFunction]], Any]:
