@@ -31,6 +31,7 @@ from ste_ops.nn import (
 
 SETTINGS = {
     "LSQ": lambda: LSQ(3),
+    "LSQPlus": lambda: quantized.LSQPlus(3),
     "PACT": lambda: PACT(0.5, 2),
     "SRSTE": lambda: SRSTE(2, 4),
     "DoReFaActivation": lambda: quantized.DoReFaActivation(2),
