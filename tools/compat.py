@@ -40,9 +40,11 @@ info = ste_ops.build_info()
 def has(name, *keys):
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(name, key) for key in keys)
 
-# What takes no tensor has one kernel for every device; that of cuda_build_info lies in the CUDA library.
-missing = [n for n in names if not has(n, "CPU", "CompositeExplicitAutograd") and n != "ste_ops::cuda_build_info"]
-missing += [n for n in names if info["cuda"] and not has(n, "CUDA", "CompositeExplicitAutograd")]
+# What takes no tensor, or stands for a Function, has one kernel for every device; that of cuda_build_info lies in the
+# CUDA library.
+every = ("CompositeExplicitAutograd", "CompositeImplicitAutograd")
+missing = [n for n in names if not has(n, "CPU", *every) and n != "ste_ops::cuda_build_info"]
+missing += [n for n in names if info["cuda"] and not has(n, "CUDA", *every)]
 print(json.dumps({"operators": len(names), "missing": missing, "cuda": info["cuda"], "cuda_reason": info["cuda_reason"],
     "torch": torch.__version__, "place": ste_ops.__file__}))
 """
