@@ -51,17 +51,16 @@ std::string build_info() {
 STE_OPS_LIBRARY(m) {
   // Straight-through steps. `surrogate` is a number of surrogates(), `a` and `b` its parameters in the order of its
   // dataclass. `mask` has one bit an element in the memory order of `out`, or no element where the surrogate saves
-  // none. `parameters`, float64 numbers on x's device, stand in for a, b and the threshold where they are given, as
-  // does `factor_tensor` for the factor. `at_zero`, 0 or 1, is what both zeros become.
-  m.def(
-      "heaviside(Tensor x, int surrogate, float a, float b, Tensor? parameters=None, int at_zero=0) -> "
-      "(Tensor out, Tensor mask)");
-  m.def("sign(Tensor x, int surrogate, float a, float b, Tensor? parameters=None) -> (Tensor out, Tensor mask)");
-  m.def(
-      "ternary(Tensor x, int surrogate, float a, float b, float threshold, Tensor? parameters=None) -> "
-      "(Tensor out, Tensor mask)");
+  // none.
+  m.def("heaviside(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  m.def("heaviside_from_zero(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  m.def("sign(Tensor x, int surrogate, float a, float b) -> (Tensor out, Tensor mask)");
+  m.def("ternary(Tensor x, int surrogate, float a, float b, float threshold) -> (Tensor out, Tensor mask)");
+  // One of these by its name, with its numbers in float64 on x's device: a, b and the threshold of ternary.
+  m.def("binarize_held(Tensor x, str step, int surrogate, Tensor parameters) -> (Tensor out, Tensor mask)");
   // factor * grad where the mask has a one and 0 elsewhere; `mask` in grad's row-major order, the result row-major.
-  m.def("binarize_backward(Tensor grad, Tensor mask, float factor=1.0, Tensor? factor_tensor=None) -> Tensor");
+  m.def("binarize_backward(Tensor grad, Tensor mask, float factor=1.0) -> Tensor");
+  m.def("binarize_backward_held(Tensor grad, Tensor mask, Tensor factor) -> Tensor");
   // grad s'(x) and upper grad s''(x) of a surrogate that saves x, exactly 0 where that derivative is 0; in x's dtype
   // and layout. `parameters`, two float64 numbers on x's device, stand in for a and b where they are given.
   m.def("curve_backward(Tensor grad, Tensor x, int surrogate, float a, float b, Tensor? parameters) -> Tensor");
@@ -203,17 +202,18 @@ STE_OPS_LIBRARY(m) {
   // What stands in exported and traced programs for the autograd.Functions of ste_ops/_functions, which run them again:
   // the arguments of the Function, and its result without what it returns for the backward. A number that may be held
   // by a tensor is the one or the other.
+  m.def("autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
   m.def(
-      "autograd_heaviside(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, int at_zero=0) "
+      "autograd_heaviside_from_zero(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) "
       "-> Tensor");
   m.def("autograd_sign(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters) -> Tensor");
   m.def(
       "autograd_ternary(Tensor x, int surrogate, float a, float b, float factor, Tensor? parameters, float threshold) "
       "-> Tensor");
   m.def(
-      "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? setting, "
-      "Tensor? setting_tensor) -> Tensor");
-  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float? setting, Tensor? setting_tensor) -> Tensor");
+      "autograd_learned_step(Tensor x, Tensor parameters, int surrogate, str step, int identity, float? threshold, "
+      "Tensor? threshold_tensor) -> Tensor");
+  m.def("autograd_sloped_step(Tensor x, Tensor slope, str step, float? threshold, Tensor? threshold_tensor) -> Tensor");
   m.def("autograd_round(Tensor x) -> Tensor");
   m.def("autograd_floor(Tensor x) -> Tensor");
   m.def("autograd_ceil(Tensor x) -> Tensor");

@@ -16,6 +16,9 @@ from ste_ops._functions.sharding import Sharding
 from ste_ops._library import stand_in
 from ste_ops._torch import differentiated_around, forward_mode, functorch_active, jit_tracing, primal, unwrap_if_dead
 
+# The types of most arguments that are no tensor; isinstance would ask the metaclass of Tensor, which takes longer.
+_PLAIN = frozenset({int, float, type(None), str, tuple})
+
 FAKES: dict[str, Callable[..., Any]] = {}
 
 
@@ -74,7 +77,9 @@ class NativeFunction(torch.autograd.Function):
             out = cls._operator(*cls.operands(*args))
             return (out,) if cls.returns_more else out
         # A tensor that outlived its transform is unwrapped, as Function.apply does.
-        return cls._apply(*[unwrap_if_dead(arg) if isinstance(arg, Tensor) else arg for arg in args])
+        return cls._apply(
+            *[arg if type(arg) in _PLAIN or not isinstance(arg, Tensor) else unwrap_if_dead(arg) for arg in args]
+        )
 
     @classmethod
     def operands(cls, *args: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from ste_ops._checks import check_plain
 from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded, recording
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
 from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers
-from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_gradient, mask_rows
+from ste_ops._functions.mask import batch_of_masks, from_mask_rows, mask_bytes, mask_rows, saved_mask_gradient
 from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
 from ste_ops._torch import tracked
@@ -32,24 +32,22 @@ def saves(number: int) -> Saves:
     return SURROGATES[int(number)][1]
 
 
+@fake("heaviside")
+@fake("heaviside_from_zero")
 @fake("sign")
-def _(x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, surrogate: int, a: float, b: float) -> tuple[Tensor, Tensor]:
     numel = x.numel() if saves(surrogate) == "mask" else 0
     return torch.empty_like(x), x.new_empty(mask_bytes(numel), dtype=torch.uint8)
 
 
-@fake("heaviside")
-def _(
-    x: Tensor, surrogate: int, a: float, b: float, parameters: Tensor | None = None, at_zero: int = 0
-) -> tuple[Tensor, Tensor]:
-    return FAKES["sign"](x, surrogate, a, b)
-
-
 @fake("ternary")
-def _(
-    x: Tensor, surrogate: int, a: float, b: float, threshold: float, parameters: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, surrogate: int, a: float, b: float, threshold: float) -> tuple[Tensor, Tensor]:
     return FAKES["sign"](x, surrogate, a, b)
+
+
+@fake("binarize_held")
+def _(x: Tensor, step: str, surrogate: int, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    return FAKES["sign"](x, surrogate, 0.0, 0.0)
 
 
 class Binarize(NativeFunction):
@@ -71,13 +69,12 @@ class Binarize(NativeFunction):
         ctx.others = (None,) * (len(inputs) - 1)
         ctx.saves = saves(surrogate)
         if ctx.saves == "mask":
+            ctx.order, ctx.factor = memory_order(out), factor
             held: tuple[Tensor, ...] = (mask,)
-            ctx.factor = factor
-            if type(factor) is not float and isinstance(factor, Tensor):
+            if parameters is not None and isinstance(factor, Tensor):
                 held, ctx.factor = (mask, factor), None
             ctx.save_for_backward(*held)
             ctx.save_for_forward(*held)
-            ctx.order = memory_order(out)
         elif ctx.saves == "input":
             parameters = None if parameters is None else parameters[:2]
             ctx.save_for_backward(x, parameters)
@@ -110,8 +107,7 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
     if grad is None or ctx.saves == "nothing":
         return grad
     if ctx.saves == "mask":
-        saved = ctx.saved_tensors
-        return mask_gradient(grad, saved[0], ctx.order, saved[1] if ctx.factor is None else ctx.factor)
+        return saved_mask_gradient(ctx, grad, ctx.order)
     x, parameters = ctx.saved_tensors
     return curve_gradient(grad, x, parameters, ctx.curve)
 
@@ -119,17 +115,28 @@ def _surrogate_gradient(ctx: Any, grad: Tensor | None) -> Tensor | None:
 @recorded("heaviside")
 class Heaviside(Binarize):
     @staticmethod
-    def forward(
-        x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None, *at_zero: int
-    ) -> Any:
-        return ops.heaviside(x, surrogate, a, b, parameters, *at_zero)
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
+        if parameters is not None:
+            return ops.binarize_held(x, "heaviside", surrogate, parameters)
+        return ops.heaviside(x, surrogate, a, b)
+
+
+@recorded("heaviside_from_zero")
+class HeavisideFromZero(Binarize):
+    @staticmethod
+    def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
+        if parameters is not None:
+            return ops.binarize_held(x, "heaviside_from_zero", surrogate, parameters)
+        return ops.heaviside_from_zero(x, surrogate, a, b)
 
 
 @recorded("sign")
 class Sign(Binarize):
     @staticmethod
     def forward(x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None) -> Any:
-        return ops.sign(x, surrogate, a, b, parameters)
+        if parameters is not None:
+            return ops.binarize_held(x, "sign", surrogate, parameters)
+        return ops.sign(x, surrogate, a, b)
 
 
 @recorded("ternary")
@@ -138,31 +145,36 @@ class Ternary(Binarize):
     def forward(
         x: Tensor, surrogate: int, a: float, b: float, factor: Held, parameters: Tensor | None, threshold: float
     ) -> Any:
-        return ops.ternary(x, surrogate, a, b, threshold, parameters)
+        if parameters is not None:
+            return ops.binarize_held(x, "ternary", surrogate, parameters)
+        return ops.ternary(x, surrogate, a, b, threshold)
 
 
-BINARIZERS: dict[str, type[Binarize]] = {"heaviside": Heaviside, "sign": Sign, "ternary": Ternary}
+BINARIZERS: dict[str, type[Binarize]] = {
+    "heaviside": Heaviside,
+    "heaviside_from_zero": HeavisideFromZero,
+    "sign": Sign,
+    "ternary": Ternary,
+}
 
 # Whose forward makes no mask.
 IDENTITY = surrogate_number("Identity")
 
 
 @torch.compiler.allow_in_graph
-def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *settings: Held) -> Tensor:
+def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *threshold: Held) -> Tensor:
     """A step whose numbers may be tensors or, under torch.compile, symbols.
 
     As the argument of an operator each value of a symbol would be a graph of its own; as a factor of a tensor it is one
     for all. Dynamo does not look in here, where a symbol can be told from a number that is the same at every call.
     """
-    threshold = settings if step == "ternary" else ()
     numbers = (a, b, *threshold)
     if not any(isinstance(number, HELD) for number in numbers):
-        return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *settings)[0]
+        return BINARIZERS[step].apply(x, surrogate, a, b, factor, None, *threshold)[0]
     # A recorded program may be trained where it runs.
     if any(isinstance(number, Tensor) and (recording() or tracked(number)) for number in (a, b)):
         check_plain(step, "x", x)  # the ranks would each find a part of a field's gradient
-        return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *settings)
+        return LearnedStep.apply(x, as_numbers((a, b), x.device), surrogate, step, IDENTITY, *threshold)
     parameters = as_numbers(numbers, x.device)
     factor = as_numbers((factor,), x.device) if isinstance(factor, HELD) else factor
-    settings = (0.0,) if threshold else settings
-    return BINARIZERS[step].apply(x, surrogate, 0.0, 0.0, factor, parameters, *settings)[0]
+    return BINARIZERS[step].apply(x, surrogate, 0.0, 0.0, factor, parameters, *[0.0] * len(threshold))[0]

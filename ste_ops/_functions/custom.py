@@ -16,12 +16,12 @@ from ste_ops._functions.sharding import Sharding
 Slope = Callable[[Tensor], Tensor]
 
 
-def custom_step(step: str, settings: tuple[Held, ...], x: Tensor, slope: Slope) -> Tensor:
-    """`settings` are what the step takes beside x: a threshold, or what it is at zero."""
+def custom_step(step: str, threshold: tuple[Held, ...], x: Tensor, slope: Slope) -> Tensor:
+    """`threshold` is empty but for a ternary step."""
     if torch.compiler.is_compiling() or recording():
         # A callable is no argument of an opaque call; it is traced here, and autograd records its derivative.
-        return SlopedStep.apply(x, slope(widen(x)), step, settings)
-    return CustomStep.apply(x, slope, step, settings)
+        return SlopedStep.apply(x, slope(widen(x)), step, threshold)
+    return CustomStep.apply(x, slope, step, threshold)
 
 
 def _slope_alone(slope: Slope, x: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ class CustomStep(Elementwise):
     """Saves x and calls the callable in the backward, where autograd may differentiate it."""
 
     @staticmethod
-    def forward(x: Tensor, slope: Slope, step: str, settings: tuple[Held, ...]) -> Tensor:
-        return step_without_mask(x, step, IDENTITY, settings)
+    def forward(x: Tensor, slope: Slope, step: str, threshold: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -74,16 +74,16 @@ class SlopedStep(NativeFunction):
     sharding = Sharding(alike=2)
 
     @classmethod
-    def operands(cls, x: Tensor, slope: Tensor, step: str, settings: tuple[Held, ...]) -> tuple[Any, ...]:
-        return x, slope, step, *as_operands(settings)
+    def operands(cls, x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> tuple[Any, ...]:
+        return x, slope, step, *as_operands(threshold)
 
     @classmethod
     def run(cls, x: Tensor, slope: Tensor, step: str, *operands: Any) -> Tensor:
-        return super().run(x, slope, step, from_operands(step, *operands))
+        return super().run(x, slope, step, from_operands(*operands))
 
     @staticmethod
-    def forward(x: Tensor, slope: Tensor, step: str, settings: tuple[Held, ...]) -> Tensor:
-        return step_without_mask(x, step, IDENTITY, settings)
+    def forward(x: Tensor, slope: Tensor, step: str, threshold: tuple[Held, ...]) -> Tensor:
+        return step_without_mask(x, step, IDENTITY, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

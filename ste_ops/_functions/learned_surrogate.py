@@ -36,27 +36,23 @@ def as_numbers(numbers: Sequence[Held], device: torch.device) -> Tensor:
     return torch.stack([n.reshape(()).to(one) if isinstance(n, Tensor) else one * n for n in numbers])
 
 
-def as_operands(settings: Sequence[Held]) -> tuple[float | None, Tensor | None]:
-    """The setting of a step as the operators take it that stand in recorded programs: a number or a tensor."""
-    if not settings:
+def as_operands(threshold: Sequence[Held]) -> tuple[float | None, Tensor | None]:
+    """A threshold as the operators take it that stand in recorded programs: a number or a tensor."""
+    if not threshold:
         return None, None
-    return (None, settings[0]) if isinstance(settings[0], Tensor) else (settings[0], None)
+    return (None, threshold[0]) if isinstance(threshold[0], Tensor) else (threshold[0], None)
 
 
-def from_operands(step: str, number: float | None, tensor: Tensor | None) -> tuple[Held, ...]:
-    if number is not None and step == "heaviside":
-        return (int(number),)  # what it is at zero
+def from_operands(number: float | None, tensor: Tensor | None) -> tuple[Held, ...]:
     return (tensor,) if tensor is not None else () if number is None else (number,)
 
 
-def step_without_mask(x: Tensor, step: str, identity: int, settings: Sequence[Held]) -> Tensor:
-    """The step alone; `identity` is the number of a surrogate that makes no mask."""
-    if step != "ternary":
-        return getattr(ops, step)(x, identity, 0.0, 0.0, None, *settings)[0]
-    threshold, numbers = settings[0], None
-    if isinstance(threshold, HELD):
-        threshold, numbers = 0.0, as_numbers((0.0, 0.0, threshold), x.device).detach()
-    return ops.ternary(x, identity, 0.0, 0.0, threshold, numbers)[0]
+def step_without_mask(x: Tensor, step: str, identity: int, threshold: Sequence[Held]) -> Tensor:
+    """The step alone; `identity` is the number of a surrogate that makes no mask, `threshold` is that of ternary."""
+    if threshold and isinstance(threshold[0], HELD):
+        numbers = as_numbers((0.0, 0.0, threshold[0]), x.device).detach()
+        return ops.binarize_held(x, step, identity, numbers)[0]
+    return getattr(ops, step)(x, identity, 0.0, 0.0, *threshold)[0]
 
 
 def _formulas(wide: Tensor, parameters: Tensor, surrogate: int) -> Any:
@@ -109,12 +105,12 @@ class LearnedStep(NativeFunction):
         return *args[:5], *as_operands(args[5:])
 
     @classmethod
-    def run(cls, x: Tensor, parameters: Tensor, surrogate: int, step: str, *others: Any) -> Tensor:
-        return super().run(x, parameters, surrogate, step, others[0], *from_operands(step, *others[1:]))
+    def run(cls, *args: Any) -> Tensor:
+        return super().run(*args[:5], *from_operands(*args[5:]))
 
     @staticmethod
-    def forward(x: Tensor, parameters: Tensor, surrogate: int, step: str, identity: int, *settings: Any) -> Tensor:
-        return step_without_mask(x, step, identity, settings)
+    def forward(x: Tensor, parameters: Tensor, surrogate: int, step: str, identity: int, *threshold: Any) -> Tensor:
+        return step_without_mask(x, step, identity, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -27,61 +27,70 @@ def new_mask(x: Tensor) -> Tensor:
 
 
 @fake("binarize_backward")
-def _(grad: Tensor, mask: Tensor, factor: float = 1.0, factor_tensor: Tensor | None = None) -> Tensor:
+def _(grad: Tensor, mask: Tensor, factor: float = 1.0) -> Tensor:
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+@fake("binarize_backward_held")
+def _(grad: Tensor, mask: Tensor, factor: Tensor) -> Tensor:
     return torch.empty_like(grad, memory_format=torch.contiguous_format)
 
 
 class BinarizeBackward(NativeFunction):
-    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself.
-
-    A factor that is a tensor comes in its place, after the number.
-    """
+    """factor * grad where the mask has a one. Linear in grad, so its own backward and tangent are itself."""
 
     @staticmethod
-    def forward(grad: Tensor, mask: Tensor, *factor: Any) -> Tensor:
-        return ops.binarize_backward(grad, mask, *factor)
+    def forward(grad: Tensor, mask: Tensor, factor: float | Tensor) -> Tensor:
+        return _times(grad, mask, factor)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        held = tuple(given for given in inputs[1:] if isinstance(given, Tensor))
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float | Tensor], output: Tensor) -> None:
+        _, mask, factor = inputs
+        held = (mask, factor) if isinstance(factor, Tensor) else (mask,)
         ctx.save_for_backward(*held)
         ctx.save_for_forward(*held)
         ctx.set_materialize_grads(False)
-        ctx.factor = inputs[2]
-        ctx.others = (None,) * (len(inputs) - 1)
+        ctx.factor = None if isinstance(factor, Tensor) else factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None if grad is None else _again(ctx, grad)), *ctx.others
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None, None]:
+        return (None if grad is None else saved_mask_gradient(ctx, grad, None)), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:
-        return None if tangent is None else _again(ctx, tangent)
+        return None if tangent is None else saved_mask_gradient(ctx, tangent, None)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], grad: Tensor, mask: Tensor, *factor: Any) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], grad: Tensor, mask: Tensor, factor: float | Tensor
+    ) -> tuple[Tensor, int]:
         grad, mask = batch_first(info, in_dims, grad, mask)
-        return batch_gradient(grad, mask, factor[-1]), 0
+        return batch_gradient(grad, mask, factor), 0
 
 
-def _again(ctx: Any, grad: Tensor) -> Tensor:
-    mask, *factor = ctx.saved_tensors
-    return mask_gradient(grad, mask, None, factor[0] if factor else ctx.factor)
+def _times(grad: Tensor, mask: Tensor, factor: float | Tensor) -> Tensor:
+    if type(factor) is not float and isinstance(factor, Tensor):
+        return ops.binarize_backward_held(grad, mask, factor)
+    return ops.binarize_backward(grad, mask, factor)
+
+
+def saved_mask_gradient(ctx: Any, grad: Tensor, order: list[int] | None) -> Tensor:
+    """`mask_gradient` by what is saved: the mask, and the factor where it is a tensor."""
+    saved = ctx.saved_tensors
+    return mask_gradient(grad, saved[0], order, saved[1] if ctx.factor is None else ctx.factor)
 
 
 def mask_gradient(grad: Tensor, mask: Tensor, order: list[int] | None, factor: float | Tensor = 1.0) -> Tensor:
     """factor * grad where the mask has a one, in the memory order that the mask was made in."""
-    call = BinarizeBackward.apply if needs_function(grad) else ops.binarize_backward
-    given = (1.0, factor) if type(factor) is not float and isinstance(factor, Tensor) else (factor,)
+    call = BinarizeBackward.apply if needs_function(grad) else _times
     if order is None:
-        return call(grad, mask, *given)
-    return call(grad.permute(order), mask, *given).permute(inverse(order))
+        return call(grad, mask, factor)
+    return call(grad.permute(order), mask, factor).permute(inverse(order))
 
 
 def batch_gradient(grad: Tensor, masks: Tensor, factor: float | Tensor = 1.0) -> Tensor:
     """`mask_gradient` of a batch of row-major samples, each with the mask in its row of `masks`."""
-    given = (1.0, factor) if type(factor) is not float and isinstance(factor, Tensor) else (factor,)
-    out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), *given)
+    out = BinarizeBackward.apply(mask_rows(grad), masks.reshape(-1).contiguous(), factor)
     return from_mask_rows(out, grad.shape)
 
 

@@ -55,8 +55,8 @@ def heaviside(x: Tensor, surrogate: Surrogate = _DEFAULT, at_zero: int = 0) -> T
     """
     if _check("heaviside", x, surrogate):
         return call_node(heaviside, locals())
-    if at_zero:
-        return surrogate._binarize("heaviside", x, checked_at_zero("heaviside", at_zero))
+    if at_zero and checked_at_zero("heaviside", at_zero):
+        return surrogate._binarize("heaviside_from_zero", x)
     return surrogate._binarize("heaviside", x)
 
 

@@ -95,11 +95,11 @@ class Surrogate:
         values = (getattr(self, field.name) for field in fields(self))
         return self._at(*(value.to(x.dtype).reshape(()) if isinstance(value, Tensor) else value for value in values))
 
-    def _binarize(self, operator: str, x: Tensor, *settings: float | Tensor) -> Tensor:
+    def _binarize(self, operator: str, x: Tensor, *threshold: float | Tensor) -> Tensor:
         a, b = self.parameters
         if self._holds_tensors or torch.compiler.is_compiling():
-            return binarize(x, operator, self.number, a, b, self.factor, *settings)
-        return BINARIZERS[operator].apply(x, self.number, a, b, self.factor, None, *settings)[0]
+            return binarize(x, operator, self.number, a, b, self.factor, *threshold)
+        return BINARIZERS[operator].apply(x, self.number, a, b, self.factor, None, *threshold)[0]
 
     def _binarize_held(self, operator: str, x: Tensor, threshold: Tensor) -> Tensor:
         """With a threshold that is read where x lies."""

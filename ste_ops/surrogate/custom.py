@@ -61,8 +61,8 @@ class Custom(Surrogate, native=False):
     def __repr__(self) -> str:
         return f"Custom({getattr(self.slope, '__name__', self.slope)})"
 
-    def _binarize(self, operator: str, x: Tensor, *settings: float | Tensor) -> Tensor:
-        return custom_step(operator, settings, x, self.slope)
+    def _binarize(self, operator: str, x: Tensor, *threshold: float | Tensor) -> Tensor:
+        return custom_step(operator, threshold, x, self.slope)
 
     def _binarize_held(self, operator: str, x: Tensor, threshold: Tensor) -> Tensor:
         return self._binarize(operator, x, threshold)

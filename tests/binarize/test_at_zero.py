@@ -87,6 +87,11 @@ def test_only_0_and_1(wrong):
             call()
 
 
-def test_the_raw_operator_checks(device):
-    with pytest.raises(RuntimeError, match="heaviside: at_zero must be 0 or 1, got 2"):
-        ops.heaviside(torch.zeros(3, device=device), Clip.number, 1.0, 0.0, None, 2)
+def test_the_raw_operator_of_held_numbers_checks(device):
+    x, numbers = torch.zeros(3, device=device), torch.ones(2, dtype=torch.float64, device=device)
+    with pytest.raises(
+        RuntimeError, match="binarize_held: step must be heaviside, heaviside_from_zero, sign or ternary, g"
+    ):
+        ops.binarize_held(x, "step", Clip.number, numbers)
+    with pytest.raises(RuntimeError, match=r"binarize_held: parameters must be contiguous .* of 3 elements, got 2"):
+        ops.binarize_held(x, "ternary", Clip.number, numbers)

@@ -212,10 +212,10 @@ def test_bounds_of_clamp_are_checked():
         ste_ops.clamp(x, 2, 1)
     with pytest.raises(ValueError, match="clamp: max must not be NaN"):
         ste_ops.clamp(x, 0, nan)
-    with pytest.raises(TypeError, match="clamp: min must be a number, got '0'"):
-        ste_ops.clamp(x, "0", 1)
-    with pytest.raises(ValueError, match="clamp: min must be .*one element.*got.*3"):
+    with pytest.raises(ValueError, match="clamp: min must be a number or a floating tensor of one element, got"):
         ste_ops.clamp(x, x, 1)
+    with pytest.raises(TypeError, match="clamp: min must be a number, got '1'"):
+        ste_ops.clamp(x, "1", 1)
     assert ste_ops.clamp(x, -inf, inf).tolist() == ste_ops.clamp(x, 1, 1).tolist() == [1, 1, 1]
     with pytest.raises(TypeError, match=r"stochastic_round: generator must be a torch\.Generator or None, got int"):
         ste_ops.stochastic_round(x, generator=3)

@@ -58,11 +58,12 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("sign", (x, surrogate.Identity().number, 0.0, 0.0), none | {"masks": 0})
     yield Case("ternary", (x, rect.number, *rect.parameters, 0.3), none | {"masks": 1})
     # Of what the tensor holds Clip reads one number, as does a ternary step without a mask.
-    yield Case("sign", (x, clip.number, 0.0, 0.0, held[:2]), {"n": n, "masks": 1, "numbers": 1})
-    yield Case("ternary", (x, curve.number, 0.0, 0.0, 0.0, held), {"n": n, "masks": 0, "numbers": 1})
+    yield Case("binarize_held", (x, "sign", clip.number, held[:2]), {"n": n, "masks": 1, "numbers": 1})
+    yield Case("binarize_held", (x, "ternary", curve.number, held), {"n": n, "masks": 0, "numbers": 1})
+    yield Case("heaviside_from_zero", (x, rect.number, *rect.parameters), none | {"masks": 1})
     yield Case("binarize_backward", (grad, mask, 1.0), none)
     yield Case("binarize_backward", (grad, mask, 2.5), none)
-    yield Case("binarize_backward", (grad, mask, 1.0, held[:1]), {"n": n, "numbers": 1})
+    yield Case("binarize_backward_held", (grad, mask, held[:1]), {"n": n, "numbers": 1})
     for learned, count in ((surrogate.Sigmoid, 1), (surrogate.Tanh, 2)):
         sizes = {"n": n, "numbers": count, "groups": 2, "parts": parts}
         yield Case("learned_surrogate_backward", (grad, x, learned.number, held[:2]), sizes)

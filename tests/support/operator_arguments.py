@@ -29,14 +29,18 @@ def held(device: str, *numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
-def some_held(device: str) -> list[Arguments]:
-    """And with the numbers in a tensor."""
-    return steps(device) + [(*arguments[:2], 0.0, 0.0, held(device, 0.7, 0.5)) for arguments in steps(device)]
+def held_steps(device: str) -> list[Arguments]:
+    numbers = {
+        "heaviside": (0.7, 0.5),
+        "heaviside_from_zero": (0.7, 0.5),
+        "sign": (0.7, 0.5),
+        "ternary": (0.7, 0.5, 0.3),
+    }
+    return [(x, step, s, held(device, *numbers[step])) for step in numbers for x, s, *_ in steps(device)]
 
 
 def ternaries(device: str) -> list[Arguments]:
-    numbers = [(*arguments, 0.3) for arguments in steps(device)]
-    return numbers + [(*arguments[:2], 0.0, 0.0, 0.0, held(device, 0.7, 0.5, 0.3)) for arguments in steps(device)]
+    return [(*arguments, 0.3) for arguments in steps(device)]
 
 
 def learned(device: str) -> list[Arguments]:
@@ -75,7 +79,6 @@ def masked(device: str) -> list[Arguments]:
         (torch.randn(7, 1, device=device, dtype=torch.float64).expand(7, 3), mask(21)),
         (torch.randn(0, device=device), mask(0)),
         (torch.randn(9, device=device, dtype=torch.bfloat16), mask(9), 2.5),
-        (torch.randn(9, device=device, dtype=torch.float16), mask(9), 1.0, held(device, 2.5)),
     ]
 
 
@@ -223,10 +226,13 @@ def pulled(device: str) -> list[Arguments]:
 
 # operator -> device -> arguments of several calls.
 ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
-    "heaviside": lambda device: some_held(device) + [(*given, None, 1) for given in steps(device)],
-    "sign": some_held,
+    "heaviside": steps,
+    "heaviside_from_zero": steps,
+    "sign": steps,
+    "binarize_held": held_steps,
     "ternary": ternaries,
     "binarize_backward": masked,
+    "binarize_backward_held": lambda device: [(grad, mask, held(device, 2.5)) for grad, mask, *_ in masked(device)],
     **dict.fromkeys(("round", "floor", "ceil", "trunc"), lambda device: [(x,) for x in rows(device)]),
     "clamp": lambda device: [(x, -0.5, 1.0) for x in rows(device)],
     "stochastic_round": lambda device: [(x, seed(device)) for x in rows(device)],

@@ -68,7 +68,7 @@ def failed(report):
 
 
 def test_a_broken_backward_fails(monkeypatch):
-    monkeypatch.setattr(functions, "mask_gradient", lambda grad, mask, order: grad)
+    monkeypatch.setattr(functions, "saved_mask_gradient", lambda ctx, grad, order: grad)
     report = gradcheck_suite("cpu", ["sign"])
     assert failed(report) >= {"backward", "derivative", "nonfinite", "second_order", "forward_mode", "func"}
     assert {row.arguments for row, _ in report.failures} >= {"Clip(threshold=1.0)"}
@@ -122,7 +122,7 @@ def test_twice_of_what_is_right_fails(monkeypatch, operator, method, check):
     others = {"heaviside(Custom(...))", "dorefa_weight(w, bits=1)", "lsq(x, constant scale)"}
     others.add("xnor_weight(w, ApproxSign())")
     others.add("lsq_plus(x, constant scale, offset 0.125)")
-    others |= {name for name in results if name.startswith("heaviside(x, learned ")}
+    others |= {name for name in results if name.startswith("heaviside(x, learned ") or name.endswith("at_zero=1)")}
     assert {name for name, result in results.items() if result.passed} <= others
 
 

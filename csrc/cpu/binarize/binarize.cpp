@@ -54,26 +54,33 @@ void binarize_loop(Type<T>, Binarizer binarizer, S surrogate, const Binarized& c
 template <class Binarizer>
 std::tuple<Tensor, Tensor> binarize(
     const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b,
-    const std::optional<Tensor>& parameters, int64_t count = 2) {
-  const Binarized call = prepare_binarize(op, x, surrogate, parameters, count);
+    const double* parameters = nullptr) {
+  const Binarized call = prepare_binarize(op, x, surrogate, parameters);
   dispatch_binarize(op, x, surrogate, a, b, [&](auto type, const auto& s) { binarize_loop(type, binarizer, s, call); });
   return {call.out, call.mask};
 }
 
-std::tuple<Tensor, Tensor> heaviside_cpu(
-    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters, int64_t at_zero) {
-  check_at_zero("heaviside", at_zero);
-  if (at_zero == 1) return binarize("heaviside", HeavisideFromZero(), x, surrogate, a, b, parameters);
-  return binarize("heaviside", Heaviside(), x, surrogate, a, b, parameters);
+std::tuple<Tensor, Tensor> heaviside_cpu(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("heaviside", Heaviside(), x, surrogate, a, b);
 }
 
-std::tuple<Tensor, Tensor> sign_cpu(Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
-  return binarize("sign", Sign(), x, surrogate, a, b, parameters);
+std::tuple<Tensor, Tensor> heaviside_from_zero_cpu(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("heaviside_from_zero", HeavisideFromZero(), x, surrogate, a, b);
 }
 
-std::tuple<Tensor, Tensor> ternary_cpu(
-    Tensor x, int64_t surrogate, double a, double b, double threshold, std::optional<Tensor> parameters) {
-  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b, parameters, 3);
+std::tuple<Tensor, Tensor> sign_cpu(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("sign", Sign(), x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> ternary_cpu(Tensor x, int64_t surrogate, double a, double b, double threshold) {
+  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> binarize_held_cpu(Tensor x, std::string step, int64_t surrogate, Tensor parameters) {
+  constexpr const char* op = "binarize_held";
+  const double* numbers = numbers_of(op, "parameters", parameters, step == "ternary" ? 3 : 2, x);
+  return with_binarizer(
+      op, step, [&](const auto& binarizer) { return binarize(op, binarizer, x, surrogate, 1, 1, numbers); });
 }
 
 template <class T>
@@ -103,13 +110,19 @@ void binarize_backward_loop(Type<T>, const Elementwise& call, const Tensor& mask
   });
 }
 
-Tensor binarize_backward_cpu(Tensor grad, Tensor mask, double factor, std::optional<Tensor> factor_tensor) {
-  const Elementwise call = prepare_binarize_backward(grad, mask);
-  const double* held = numbers_of("binarize_backward", "factor_tensor", factor_tensor, 1, grad);
-  if (held) factor = *held;
-  dispatch_elements(
-      "binarize_backward", "grad", grad, [&](auto type) { binarize_backward_loop(type, call, mask, factor); });
+Tensor backward(const char* op, const Tensor& grad, const Tensor& mask, double factor) {
+  const Elementwise call = prepare_binarize_backward(op, grad, mask);
+  dispatch_elements(op, "grad", grad, [&](auto type) { binarize_backward_loop(type, call, mask, factor); });
   return call.out;
+}
+
+Tensor binarize_backward_cpu(Tensor grad, Tensor mask, double factor) {
+  return backward("binarize_backward", grad, mask, factor);
+}
+
+Tensor binarize_backward_held_cpu(Tensor grad, Tensor mask, Tensor factor) {
+  constexpr const char* op = "binarize_backward_held";
+  return backward(op, grad, mask, *numbers_of(op, "factor", factor, 1, grad));
 }
 
 }  // namespace
@@ -118,7 +131,10 @@ STE_OPS_CPU_IMPL(m) {
   m.impl("heaviside", TORCH_BOX(&heaviside_cpu));
   m.impl("sign", TORCH_BOX(&sign_cpu));
   m.impl("ternary", TORCH_BOX(&ternary_cpu));
+  m.impl("heaviside_from_zero", TORCH_BOX(&heaviside_from_zero_cpu));
+  m.impl("binarize_held", TORCH_BOX(&binarize_held_cpu));
   m.impl("binarize_backward", TORCH_BOX(&binarize_backward_cpu));
+  m.impl("binarize_backward_held", TORCH_BOX(&binarize_backward_held_cpu));
 }
 
 }  // namespace ste_ops

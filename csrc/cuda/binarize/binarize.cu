@@ -1,25 +1,28 @@
 // Heaviside, sign and ternary, and the backward of those whose surrogate saves a mask.
 #include "ops/binarize/binarize.h"
 
+#include <type_traits>
+
 #include "cuda/mask.cuh"
 #include "ops/library.h"
 
 namespace ste_ops {
 namespace {
 
-// Masks are 1 where S saves one, or 0; numbers are those that a tensor holds.
+// Where a tensor holds the numbers (kHeld) the kernel is another: they take registers that the usual one cannot spare.
+// Masks are 1 where S saves one, or 0; numbers are those that are held.
 // Moves: reads n * T + 8 * numbers, writes n * T + masks * (n / 8).
-template <class Binarizer, class S, class T>
+template <bool kHeld, class Binarizer, class S, class T>
 __global__ void __launch_bounds__(kElementwiseThreads) binarize_kernel(
     Binarizer binarizer, S surrogate, const double* parameters, const T* x, T* out, uint8_t* mask, int64_t numel,
     bool aligned) {
-  Vector<T> v[kChunksPerWarp];
-#pragma unroll
-  for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
-  if (parameters != nullptr) {
+  if constexpr (kHeld) {
     if constexpr (S::saves == Saves::mask) surrogate = S(parameters[0], parameters[1]);
     binarizer = with_threshold(binarizer, parameters);
   }
+  Vector<T> v[kChunksPerWarp];
+#pragma unroll
+  for (int k = 0; k < kChunksPerWarp; ++k) v[k] = read_vector(x, vector_begin<T>(k), numel, aligned);
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
     int64_t begin = vector_begin<T>(k);
@@ -43,37 +46,49 @@ void launch_binarize(
   const T* x = const_data<T>(call.x);
   T* out = mutable_data<T>(call.out);
   const int64_t numel = call.x.numel();
+  // A step without a mask reads no number but ternary's threshold.
+  constexpr bool reads = S::saves == Saves::mask || std::is_same_v<Binarizer, Ternary>;
+  auto kernel = binarize_kernel<false, Binarizer, S, T>;
+  if constexpr (reads) {
+    if (call.parameters != nullptr) kernel = binarize_kernel<true, Binarizer, S, T>;
+  }
   launch(
-      binarize_kernel<Binarizer, S, T>, elementwise_blocks<T>(numel), kElementwiseThreads, binarizer, surrogate,
-      call.parameters, x, out, mutable_bytes(call.mask), numel, aligned16(x) && aligned16(out));
+      kernel, elementwise_blocks<T>(numel), kElementwiseThreads, binarizer, surrogate, call.parameters, x, out,
+      mutable_bytes(call.mask), numel, aligned16(x) && aligned16(out));
 }
 
 template <class Binarizer>
 std::tuple<Tensor, Tensor> binarize(
     const char* op, const Binarizer& binarizer, const Tensor& x, int64_t surrogate, double a, double b,
-    const std::optional<Tensor>& parameters, int64_t count = 2) {
+    const double* parameters = nullptr) {
   const Launcher launch(x, op);
-  const Binarized call = prepare_binarize(op, x, surrogate, parameters, count);
+  const Binarized call = prepare_binarize(op, x, surrogate, parameters);
   dispatch_binarize(
       op, x, surrogate, a, b, [&](auto type, const auto& s) { launch_binarize(launch, type, binarizer, s, call); });
   return {call.out, call.mask};
 }
 
-std::tuple<Tensor, Tensor> heaviside_cuda(
-    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters, int64_t at_zero) {
-  check_at_zero("heaviside", at_zero);
-  if (at_zero == 1) return binarize("heaviside", HeavisideFromZero(), x, surrogate, a, b, parameters);
-  return binarize("heaviside", Heaviside(), x, surrogate, a, b, parameters);
+std::tuple<Tensor, Tensor> heaviside_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("heaviside", Heaviside(), x, surrogate, a, b);
 }
 
-std::tuple<Tensor, Tensor> sign_cuda(
-    Tensor x, int64_t surrogate, double a, double b, std::optional<Tensor> parameters) {
-  return binarize("sign", Sign(), x, surrogate, a, b, parameters);
+std::tuple<Tensor, Tensor> heaviside_from_zero_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("heaviside_from_zero", HeavisideFromZero(), x, surrogate, a, b);
 }
 
-std::tuple<Tensor, Tensor> ternary_cuda(
-    Tensor x, int64_t surrogate, double a, double b, double threshold, std::optional<Tensor> parameters) {
-  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b, parameters, 3);
+std::tuple<Tensor, Tensor> sign_cuda(Tensor x, int64_t surrogate, double a, double b) {
+  return binarize("sign", Sign(), x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> ternary_cuda(Tensor x, int64_t surrogate, double a, double b, double threshold) {
+  return binarize("ternary", Ternary{threshold}, x, surrogate, a, b);
+}
+
+std::tuple<Tensor, Tensor> binarize_held_cuda(Tensor x, std::string step, int64_t surrogate, Tensor parameters) {
+  constexpr const char* op = "binarize_held";
+  const double* numbers = numbers_of(op, "parameters", parameters, step == "ternary" ? 3 : 2, x);
+  return with_binarizer(
+      op, step, [&](const auto& binarizer) { return binarize(op, binarizer, x, surrogate, 1, 1, numbers); });
 }
 
 // Moves: reads n * U + n / 8, writes n * U.
@@ -99,7 +114,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 // Moves: reads n * T + n / 8 + 8 * numbers, writes n * T; numbers are those that a tensor holds.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
-    arithmetic_t<T> factor, const double* factor_pointer, const T* grad, const uint8_t* mask, T* out, int64_t numel,
+    arithmetic_t<T> factor, const double* held, const T* grad, const uint8_t* mask, T* out, int64_t numel,
     bool aligned) {
   Vector<T> v[kChunksPerWarp];
   uint32_t bits[kChunksPerWarp];
@@ -109,7 +124,7 @@ __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
     v[k] = read_vector(grad, begin, numel, aligned);
     bits[k] = load_mask_bits<T>(mask, begin, numel);
   }
-  if (factor_pointer != nullptr) factor = arithmetic_t<T>(*factor_pointer);
+  if (held != nullptr) factor = arithmetic_t<T>(*held);
 #pragma unroll
   for (int k = 0; k < kChunksPerWarp; ++k) {
 #pragma unroll
@@ -122,32 +137,38 @@ __global__ void __launch_bounds__(kElementwiseThreads) scaled_backward_kernel(
 
 template <class T>
 void launch_binarize_backward(
-    const Launcher& launch, Type<T>, const Elementwise& call, const Tensor& mask, double factor,
-    const double* factor_pointer) {
+    const Launcher& launch, Type<T>, const Elementwise& call, const Tensor& mask, double factor, const double* held) {
   using U = bits_t<T>;
   const T* grad = const_data<T>(call.x);
   T* out = mutable_data<T>(call.out);
   const int64_t numel = call.x.numel();
   const bool aligned = aligned16(grad) && aligned16(out);
-  if (factor == 1 && factor_pointer == nullptr) {
+  if (factor == 1 && held == nullptr) {
     launch(
         binarize_backward_kernel<U>, elementwise_blocks<U>(numel), kElementwiseThreads,
         reinterpret_cast<const U*>(grad), const_bytes(mask), reinterpret_cast<U*>(out), numel, aligned);
   } else {
     launch(
-        scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor),
-        factor_pointer, grad, const_bytes(mask), out, numel, aligned);
+        scaled_backward_kernel<T>, elementwise_blocks<T>(numel), kElementwiseThreads, arithmetic_t<T>(factor), held,
+        grad, const_bytes(mask), out, numel, aligned);
   }
 }
 
-Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor, std::optional<Tensor> factor_tensor) {
-  const Launcher launch(grad);
-  const Elementwise call = prepare_binarize_backward(grad, mask);
-  const double* factor_pointer = numbers_of("binarize_backward", "factor_tensor", factor_tensor, 1, grad);
-  dispatch_elements("binarize_backward", "grad", grad, [&](auto type) {
-    launch_binarize_backward(launch, type, call, mask, factor, factor_pointer);
-  });
+Tensor backward(const char* op, const Tensor& grad, const Tensor& mask, double factor, const double* held = nullptr) {
+  const Launcher launch(grad, op);
+  const Elementwise call = prepare_binarize_backward(op, grad, mask);
+  dispatch_elements(
+      op, "grad", grad, [&](auto type) { launch_binarize_backward(launch, type, call, mask, factor, held); });
   return call.out;
+}
+
+Tensor binarize_backward_cuda(Tensor grad, Tensor mask, double factor) {
+  return backward("binarize_backward", grad, mask, factor);
+}
+
+Tensor binarize_backward_held_cuda(Tensor grad, Tensor mask, Tensor factor) {
+  constexpr const char* op = "binarize_backward_held";
+  return backward(op, grad, mask, 1, numbers_of(op, "factor", factor, 1, grad));
 }
 
 }  // namespace
@@ -156,7 +177,10 @@ STE_OPS_CUDA_IMPL(m) {
   m.impl("heaviside", TORCH_BOX(&heaviside_cuda));
   m.impl("sign", TORCH_BOX(&sign_cuda));
   m.impl("ternary", TORCH_BOX(&ternary_cuda));
+  m.impl("heaviside_from_zero", TORCH_BOX(&heaviside_from_zero_cuda));
+  m.impl("binarize_held", TORCH_BOX(&binarize_held_cuda));
   m.impl("binarize_backward", TORCH_BOX(&binarize_backward_cuda));
+  m.impl("binarize_backward_held", TORCH_BOX(&binarize_backward_held_cuda));
 }
 
 }  // namespace ste_ops

@@ -1,29 +1,27 @@
 // Calls of the binarizers and of their masked backward: checks, layout, allocation, and the types of their loops.
 #pragma once
 
+#include <string>
+
 #include "core/binarize/binarizers.h"
 #include "ops/binarize/surrogate.h"
 #include "ops/mask.h"
 
 namespace ste_ops {
 
-inline void check_at_zero(const char* op, int64_t at_zero) {
-  STD_TORCH_CHECK(at_zero == 0 || at_zero == 1, op, ": at_zero must be 0 or 1, got ", at_zero);
-}
-
 // x and the tensor to fill, in x's memory order. The mask is empty where the surrogate saves none.
 struct Binarized {
   Tensor mask, out, x;
-  const double* parameters;  // stand in for a, b and a threshold where they are not null
+  const double* parameters;  // a, b and a threshold, where a tensor holds them
 };
 
 inline Binarized prepare_binarize(
-    const char* op, const Tensor& x, int64_t surrogate, const std::optional<Tensor>& parameters, int64_t count = 2) {
+    const char* op, const Tensor& x, int64_t surrogate, const double* parameters = nullptr) {
   const bool masked = saves_of(op, surrogate) == Saves::mask;
   // The small one first: a heap that serves them in this order finds the same place for `out` at every step.
   Tensor mask = masked ? new_mask(x) : empty_vector(0, ScalarType::Byte, x);
   Tensor out = new_like(x);
-  return {mask, out, in_layout_of(out, x), numbers_of(op, "parameters", parameters, count, x)};
+  return {mask, out, in_layout_of(out, x), parameters};
 }
 
 // Calls f(Type<T>, surrogate) where there are elements. Where no mask is made the forward does not depend on the
@@ -41,9 +39,19 @@ void dispatch_binarize(const char* op, const Tensor& x, int64_t surrogate, doubl
   });
 }
 
+// Calls f with the binarizer of that name, which may be one of a threshold that a tensor holds.
+template <class F>
+auto with_binarizer(const char* op, const std::string& step, F&& f) {
+  if (step == "heaviside") return f(Heaviside());
+  if (step == "heaviside_from_zero") return f(HeavisideFromZero());
+  if (step == "sign") return f(Sign());
+  STD_TORCH_CHECK(step == "ternary", op, ": step must be heaviside, heaviside_from_zero, sign or ternary, got ", step);
+  return f(Ternary{0});
+}
+
 // The gradient in row-major order: the Function permutes that of a tensor which was not.
-inline Elementwise prepare_binarize_backward(const Tensor& grad, const Tensor& mask) {
-  check_mask("binarize_backward", "mask", mask, grad);
+inline Elementwise prepare_binarize_backward(const char* op, const Tensor& grad, const Tensor& mask) {
+  check_mask(op, "mask", mask, grad);
   return Elementwise(row_major(grad));
 }
 

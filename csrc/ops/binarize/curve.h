@@ -21,7 +21,7 @@ inline CurveCall prepare_curve(
     const char* op, std::initializer_list<std::pair<const char*, const Tensor*>> gradients, const Tensor& x,
     int64_t surrogate, const std::optional<Tensor>& parameters) {
   for (auto [name, gradient] : gradients) check_like(op, name, *gradient, "x", x);
-  const double* numbers = numbers_of(op, "parameters", parameters, 2, x);
+  const double* numbers = parameters ? numbers_of(op, "parameters", *parameters, 2, x) : nullptr;
   dispatch_surrogate(op, surrogate, 1, 1, [&](auto s) {
     STD_TORCH_CHECK(s.saves == Saves::input, op, ": surrogate must be a curve, got ", s.name);
   });

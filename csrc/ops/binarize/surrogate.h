@@ -1,7 +1,6 @@
 // From a surrogate's number to its struct.
 #pragma once
 
-#include <optional>
 #include <tuple>
 
 #include "core/binarize/surrogate.h"
@@ -16,17 +15,15 @@ void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F
       surrogate);
 }
 
-// Numbers that a tensor holds in place of an operator's arguments, where one is given: read when the loop runs, on its
-// device.
+// Numbers that a tensor holds, which are read when the loop runs, on its device.
 inline const double* numbers_of(
-    const char* op, const char* name, const std::optional<Tensor>& numbers, int64_t count, const Tensor& x) {
-  if (!numbers) return nullptr;
+    const char* op, const char* name, const Tensor& numbers, int64_t count, const Tensor& x) {
   STD_TORCH_CHECK(
-      numbers->scalar_type() == ScalarType::Double && numbers->numel() == count && numbers->is_contiguous() &&
-          numbers->device() == x.device(),
-      op, ": ", name, " must be contiguous float64 on x's device, of ", count, " elements, got ", numbers->numel(),
-      " of ", torch::headeronly::toString(numbers->scalar_type()));
-  return const_data<double>(*numbers);
+      numbers.scalar_type() == ScalarType::Double && numbers.numel() == count && numbers.is_contiguous() &&
+          numbers.device() == x.device(),
+      op, ": ", name, " must be contiguous float64 on x's device, of ", count, " elements, got ", numbers.numel(),
+      " of ", torch::headeronly::toString(numbers.scalar_type()));
+  return const_data<double>(numbers);
 }
 
 inline Saves saves_of(const char* op, int64_t surrogate) {
