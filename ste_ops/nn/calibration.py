@@ -34,8 +34,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], process_group: Any = Non
     batches as the others, as in any forward. A compiled model is run uncompiled.
 
     Args:
-        model: any module that holds `LSQ` or `FakeQuantize`, also wrapped in `DistributedDataParallel`, or after
-            ``fully_shard``.
+        model: any module that holds `LSQ`, `LSQPlus` or `FakeQuantize`, also wrapped in `DistributedDataParallel`, or
+            after ``fully_shard``.
         batches: an iterable of batches on the model's device: a tensor, a tuple of arguments or a dict of keyword
             arguments. ``(images for images, _ in loader)`` makes them of a loader with labels.
         process_group: the processes that have this model; default: all. A group of one process is for a model that

@@ -29,7 +29,7 @@ class Quantizer(nn.Module):
 
     ``disable()`` makes one pass its input on as it is, and ``enable()`` quantize again: a delayed start, or a look at
     the model in float. `disable_quantization` does it over a model. Each is one more graph under `torch.compile`, once.
-    `LSQ` and `FakeQuantize` keep it in their `state_dict`; the others have nothing of their settings there.
+    `LSQ`, `LSQPlus` and `FakeQuantize` keep it in their `state_dict`; the others have nothing of their settings there.
     """
 
     _enabled = True  # of those that were pickled before

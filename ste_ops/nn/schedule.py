@@ -20,7 +20,7 @@ def disable_quantization(model: _Model) -> _Model:
     what it sees meanwhile. A scale that was found otherwise, and not given or frozen, is found again when quantization
     starts after training without it: of weights from the weights, of inputs from the next batch or by `calibrate`,
     which several processes need. Where the model only evaluated meanwhile, scales stay. The `state_dict` keeps it for
-    `LSQ` and `FakeQuantize`; call this again after loading where there are other quantizers.
+    `LSQ`, `LSQPlus` and `FakeQuantize`; call this again after loading where there are other quantizers.
 
     Args:
         model: any module, also a quantizer or a layer itself.
@@ -72,7 +72,7 @@ def enable_quantization(model: _Model) -> _Model:
 
 
 def freeze_scales(model: _Model) -> _Model:
-    """Holds every scale of a model, of `LSQ` and `FakeQuantize`, until `unfreeze_scales`.
+    """Holds every scale of a model, of `LSQ`, `LSQPlus` and `FakeQuantize`, until `unfreeze_scales`.
 
     Learned steps get no gradient, and moving averages stay. One that is not set yet is found once. The `state_dict`
     keeps it.
