@@ -13,7 +13,7 @@ namespace ste_ops {
 namespace {
 
 // A task is so many tiles that its sums are few beside its elements; the shape alone says which elements are in it.
-constexpr int64_t kTile = 1024, kTask = kGrain;
+constexpr int64_t kLearnedTile = 1024, kTask = kGrain;
 
 // grad times a slope, 0 where the slope is.
 template <class A>
@@ -49,13 +49,13 @@ struct LearnedTask {
   void operator()(int64_t begin, int64_t end, double* sums) const {
     using A = arithmetic_t<T>;
     constexpr bool converts = !std::is_same_v<A, T>;
-    A wide_grad[converts ? kTile : 1], wide_x[converts ? kTile : 1], results[converts ? kTile : 1];
-    alignas(64) double of_a[kTile], of_b[S::parameters > 1 ? kTile : 1];
-    const int64_t filled = std::min(kTile, end - begin);
+    A wide_grad[converts ? kLearnedTile : 1], wide_x[converts ? kLearnedTile : 1], results[converts ? kLearnedTile : 1];
+    alignas(64) double of_a[kLearnedTile], of_b[S::parameters > 1 ? kLearnedTile : 1];
+    const int64_t filled = std::min(kLearnedTile, end - begin);
     std::fill(of_a, of_a + filled, 0.0);
     if constexpr (S::parameters > 1) std::fill(of_b, of_b + filled, 0.0);
-    for (int64_t i = begin; i < end; i += kTile) {
-      const int64_t count = std::min(kTile, end - i);
+    for (int64_t i = begin; i < end; i += kLearnedTile) {
+      const int64_t count = std::min(kLearnedTile, end - i);
       if constexpr (converts) {
         each(Widen<T>{grad + i, wide_grad}, 0, count);
         each(Widen<T>{x + i, wide_x}, 0, count);
