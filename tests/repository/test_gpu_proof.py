@@ -219,7 +219,7 @@ def test_what_pytest_says(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present")
 def test_kernels_that_are_not_there_are_a_failure(tmp_path: Path) -> None:
-    context = Context(sys.executable, GPU, None, tmp_path, tmp_path / "log", 60.0, more=["-k", "cuda-raise"])
+    context = Context(sys.executable, GPU, None, tmp_path, tmp_path / "log", 600.0, more=["-k", "cuda-raise"])
     outcome = stages.pytest(context, ["operators/test_every_operator.py"])
     assert outcome.result.startswith("FAILED: tests/operators/test_every_operator.py::test_twice"), outcome
     assert "no CUDA device is present" in context.log.read_text()

@@ -1,5 +1,6 @@
 """Reference of the quantizers."""
 
+from ste_ops.reference.quantize.offset import lsq_plus
 from ste_ops.reference.quantize.rounding import ceil, clamp, floor, stochastic_round, trunc
 from ste_ops.reference.quantize.rounding import round as round
 from ste_ops.reference.quantize.scaled import (
@@ -10,7 +11,7 @@ from ste_ops.reference.quantize.scaled import (
     xnor_weight,
 )
 from ste_ops.reference.quantize.sparse import sr_ste, sr_ste_decay_
-from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, lsq_plus, pact
+from ste_ops.reference.quantize.uniform import dorefa_activation, fake_quantize, lsq, pact
 
 # `round` is left out: a star import must not hide Python's own.
 __all__ = [

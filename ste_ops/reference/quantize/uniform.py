@@ -12,7 +12,7 @@ from ste_ops.reference._arithmetic import widen
 from ste_ops.reference.quantize._through import through
 
 
-def _along(value: Tensor | float, x: Tensor, axis: int | None) -> Tensor:
+def along(value: Tensor | float, x: Tensor, axis: int | None) -> Tensor:
     """A number, a tensor of one element or one of x.shape[axis] elements, in x's dtype, shaped to broadcast with x."""
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device).detach()
     if axis is None or value.numel() == 1:
@@ -29,7 +29,7 @@ def _is_affine(zero_point: Tensor | float) -> bool:
     return zero_point != math.floor(zero_point)
 
 
-def _quantize(
+def quantize(
     x: Tensor, s: Tensor, z: Tensor | float, quant_min: int, quant_max: int, affine: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x in steps, the integer before it is clamped, and the values of the clamped one. By the reciprocal, as torch."""
@@ -51,8 +51,8 @@ def fake_quantize(
     A zero point that need not be whole, a floating tensor or such a number, is added before the rounding.
     """
     wide = widen(x.detach())
-    z, affine = _along(zero_point, wide, axis), _is_affine(zero_point)
-    _, q, out = _quantize(wide, _along(scale, wide, axis), z, quant_min, quant_max, affine)
+    z, affine = along(zero_point, wide, axis), _is_affine(zero_point)
+    _, q, out = quantize(wide, along(scale, wide, axis), z, quant_min, quant_max, affine)
     return through(out, x, (q >= quant_min) & (q <= quant_max))
 
 
@@ -62,7 +62,7 @@ class _LSQ(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, quant_min: int, quant_max: int, axis: int | None, grad_scale: float
     ) -> Tensor:
         wide = widen(x)
-        v, q, out = _quantize(wide, _along(scale, wide, axis), 0.0, quant_min, quant_max)
+        v, q, out = quantize(wide, along(scale, wide, axis), 0.0, quant_min, quant_max)
         ctx.passes = (v > quant_min) & (v < quant_max)
         # What a larger step would change: the bound, or the rounding error. NaN at NaN.
         ctx.slope = torch.where(v <= quant_min, quant_min, torch.where(v >= quant_max, quant_max, q - v))
@@ -99,65 +99,11 @@ def lsq(
     return _LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale)
 
 
-class _LSQPlus(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        offset: Tensor,
-        quant_min: int,
-        quant_max: int,
-        axis: int | None,
-        grad_scale: float,
-    ) -> Tensor:
-        wide = widen(x)
-        b = _along(offset, wide, axis)
-        v, q, out = _quantize(wide - b, _along(scale, wide, axis), 0.0, quant_min, quant_max)
-        ctx.passes = (v > quant_min) & (v < quant_max)
-        ctx.slope = torch.where(v <= quant_min, quant_min, torch.where(v >= quant_max, quant_max, q - v))
-        ctx.axis, ctx.grad_scale, ctx.scale, ctx.offset = axis, grad_scale, scale, offset
-        return (out + b).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        def total(each: Tensor, parameter: Tensor) -> Tensor:
-            kept = None if ctx.axis is None or parameter.numel() == 1 else ctx.axis % grad.dim()
-            others = [d for d in range(grad.dim()) if d != kept]
-            each = each.sum(others) if others else each
-            return (each * ctx.grad_scale).to(parameter.dtype).reshape(parameter.shape)
-
-        wide = grad.double()
-        of_scale = total(wide * ctx.slope.double(), ctx.scale)
-        of_offset = total(torch.where(ctx.passes, 0.0, wide), ctx.offset)
-        return torch.where(ctx.passes, grad, 0.0), of_scale, of_offset, None, None, None, None
-
-
-def lsq_plus(
-    x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    quant_min: int,
-    quant_max: int,
-    axis: int | None = None,
-    grad_scale: float | None = None,
-) -> Tensor:
-    """clamp(round(v)) * scale + offset with v = (x - offset) / scale (LSQ+, arXiv:2004.09576, eq. 3 and 4).
-
-    The gradients of x and of scale are those of `lsq` at x - offset; that of offset is the sum of the incoming gradient
-    that does not pass to x; grad_scale is by default 1 / sqrt(N * quant_max) with N the elements that share both.
-    """
-    if grad_scale is None:
-        count = max(scale.numel(), offset.numel(), 1)
-        grad_scale = 1 / math.sqrt(max(x.numel() // count, 1) * quant_max)
-    return _LSQPlus.apply(x, scale, offset, quant_min, quant_max, axis, grad_scale)
-
-
 class _PACT(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         wide = widen(x)
-        a = _along(alpha, wide, None)
+        a = along(alpha, wide, None)
         n = torch.full_like(a, 2**bits - 1)  # a division of tensors is rounded once on every device
         ctx.passes, ctx.above, ctx.alpha = (wide >= 0) & (wide < a), wide >= a, alpha
         return (torch.round(torch.clamp(wide, min=0.0).minimum(a) * (n / a)) * (a / n)).to(x.dtype)
