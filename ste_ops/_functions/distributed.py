@@ -56,8 +56,7 @@ def apply(function: Any, args: tuple[Any, ...]) -> Any:
     outputs = function.apply(*parts)
     out, *others = outputs if isinstance(outputs, tuple) else (outputs,)
     out = _Whole.apply(out, x.device_mesh, placements, x.shape, _strides(x))
-    if placements != summed:
-        out = out.redistribute(placements=summed)
+    out = _moved(out, summed)
     return (out, *others) if isinstance(outputs, tuple) else out
 
 
@@ -114,9 +113,11 @@ def _of_parameter(placements: tuple[Placement, ...], axis: int) -> tuple[Any, An
 
 def _part(x: DTensor, placements: tuple[Placement, ...], of_gradient: tuple[Placement, ...]) -> Tensor:
     """The part of x that this rank holds under these placements."""
-    if x.placements != placements:
-        x = x.redistribute(placements=placements)
-    return _Part.apply(x, of_gradient)
+    return _Part.apply(_moved(x, placements), of_gradient)
+
+
+def _moved(x: DTensor, placements: tuple[Placement, ...]) -> DTensor:
+    return x if x.placements == placements else _Moved.apply(x, placements)
 
 
 def _seed(seed: Tensor, mesh: Any, placements: tuple[Placement, ...]) -> Tensor:
@@ -138,6 +139,20 @@ def _seed(seed: Tensor, mesh: Any, placements: tuple[Placement, ...]) -> Tensor:
     return seed + step if step else seed
 
 
+class _Moved(torch.autograd.Function):
+    """x under other placements. torch 2.11's own redistribution drops a second derivative without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, x: DTensor, placements: tuple[Placement, ...]) -> DTensor:
+        ctx.set_materialize_grads(False)
+        ctx.placements = _with_sums_reduced(x.placements)  # the gradient of a summand is that of the sum
+        return x.redistribute(placements=placements)
+
+    @staticmethod
+    def backward(ctx: Any, grad: DTensor | None) -> tuple[DTensor | None, None]:
+        return (None if grad is None else _moved(grad, ctx.placements)), None
+
+
 class _Part(torch.autograd.Function):
     """A rank's part of a DTensor; `of_gradient` says what the parts of the gradient are, summands for instance."""
 
@@ -155,9 +170,7 @@ class _Part(torch.autograd.Function):
         if grad is None:
             return None, None
         whole = _Whole.apply(grad, ctx.mesh, ctx.of_gradient, ctx.shape, ctx.strides)
-        if ctx.of_gradient != ctx.placements:
-            whole = whole.redistribute(placements=ctx.placements)
-        return whole, None
+        return _moved(whole, ctx.placements), None
 
 
 class _Whole(torch.autograd.Function):
@@ -168,7 +181,6 @@ class _Whole(torch.autograd.Function):
         from torch.distributed.tensor import DTensor
 
         ctx.set_materialize_grads(False)
-        # The gradient of a summand is that of the sum.
         ctx.placements = _with_sums_reduced(placements)
         return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=strides)
 
