@@ -185,12 +185,29 @@ def _hook_of(module: nn.Module) -> Callable[..., Any] | None:
     return next((hook for hook in hooks if getattr(hook, "func", None) is _quantize_inputs), None)
 
 
-def _take_float_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A float model's state names a weight as it was before it was parametrized."""
+def _take_float_weights(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    _: Any,
+    strict: bool,
+    missing_keys: list[str],
+    *others: Any,
+) -> None:
+    """A float model's state names a weight as it was before it was parametrized, and has no scale for it."""
     for name, held in parametrizations(module).items():
-        plain, original = f"{prefix}{name}", f"{prefix}parametrizations.{name}.original"
+        parametrized = f"{prefix}parametrizations.{name}"
+        plain, original = f"{prefix}{name}", f"{parametrized}.original"
         if plain in state_dict and original not in state_dict and hasattr(held, "original"):
             state_dict[original] = state_dict.pop(plain)
+        for place, parametrization in enumerate(held):
+            quantizer = getattr(parametrization, "quantizer", None)
+            left_out = original in state_dict and f"{parametrized}.{place}.quantizer.scale" not in state_dict
+            if isinstance(quantizer, UniformQuantizer) and quantizer._given is None and left_out:
+                quantizer.reset_parameters()  # the next forward finds it
+    of_input = input_quantizer(module)
+    if isinstance(of_input, UniformQuantizer):
+        of_input._left_out(module, state_dict, prefix, "input_quantizer", missing_keys)
 
 
 def _held(layer: nn.Module, name: str) -> Tensor | None:

@@ -69,7 +69,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], process_group: Any = Non
         )
     quantizers = {name: m for name, m in model.named_modules() if isinstance(m, UniformQuantizer)}
     if not quantizers:
-        raise ValueError("calibrate: model must hold a quantizer with a scale, LSQ or FakeQuantize, got none")
+        raise ValueError("calibrate: model must hold a quantizer with a scale (LSQ, LSQPlus or FakeQuantize), got none")
     _reshard(model)
     unset = {name: quantizer for name, quantizer in quantizers.items() if _is_unset(quantizer)}
     seen = {name: _Seen(quantizer) for name, quantizer in unset.items()}

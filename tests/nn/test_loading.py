@@ -117,3 +117,33 @@ def test_a_float_checkpoint_loads_into_memory_that_is_not_yet_set():
     plain.load_state_dict(state)
     expected = quantize_(plain, weight=LSQ(8, axis=0), input=PACT(4.0, 4))
     torch.testing.assert_close(model.state_dict(), expected.state_dict())
+
+
+MODULES = {
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(3, 4, 3), lambda: (torch.randn(2, 3, 5),)),
+    "Embedding": (lambda: nn.Embedding(6, 4), lambda: (torch.arange(6),)),
+    "Bilinear": (lambda: nn.Bilinear(3, 5, 4), lambda: (torch.randn(2, 3), torch.randn(2, 5))),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(8, 2), lambda: (torch.randn(3, 2, 8),) * 3),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("module", MODULES)
+def test_so_is_that_of_a_module_with_a_forward_of_its_own(module, name):
+    make, inputs = MODULES[module]
+    plain, x = make(), inputs()
+    model = quantize_(copy.deepcopy(plain), weight=WEIGHTS[name](), also=[type(plain)])
+    model(*x)
+    state = {key: 100 * value if value.dim() > 1 else value for key, value in plain.state_dict().items()}
+    model.load_state_dict(state, strict=False)
+    plain.load_state_dict(state)
+    expected = quantize_(copy.deepcopy(plain), weight=WEIGHTS[name](), also=[type(plain)])
+    torch.testing.assert_close(model(*x), expected(*x))
+
+
+def test_a_hooked_scale_of_inputs_is_warned_of():
+    plain = nn.ConvTranspose1d(3, 4, 3)
+    model, x = copy.deepcopy(plain), torch.randn(2, 3, 5)
+    quantize_(model, weight=LSQ(4), input=LSQ(4), also=[nn.ConvTranspose1d])(x)
+    with pytest.warns(UserWarning, match=r"LSQ: input_quantizer\.scale is not in the state that is loaded"):
+        model.load_state_dict(plain.state_dict(), strict=False)
