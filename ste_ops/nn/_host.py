@@ -89,7 +89,6 @@ class HostSide(Quantizer):
         with torch.no_grad():
             changed = (self.scale != found).any()
             self.initialized.mul_(changed)
-            self.scale.mul_(changed)
         self._initialize(weight, lasting=True)
 
     def _fits(self, weight: Tensor) -> bool:

@@ -28,6 +28,11 @@ QUANTIZERS = {
     "FakeQuantize": (snn.FakeQuantize(4), snn.FakeQuantize(8, signed=False)),
     "FakeQuantize axis 0": (snn.FakeQuantize(4, axis=0), snn.FakeQuantize(8)),
     "FakeQuantize axis -1": (snn.FakeQuantize(4, signed=False, axis=-1), None),
+    "LSQPlus": (snn.LSQPlus(4), snn.LSQPlus(4, signed=False)),
+    "LSQPlus axis 0": (snn.LSQPlus(4, axis=0), None),
+    "FakeQuantize momentum": (snn.FakeQuantize(4), snn.FakeQuantize(8, signed=False, momentum=0.1)),
+    "groups": (snn.LSQ(4, group_size=4), None),
+    "groups of signs": (snn.XNORWeight(group_size=4), snn.Sign()),
     "XNORWeight": (snn.XNORWeight(), snn.PACT(bits=4)),
     "BitNet": (snn.BitNetWeight(), snn.BitNetActivation()),
     "DoReFa": (snn.DoReFaWeight(3), snn.DoReFaActivation(3)),
@@ -107,6 +112,19 @@ def layers(rank, world):
                 first_batch(alone, x)
                 assert all(isinstance(t, DTensor) for t in (*ours.parameters(), *ours.buffers()))
                 check_step(alone, ours, x, plan, mesh)
+
+
+def written_before(rank, world):
+    """Weights that were written since their quantizers were attached: the scales are those of what is divided."""
+    mesh = init_device_mesh("cpu", (world,))
+    for weight in (snn.LSQ(4), snn.LSQ(4, axis=0), snn.FakeQuantize(4), snn.LSQPlus(4)):
+        alone, model = network(weight, None), network(weight, None)
+        with torch.no_grad():
+            for layer in (alone[0], alone[2], model[0], model[2]):
+                layer.weight.mul_(100)
+        x = torch.randn(3, 4, 8).double()
+        first_batch(alone, x)
+        check_step(alone, parallel(model, mesh), x, "activations are copies", mesh)
 
 
 def placements(rank, world):
@@ -247,6 +265,6 @@ def two_dimensions(rank, world):
 
 
 CASES = {
-    2: [layers, placements, frozen_and_shared, states, by_hand, order, fully_sharded, compiled],
+    2: [layers, written_before, placements, frozen_and_shared, states, by_hand, order, fully_sharded, compiled],
     4: [two_dimensions],
 }
