@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+import ste_ops
 from ste_ops.surrogate import (
     ApproxSign,
     ATan,
@@ -175,3 +176,14 @@ def forward_and_gradient(fn: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor
     x = x.detach().requires_grad_()
     out = fn(x)
     return out.detach(), torch.autograd.grad(out, x, grad)[0]
+
+
+def slope(curve: Surrogate, x: Tensor) -> Tensor:
+    """s'(x) by the kernels."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(ste_ops.sign(x, curve).sum(), x)[0]
+
+
+def tent(x: Tensor) -> Tensor:
+    """A derivative for `Custom`."""
+    return (1 - x.abs()).clamp(min=0)
