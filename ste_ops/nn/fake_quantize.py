@@ -173,7 +173,8 @@ class FakeQuantize(UniformQuantizer):
         moves = moves if known is None else moves & known
         self.low.copy_(torch.where(moves, self.low + momentum * (low - self.low), self.low))
         self.high.copy_(torch.where(moves, self.high + momentum * (high - self.high), self.high))
-        found = self._of_seen({"min": self.low, "max": self.high})
+        wide = torch.promote_types(self.low.dtype, torch.float32)  # the least scale of 16 bits is another
+        found = self._of_seen({"min": self.low.to(wide), "max": self.high.to(wide)})
         self._usable(found)
         for key in ("scale", "zero_point"):
             if key in found:

@@ -186,3 +186,15 @@ def test_it_starts_where_it_is_told():
 def test_a_momentum_that_is_none_is_refused(momentum):
     with pytest.raises(ValueError, match="FakeQuantize: momentum must be None or a number > 0 and <= 1, got"):
         FakeQuantize(8, momentum=momentum)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("signed", [True, False])
+def test_averages_of_other_dtypes(dtype, signed):
+    quantize = FakeQuantize(8, signed=signed, axis=0, channels=2, momentum=0.5).to(dtype)
+    expected = FakeQuantize(8, signed=signed, axis=0, channels=2, momentum=0.5)
+    for x in (torch.tensor([[0.5, -2.0], [1.0, 4.0]]), torch.tensor([[1.5, -1.0], [0.0, 8.0]])):
+        y, z = quantize(x.to(dtype)), expected(x)
+    torch.testing.assert_close(quantize.high.float(), expected.high)
+    torch.testing.assert_close(quantize.scale.float(), expected.scale, rtol=1e-2, atol=0)
+    torch.testing.assert_close(y.float(), z, rtol=2e-2, atol=2e-2)

@@ -94,7 +94,7 @@ def in_reference(quantizer: nn.Module | None, x: Tensor, of_weight: bool) -> Ten
     elif kind == "Ternary":
         arguments = (quantizer.surrogate, quantizer.threshold)
     elif kind == "PACT":
-        arguments = (quantizer.alpha.clamp(min=LEAST_STEP), quantizer.bits)
+        arguments = (reference.clamp(quantizer.alpha, LEAST_STEP, float("inf")), quantizer.bits)
     elif hasattr(quantizer, "bits") and not hasattr(quantizer, "scale"):
         arguments = (quantizer.bits,)
     elif kind == "SRSTE":
@@ -127,7 +127,7 @@ def uniform_in_reference(quantizer: nn.Module, x: Tensor, of_weight: bool) -> Te
         return reference.fake_quantize(x, scale, zero_point.round().int(), low, high, axis)
     shared = x.numel() // scale.numel() if of_weight else x[0].numel()
     factor = quantizer.grad_scale if quantizer.grad_scale is not None else (shared * high) ** -0.5
-    scale = scale.clamp(min=LEAST_STEP)
+    scale = reference.clamp(scale, LEAST_STEP, float("inf"))  # whose gradient passes
     if isinstance(quantizer, ste_ops.nn.LSQPlus):
         return reference.lsq_plus(x, scale, quantizer.offset, low, high, axis, factor)
     return reference.lsq(x, scale, low, high, axis, factor)
