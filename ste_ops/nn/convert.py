@@ -11,16 +11,8 @@ import torch
 from torch import nn
 
 from ste_ops.nn import _attach
-from ste_ops.nn.layers import (
-    Quantize,
-    QuantLayer,
-    become,
-    check_own_forward,
-    check_quantizer,
-    float_class,
-    is_operator,
-    layer_of,
-)
+from ste_ops.nn._quantized_class import become, check_own_forward, float_class, layer_of
+from ste_ops.nn.layers import Quantize, QuantLayer, check_quantizer, is_operator
 
 Factory = Callable[[Any], Quantize | None]
 """Takes a layer and returns its quantizer, or None to leave that side of it as it is."""

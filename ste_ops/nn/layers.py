@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 
 from ste_ops import functional
 from ste_ops._fx import one_node
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
+from ste_ops.nn._quantized_class import QUANTIZED, become, check_float
 from ste_ops.nn._tensor_parallel import became_distributed, distribute_quantizers
 from ste_ops.nn.binarize import say_place
 
@@ -229,52 +227,6 @@ class QuantConv3d(QuantLayer, nn.Conv3d):
         return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
 
 
-QUANTIZED: dict[type[nn.Module], type[QuantLayer]] = {
-    nn.Linear: QuantLinear,
-    nn.Conv1d: QuantConv1d,
-    nn.Conv2d: QuantConv2d,
-    nn.Conv3d: QuantConv3d,
-}
-
-
-def float_class(layer: nn.Module) -> type[nn.Module]:
-    """The layer's class, below the one that a parametrization puts over it."""
-    return type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
-
-
-def layer_of(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class with a quantized twin that it is, or derives from without a forward of its own."""
-    base = next((found for found in cls.__mro__ if found in QUANTIZED), None)
-    if base is None or cls.forward is not base.forward or issubclass(cls, (QuantLayer, LazyModuleMixin)):
-        return None  # what is lazy takes torch's class with its first batch
-    return base
-
-
-def quantized_class(cls: type[nn.Module]) -> type[QuantLayer]:
-    """Of a subclass without a forward of its own one that is both: it keeps what else the subclass has."""
-    base = layer_of(cls)
-    if base is None:
-        raise TypeError(f"{cls.__name__} has no quantized class")
-    if cls is not base and cls not in _OF_SUBCLASSES:
-        of_both = {"__reduce_ex__": _reduce, "__module__": cls.__module__, "_float": cls}
-        _OF_SUBCLASSES[cls] = type(f"Quant{cls.__name__}", (QUANTIZED[base], cls), of_both)
-    return QUANTIZED[base] if cls is base else _OF_SUBCLASSES[cls]
-
-
-_OF_SUBCLASSES: weakref.WeakKeyDictionary[type[nn.Module], type[QuantLayer]] = weakref.WeakKeyDictionary()
-
-
-def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
-    """No file could name a class that is made here."""
-    reduced: Any = object.__reduce_ex__(self, protocol)
-    return _blank, (self._float,), *reduced[2:]
-
-
-def _blank(cls: type[nn.Module]) -> QuantLayer:
-    made = quantized_class(cls)
-    return made.__new__(made)
-
-
 def fit_to(quantizer: Quantize | None, layer: nn.Module, name: str = "weight") -> None:
     """Tells a quantizer with a scale which weight it is for."""
     if isinstance(quantizer, UniformQuantizer):
@@ -302,25 +254,11 @@ def check_quantizer(name: str, argument: str, quantizer: object) -> None:
         raise TypeError(f"{name}: {argument} must be a module, a function or None, got {quantizer!r}")
 
 
-def check_float(name: str, layer: nn.Module, quantized: type[QuantLayer]) -> None:
-    base = layer_of(float_class(layer))
-    if base is None or QUANTIZED[base] is not quantized:
-        expected = next(old.__name__ for old, new in QUANTIZED.items() if new is quantized)
-        raise TypeError(f"{name}: layer must be a torch.nn.{expected}, got {float_class(layer).__name__}")
-    check_own_forward(name, layer)
-
-
-def check_own_forward(name: str, layer: nn.Module) -> None:
-    if "forward" in vars(layer):
-        raise TypeError(f"{name}: layer has a forward of its own, which would go on without the quantizers")
-
-
-def become(layer: nn.Module) -> None:
-    """Gives the layer its quantized class in place, as torch's own parametrizations do: nothing else of it changes."""
-    quantized = quantized_class(float_class(layer))
-    if is_parametrized(layer):
-        # The class over the layer's own holds the properties that compute its tensors.
-        own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
-        layer.__class__ = type(f"Parametrized{quantized.__name__}", (quantized,), own)
-    else:
-        layer.__class__ = quantized
+QUANTIZED.update(
+    {
+        nn.Linear: QuantLinear,
+        nn.Conv1d: QuantConv1d,
+        nn.Conv2d: QuantConv2d,
+        nn.Conv3d: QuantConv3d,
+    }
+)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ste_ops import functional
 from ste_ops._checks import is_integer, is_number
 from ste_ops.nn import _attach
+from ste_ops.nn._quantized_class import float_class, layer_of
 from ste_ops.nn.binarize import Heaviside, Sign, Ternary
-from ste_ops.nn.layers import Quantize, QuantLayer, float_class, is_operator, layer_of
+from ste_ops.nn.layers import Quantize, QuantLayer, is_operator
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.scaled import BitNetWeight, MagnitudeAwareSign, XNORWeight
 
