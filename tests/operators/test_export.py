@@ -101,6 +101,8 @@ def recorded_operators():
     return {name for name in all_operator_names() if name.startswith("ste_ops::autograd_")}
 
 
+# A program holds operators, whichever kernels run; those of the emulated ones are called under its transforms.
+@pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 @pytest.mark.parametrize("name", CALLS)
 def test_an_exported_program_trains_as_its_module(device, name):
     net = Net(CALLS[name], device)

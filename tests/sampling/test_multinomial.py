@@ -321,7 +321,8 @@ def test_compiles_whole(device: str, shape: tuple[int, ...]) -> None:
     def draw(w: Tensor, k: int) -> Tensor:
         return ste_ops.multinomial(w * 2, k, True) + 1
 
-    compiled = torch.compile(draw, fullgraph=True, backend="inductor" if device == "cpu" else "aot_eager")
+    whole = ops.namespace == "ste_ops" and len(shape) == 2  # C++ of inductor's own takes seconds a graph
+    compiled = torch.compile(draw, fullgraph=True, backend="inductor" if whole else "aot_eager")
     w = torch.zeros(shape, device=device)
     w[..., 2] = 1
     for k in (4, 5, 9):
