@@ -67,6 +67,13 @@ def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def skip_frames(function: Callable[..., Any]) -> None:
+    """`torch.compiler.disable` on the function itself; a wrapper could only be made with Dynamo at hand."""
+    from torch._dynamo.decorators import skip
+
+    skip(function)
+
+
 def fsdp_manages(module: torch.nn.Module) -> bool:
     """Whether `fully_shard` or `FullyShardedDataParallel` puts other parameters there for the forward."""
     return getattr(module, "_is_fsdp_managed_module", False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from ste_ops._dtensor import is_dtensor
+from ste_ops._dynamo import allow_in_graph
 from ste_ops._functions.sharding import Sharding
 from ste_ops._library import stand_in
 from ste_ops._torch import differentiated_around, forward_mode, functorch_active, jit_tracing, primal, unwrap_if_dead
@@ -63,7 +64,7 @@ class NativeFunction(torch.autograd.Function):
         cls._apply = super(torch.autograd.Function, cls).apply  # type: ignore[misc]
         if "jvp" in vars(cls):
             cls.jvp = _in_forward_mode(vars(cls)["jvp"])  # type: ignore[method-assign]
-        torch.compiler.allow_in_graph(cls)
+        allow_in_graph(cls)
 
     @classmethod
     def apply(cls, *args: Any) -> Any:

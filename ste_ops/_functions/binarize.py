@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import check_plain
+from ste_ops._dynamo import allow_in_graph
 from ste_ops._functions.base import FAKES, NativeFunction, fake, memory_order, new_tangent, recorded, recording
 from ste_ops._functions.curve import curve_gradient, refuse_batched_parameters
 from ste_ops._functions.learned_surrogate import HELD, Held, LearnedStep, as_numbers
@@ -161,7 +162,7 @@ BINARIZERS: dict[str, type[Binarize]] = {
 IDENTITY = surrogate_number("Identity")
 
 
-@torch.compiler.allow_in_graph
+@allow_in_graph
 def binarize(x: Tensor, step: str, surrogate: int, a: Held, b: Held, factor: Held, *threshold: Held) -> Tensor:
     """A step whose numbers may be tensors or, under torch.compile, symbols.
 

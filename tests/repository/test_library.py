@@ -129,9 +129,21 @@ def test_build_info():
         assert info["cuda_reason"] == "this build of ste_ops has no CUDA kernels (_cuda.abi3.so is missing)"
 
 
-def test_the_package_needs_none_of_the_test_tools():
-    """ste_ops.testing is for users; it and everything else import without pytest, hypothesis or pybind11."""
-    script = "import sys, ste_ops; print(sorted({'pytest', 'hypothesis', 'pybind11', 'sklearn'} & set(sys.modules)))"
+# ste_ops.testing is for users, so it needs no tools of these tests; the others take longer to load than torch itself.
+NOT_LOADED = {"pytest", "hypothesis", "pybind11", "sklearn", "ste_ops.testing", "ste_ops.reference"}
+NOT_LOADED |= {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "torch.onnx", "sympy"}
+
+
+def test_import_and_eager_calls_load_neither_test_tools_nor_dynamo():
+    script = f"""
+import sys, torch, ste_ops
+w = torch.ones(3, requires_grad=True)
+ste_ops.sign(w).sum().backward()
+ste_ops.clip_grad_norm_([w], 1.0)
+ste_ops.multinomial(w.detach(), 2)
+ste_ops.check_deferred_errors()
+print(sorted({NOT_LOADED!r} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ste_ops._dynamo import never_compiled
 from ste_ops._library import CUDA_LOADED, ops
 
 
-@torch.compiler.disable
+@never_compiled
 def check_deferred_errors(device: torch.device | str | int | None = None) -> None:
     """Waits for a device and raises what the sampling operators have found wrong with values there.
 
