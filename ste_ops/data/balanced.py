@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ste_ops._checks import MOST
 from ste_ops.data._state import Plan, ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
+from ste_ops.data._subsets import subsets
 from ste_ops.data.labels import as_labels
 from ste_ops.data.weighted import CHUNK, check_positive
 
@@ -99,29 +99,6 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
 
     def __len__(self) -> int:
         return self.num_batches
-
-
-def subsets(u: NDArray[np.float64], n: NDArray[np.int64], k: NDArray[np.int64]) -> NDArray[np.int64]:
-    """In row r a random set of k[r] numbers below n[r], all sets equally likely; to the right of them 0.
-
-    Where k[r] > n[r], each of the k[r] is drawn anew. Source: algorithm F2 of Bentley and Floyd, "A sample of
-    brilliance" (Communications of the ACM, 1987), which takes one random number for each element.
-
-    Args:
-        u: uniform multiples of 2^-48 in [0, 1), [rows, the largest k].
-        n, k: [rows].
-    """
-    rows, most = u.shape
-    # numpy, element by element: torch would share out each of these many small steps to threads.
-    taken = np.full((most, rows), -1)
-    once = k <= n
-    for j in range(most):
-        top = np.where(once, n - k + j, n - 1)
-        number = (u[:, j] * (top + 1)).astype(np.int64)
-        again = (taken[:j] == number).any(axis=0) & once
-        taken[j] = np.where(again, top, number)
-        taken[j, j >= k] = 0
-    return taken.T
 
 
 class MPerClassBatchSampler(_ClassBatchSampler):

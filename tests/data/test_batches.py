@@ -17,7 +17,7 @@ from ste_ops.data import (
     WeightedBatchSampler,
     WeightedRandomSampler,
 )
-from ste_ops.data.balanced import subsets
+from ste_ops.data._subsets import FEW, subsets
 
 
 def seeded(seed: int = 5) -> torch.Generator:
@@ -169,6 +169,36 @@ def test_subsets_are_uniform() -> None:
     assert (mixed[0::3, 1:] == 0).all()
     assert ((mixed[1::3] >= 0) & (mixed[1::3] < 2)).all()
     assert np.sort(mixed[2::3], axis=1).tolist() == [[0, 1, 2]] * 3
+
+
+def floyd(u: list[float], n: int, k: int) -> list[int]:
+    """One set, place by place."""
+    taken: list[int] = []
+    for j in range(k):
+        top = n - k + j if k <= n else n - 1
+        number = int(u[j] * (top + 1))
+        taken.append(top if k <= n and number in taken else number)
+    return taken + [0] * (len(u) - k)
+
+
+@pytest.mark.parametrize("most", [1, 3, FEW, FEW + 1, 60])
+def test_subsets_are_those_of_the_algorithm(most: int) -> None:
+    """Few and nearly all of the numbers, rows of their own sizes and of more places than numbers."""
+    random = np.random.default_rng(most)
+    for _ in range(30):
+        k = random.integers(1, most + 1, 5)
+        n = np.maximum(1, k + random.choice([-1, 0, 1, 10, 10**9], 5))
+        u = np.floor(random.random((5, most)) * 2**48) / 2**48
+        assert subsets(u, n, k).tolist() == [floyd(*row) for row in zip(u.tolist(), n, k, strict=True)]
+
+
+@pytest.mark.parametrize("n", [10**5, 10**12])
+def test_large_subsets_are_found_without_a_scan(n: int) -> None:
+    """A comparison of each with all before it would take minutes here."""
+    k = 10**5
+    drawn = subsets(np.random.default_rng(0).random((1, k)), np.array([n]), np.array([k]))[0]
+    assert len(np.unique(drawn)) == k
+    assert 0 <= drawn.min() <= drawn.max() < n
 
 
 @pytest.mark.parametrize(
