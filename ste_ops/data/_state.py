@@ -15,6 +15,7 @@ from torch import Generator
 from torch.utils.data import Sampler
 
 from ste_ops._random import draw_seed
+from ste_ops._sent import SendsGenerator
 from ste_ops.data._stream import Stream
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class Iteration(chain):
         self._cursor.restart(origin, self._sampler._plan(position))
 
 
-class ResumableSampler(Sampler[T]):
+class ResumableSampler(SendsGenerator, Sampler[T]):
     """A sampler whose state is the seed of an epoch and a position in it, O(1) whatever the epoch is.
 
     A sampler says what it is (`_describe`), how many draws an epoch has (`_total`), and how an epoch goes on from a

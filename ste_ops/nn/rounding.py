@@ -6,10 +6,11 @@ from torch import Generator, Tensor
 
 from ste_ops import functional
 from ste_ops._random import check_generator
+from ste_ops._sent import SendsGenerator
 from ste_ops.nn.quantizer import Quantizer
 
 
-class StochasticRound(Quantizer):
+class StochasticRound(SendsGenerator, Quantizer):
     """`ste_ops.stochastic_round` while training, half to even (`ste_ops.round`) in evaluation; the gradient passes.
 
     Args:

@@ -11,6 +11,7 @@ from ste_ops._checks import as_weights, check_count, check_plain, refuse_invalid
 from ste_ops._functions.sampling.sum_tree import FANOUT, tree_levels
 from ste_ops._library import ops
 from ste_ops._random import draw_seed
+from ste_ops._sent import Sent
 
 
 class SumTree:
@@ -27,7 +28,8 @@ class SumTree:
     drawn with. About nine bytes a weight, besides the weights.
 
     ``len(tree)`` is the number of weights, ``tree[i]`` a weight (or several, as in a tensor) and ``tree[i] = w`` the
-    same as ``tree.update(i, w)``. Can be pickled and copied; a copy has weights of its own.
+    same as ``tree.update(i, w)``. Can be pickled, copied and sent to another process; a copy has weights of
+    its own, those of the moment it is made.
 
     Args:
         weights: shape [n], at least one; float64, float32, bfloat16, float16, an integer dtype or bool (integers are
@@ -205,8 +207,8 @@ class SumTree:
         copied._weights, copied._nodes = self._weights.clone(), self._nodes.clone()
         return copied
 
-    def __getstate__(self) -> dict[str, Tensor]:
-        return self.state_dict()
+    def __getstate__(self) -> dict[str, Any]:
+        return {"weights": Sent(self._weights)}
 
     def __setstate__(self, state: dict[str, Tensor]) -> None:
         self._set(state["weights"], "SumTree")
