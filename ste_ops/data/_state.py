@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -43,12 +44,15 @@ class Plan(Generic[T]):
 
 
 class Cursor(Generic[T]):
-    """How far an iteration has come. The seed is drawn when it is first needed, as torch's samplers do."""
+    """How far an iteration has come. It has no place until it begins; the seed is drawn when it is first needed."""
 
-    def __init__(self, origin: Origin, plan: Plan[T], seed: Callable[[], int]) -> None:
-        self._seed: Callable[[], int] | None = seed
+    def __init__(self) -> None:
         self._active: Iterator[T] = iter(())
-        self.finished = False
+        self.begun = self.finished = False
+
+    def begin(self, origin: Origin, plan: Plan[T], seed: Callable[[], int]) -> None:
+        self._seed: Callable[[], int] | None = seed
+        self.begun = True
         self.restart(origin, plan)
 
     def restart(self, origin: Origin, plan: Plan[T]) -> None:
@@ -68,7 +72,9 @@ class Cursor(Generic[T]):
         # A list iterator says what it has left: nothing has to be counted item by item.
         return self._drawn - length_hint(self._active)
 
-    def chunks(self) -> Iterator[Iterator[T]]:
+    def chunks(self, sampler: ResumableSampler[T]) -> Iterator[Iterator[T]]:
+        if not self.begun:
+            sampler._begin(self)
         while self._drawn < self.plan.items:
             plan = self.plan
             if self._stream is None:
@@ -82,16 +88,12 @@ class Cursor(Generic[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy remembers how far the iteration was and does not go on with it."""
-        plan = self.plan
-        left = Plan(plan.position, plan.items, plan.unit, plan.total, plan.chunk, _closed, _closed)
-        return {
-            **vars(self),
-            "plan": left,
-            "_drawn": self.handed,
-            "_active": iter(()),
-            "_stream": None,
-            "_seed": None,
-        }
+        state = {**vars(self), "_active": iter(())}
+        if self.begun:
+            plan = self.plan
+            left = Plan(plan.position, plan.items, plan.unit, plan.total, plan.chunk, _closed, _closed)
+            state.update(plan=left, _drawn=self.handed, _stream=None, _seed=None)
+        return state
 
 
 def _closed(*_: Any) -> Any:
@@ -109,19 +111,22 @@ class Iteration(chain):
 
     @classmethod
     def over(cls, sampler: ResumableSampler[Any], cursor: Cursor[Any]) -> Iteration:
-        iteration = cast(Iteration, cls.from_iterable(cursor.chunks()))
+        iteration = cast(Iteration, cls.from_iterable(cursor.chunks(sampler)))
         iteration._sampler, iteration._cursor = sampler, cursor
         return iteration
 
     def state_dict(self) -> dict[str, Any]:
-        cursor = self._cursor
-        return {**self._sampler._identity, **cursor.origin(), "position": cursor.plan.after(cursor.handed)}
+        origin, position = self._sampler._place(self._cursor, None)
+        return {**self._sampler._identity, **origin, "position": position}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if self._cursor.finished:
             raise RuntimeError(f"{self._sampler._kind}: an iterator that has ended cannot load a state, make a new one")
         origin, position = self._sampler._read(state_dict)
+        if not self._cursor.begun:
+            self._sampler._begin(self._cursor)
         self._cursor.restart(origin, self._sampler._plan(position))
+        self._sampler._resumed = self._cursor
 
 
 class ResumableSampler(SendsGenerator, Sampler[T]):
@@ -135,6 +140,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     _total: int
     _device: torch.device
     _cursor: Cursor[T] | None = None
+    _resumed: Cursor[T] | None = None
     _loaded: tuple[Origin, int] | None = None
 
     def _describe(self) -> dict[str, Any]:
@@ -157,11 +163,44 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         return {"seed": None}
 
     def __iter__(self) -> Iterator[T]:
-        origin, position = self._loaded or (self._coming(), 0)
-        self._loaded = None
-        seed = partial(_draw, self._kind, self._device, self.generator)
-        self._cursor = Cursor(origin, self._plan(position), seed)
+        # A loader may make an iterator that it never reads, so nothing is spent on one here.
+        self._cursor = Cursor()
         return Iteration.over(self, self._cursor)
+
+    def _begin(self, cursor: Cursor[T]) -> None:
+        """The first item is asked for: the iteration takes the place that was loaded, or starts an epoch."""
+        origin, position = self._loaded or (self._coming(), 0)
+        plan = self._plan(position)
+        if self._loaded is None:
+            self._warn_of_left(self._resumed)
+        self._resumed = cursor if position > 0 else None
+        self._cursor, self._loaded = cursor, None
+        cursor.begin(origin, plan, self._seed())
+
+    def _seed(self) -> Callable[[], int]:
+        return partial(_draw, self._kind, self._device, self.generator)
+
+    def _warn_of_left(self, resumed: Cursor[T] | None) -> None:
+        if resumed is not None and resumed.handed < resumed.plan.items:
+            warnings.warn(
+                f"{self._kind}: the iteration that went on from a loaded state was left after {resumed.handed} of "
+                f"{resumed.plan.items} items, and this one starts an epoch anew. Where it was but a look at the first "
+                "batch, call load_state_dict again after it.",
+                stacklevel=3,
+            )
+
+    def _place(self, cursor: Cursor[T] | None, consumed: int | None) -> tuple[Origin, int]:
+        """Where an iteration stands. To ask one that has not begun settles the seed of the epoch that it will begin."""
+        if cursor is None:
+            return self._loaded or (self._coming(), 0)
+        if cursor.begun:
+            origin, plan = cursor.origin(), cursor.plan
+            return origin, plan.after(cursor.handed if consumed is None else consumed)
+        origin, position = self._loaded or (self._coming(), 0)
+        if origin["seed"] is None:
+            origin = {**origin, "seed": self._seed()()}
+        self._loaded = origin, position
+        return origin, self._plan(position).after(consumed or 0)
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
         """Where the last iteration stands, in numbers and strings: fit for json and ``torch.load(weights_only=True)``.
@@ -181,17 +220,13 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
             ValueError: consumed is negative, or there was no iteration yet.
         """
         cursor = self._cursor
-        if consumed is not None:
-            if cursor is None or isinstance(consumed, bool) or not isinstance(consumed, int) or consumed < 0:
-                expected = "an int >= 0" if cursor is not None else "None before the first iteration"
-                raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
-            origin, position = cursor.origin(), cursor.plan.after(consumed)
-        elif self._loaded is not None:
-            origin, position = self._loaded
-        elif cursor is None or cursor.finished:
+        if consumed is not None and (cursor is None or not _is_count(consumed)):
+            expected = "an int >= 0" if cursor is not None else "None before the first iteration"
+            raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
+        if consumed is None and cursor is not None and cursor.finished:
             origin, position = self._coming(), 0
         else:
-            origin, position = cursor.origin(), cursor.plan.after(cursor.handed)
+            origin, position = self._place(cursor, consumed)
         state = {**self._identity, **origin, "position": position}
         if self.generator is not None:
             state["generator"] = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
@@ -199,6 +234,10 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The next iteration goes on from there, without repeating what came before. `generator` is set back as well.
+
+        It is the first iterator that is read which goes on, and the place is then spent: one that is made and not read,
+        as a `DataLoader` with workers does, leaves it. Where the iteration is left before its end, the next one warns
+        that it starts an epoch.
 
         Raises:
             ValueError: it is the state of another sampler: another kind, other weights, another number of draws.
@@ -213,7 +252,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         self._accept(loaded)
 
     def _accept(self, loaded: tuple[Origin, int]) -> None:
-        self._cursor, self._loaded = None, loaded
+        self._cursor, self._resumed, self._loaded = None, None, loaded
 
     def _read(self, state: Mapping[str, Any]) -> tuple[Origin, int]:
         operator = f"{self._kind}.load_state_dict"
@@ -233,6 +272,10 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         if not 0 <= position <= self._total:
             raise ValueError(f"{operator}: position must be from 0 to {self._total}, got {position}")
         return {key: state[key] for key in self._coming()}, position
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _draw(operator: str, device: torch.device, generator: Generator | None) -> int:
