@@ -6,7 +6,7 @@ import base64
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from operator import length_hint
 from typing import Any, Generic, TypeVar, cast
@@ -50,8 +50,9 @@ class Cursor(Generic[T]):
         self._active: Iterator[T] = iter(())
         self.begun = self.finished = False
 
-    def begin(self, origin: Origin, plan: Plan[T], seed: Callable[[], int]) -> None:
+    def begin(self, origin: Origin, plan: Plan[T], seed: Callable[[], int], source: Any) -> None:
         self._seed: Callable[[], int] | None = seed
+        self.source = source
         self.begun = True
         self.restart(origin, plan)
 
@@ -117,7 +118,7 @@ class Iteration(chain):
 
     def state_dict(self) -> dict[str, Any]:
         origin, position = self._sampler._place(self._cursor, None)
-        return {**self._sampler._identity, **origin, "position": position}
+        return {**self._sampler._identity(self._cursor), **origin, "position": position}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if self._cursor.finished:
@@ -133,17 +134,25 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     """A sampler whose state is the seed of an epoch and a position in it, O(1) whatever the epoch is.
 
     A sampler says what it is (`_describe`), how many draws an epoch has (`_total`), and how an epoch goes on from a
-    position (`_plan`).
+    position (`_plan`). Attributes named in `_fixed` are set once.
     """
 
     generator: Generator | None = None
-    _total: int
-    _device: torch.device
+    _fixed: tuple[str, ...] = ()
+    _source: Any = None
     _cursor: Cursor[T] | None = None
     _resumed: Cursor[T] | None = None
     _loaded: tuple[Origin, int] | None = None
 
-    def _describe(self) -> dict[str, Any]:
+    @property
+    def _total(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def _device(self) -> torch.device:
+        raise NotImplementedError
+
+    def _describe(self, source: Any) -> dict[str, Any]:
         raise NotImplementedError
 
     def _plan(self, position: int) -> Plan[T]:
@@ -153,14 +162,21 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     def _kind(self) -> str:
         return type(self).__name__
 
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        """A state must agree in these; they are found once, as it takes a pass over the weights."""
-        return {"sampler": self._kind, **self._describe()}
+    def _identity(self, cursor: Cursor[T] | None = None) -> dict[str, Any]:
+        """A state must agree in these: an iteration has those of what it draws from, whatever was assigned since."""
+        source = cursor.source if cursor is not None and cursor.begun else self._source
+        return {"sampler": self._kind, **self._describe(source)}
 
     def _coming(self) -> Origin:
         """What is known of the next epoch."""
         return {"seed": None}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fixed and name in vars(self):
+            raise AttributeError(
+                f"{self._kind}: {name} must stay {vars(self)[name]!r}, got {value!r}; make a new sampler instead"
+            )
+        super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[T]:
         # A loader may make an iterator that it never reads, so nothing is spent on one here.
@@ -175,7 +191,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
             self._warn_of_left(self._resumed)
         self._resumed = cursor if position > 0 else None
         self._cursor, self._loaded = cursor, None
-        cursor.begin(origin, plan, self._seed())
+        cursor.begin(origin, plan, self._seed(), self._source)
 
     def _seed(self) -> Callable[[], int]:
         return partial(_draw, self._kind, self._device, self.generator)
@@ -224,10 +240,10 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
             expected = "an int >= 0" if cursor is not None else "None before the first iteration"
             raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
         if consumed is None and cursor is not None and cursor.finished:
-            origin, position = self._coming(), 0
+            cursor, origin, position = None, self._coming(), 0
         else:
             origin, position = self._place(cursor, consumed)
-        state = {**self._identity, **origin, "position": position}
+        state = {**self._identity(cursor), **origin, "position": position}
         if self.generator is not None:
             state["generator"] = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
         return state
@@ -258,7 +274,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         operator = f"{self._kind}.load_state_dict"
         if not isinstance(state, Mapping):
             raise TypeError(f"{operator}: the state must be a mapping, got {type(state).__name__}")
-        for key, mine in self._identity.items():
+        for key, mine in self._identity().items():
             if key not in state or state[key] != mine:
                 got = repr(state[key]) if key in state else "a state without it"
                 raise ValueError(f"{operator}: the state must be that of {key} {mine!r}, got {got}")

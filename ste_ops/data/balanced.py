@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ste_ops.data.weighted import CHUNK, check_positive
 class _ClassBatchSampler(ResumableSampler[list[int]]):
     """Batch number b takes its random numbers from a place of its own in the stream, so any batch can be the first."""
 
+    _fixed = ("batch_size", "num_batches", "m")
     batch_size: int
     num_batches: int
 
@@ -32,7 +34,6 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         self._by_class = torch.argsort(values, stable=True)
         self._first = (counts.cumsum(0) - counts)[counts > 0]
         self._counts = counts[counts > 0]
-        self._device = values.device
         self.generator = generator
         if batch_size is not None:
             check_positive("batch_size", batch_size)
@@ -43,7 +44,6 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
     def _take_length(self, batch_size: int, num_batches: int | None) -> None:
         self.batch_size = batch_size
         self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else num_batches
-        self._total = self.num_batches
         # A sample takes at most four random numbers, and such a number three draws.
         if self.num_batches > MOST // (12 * batch_size):
             raise ValueError(
@@ -51,12 +51,24 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
                 f"got {self.num_batches}"
             )
 
-    def _describe(self) -> dict[str, Any]:
+    @cached_property
+    def _labels(self) -> str:
+        return fingerprint(torch.stack([self._first, self._counts])) + fingerprint(self._by_class)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._by_class.device
+
+    @property
+    def _total(self) -> int:
+        return self.num_batches
+
+    def _describe(self, source: None) -> dict[str, Any]:
         return {
             "num_samples": len(self._by_class),
             "num_batches": self.num_batches,
             "batch_size": self.batch_size,
-            "labels": fingerprint(torch.stack([self._first, self._counts])) + fingerprint(self._by_class),
+            "labels": self._labels,
         }
 
     def _plan(self, position: int) -> Plan[list[int]]:
@@ -155,8 +167,8 @@ class MPerClassBatchSampler(_ClassBatchSampler):
     def _shares(self) -> tuple[int, int, int]:
         return self.batch_size // self.m, self.m, 0
 
-    def _describe(self) -> dict[str, Any]:
-        return {**super()._describe(), "m": self.m}
+    def _describe(self, source: None) -> dict[str, Any]:
+        return {**super()._describe(source), "m": self.m}
 
 
 class ClassBalancedBatchSampler(_ClassBatchSampler):

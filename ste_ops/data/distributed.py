@@ -54,6 +54,18 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
         True
     """
 
+    _fixed = (
+        "replacement",
+        "num_samples",
+        "total_size",
+        "num_replicas",
+        "rank",
+        "seed",
+        "drop_last",
+        "shuffle",
+        "epoch",
+    )
+
     def __init__(
         self,
         weights: Sequence[float] | Tensor,
@@ -116,11 +128,11 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
         _check_int("epoch", epoch, 0)
         if epoch != self.epoch:
             self._cursor, self._loaded = None, None
-        self.epoch = epoch
+        vars(self)["epoch"] = epoch
 
     def _accept(self, loaded: tuple[Origin, int]) -> None:
         super()._accept(loaded)
-        self.seed, self.epoch = loaded[0]["seed"], loaded[0]["epoch"]
+        vars(self).update(loaded[0])
 
     def _read(self, state: Mapping[str, Any]) -> tuple[Origin, int]:
         origin, position = super()._read(state)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
+from torch.utils.data import Sampler
 
 from ste_ops._checks import MOST, as_weights, refuse_invalid
 from ste_ops.data._state import Origin, Plan, ResumableSampler
@@ -31,51 +34,131 @@ def check_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name} should be a boolean value, but got {name}={value}")
 
 
-class WeightedSampler(ResumableSampler[T]):
-    """Base of the weighted samplers: the checked weights, and an epoch's stream of draws from them."""
+@dataclass(frozen=True)
+class Draws:
+    """What draws come from. Its weights are shared with nobody, so nothing can change under an iteration."""
 
+    kind: str
     weights: Tensor
+    total: int
     replacement: bool
+    table: AliasTable | None
+
+    @classmethod
+    def of(cls, kind: str, weights: Sequence[float] | Tensor, total: int | None, replacement: bool) -> Draws:
+        if isinstance(weights, Sampler):
+            raise TypeError(
+                f"{kind}: weights must be numbers, got {type(weights).__name__}. Lightning makes a batch sampler anew "
+                "in this way to share it out: give num_replicas and rank, and Trainer(use_distributed_sampler=False)"
+            )
+        own = torch.as_tensor(weights, dtype=torch.double).detach()
+        if not isinstance(weights, (list, tuple)):
+            own = own.clone()
+        if len(own.shape) != 1:
+            raise ValueError(f"weights should be a 1d sequence but given weights have shape {tuple(own.shape)}")
+        table = AliasTable._for(kind, own) if replacement else None
+        return cls(kind, own, len(own), replacement, table).of_length(len(own) if total is None else total)
+
+    def of_length(self, total: int) -> Draws:
+        if total > MOST:
+            raise ValueError(f"{self.kind}: num_samples must be at most 2**40, got {total}")
+        positive = total if self.replacement else _count_positive(self.kind, self.weights)
+        if total > positive:
+            raise ValueError(
+                f"{self.kind}: num_samples must be at most {positive}, the number of positive weights, "
+                f"without replacement, got {total}"
+            )
+        return replace(self, total=total)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        return {
+            "num_weights": len(self.weights),
+            "num_samples": self.total,
+            "replacement": self.replacement,
+            "weights": fingerprint(self.weights),
+        }
+
+    def opener(self, seed: Callable[[Origin], int]) -> Callable[[Origin], Stream]:
+        table, weights, total = self.table, self.weights, self.total
+        if table is not None:
+            return lambda origin: endless(table, seed(origin))
+        return lambda origin: ordered(weights, total, seed(origin))
+
+
+class WeightedSampler(ResumableSampler[T]):
+    """Base of the weighted samplers: weights that may be assigned, and an epoch's stream of draws from them."""
+
+    replacement: bool
+    _shown: tuple[Tensor, int] | None = None
 
     def _take_weights(self, weights: Sequence[float] | Tensor, num_samples: int | None, replacement: bool) -> None:
         if num_samples is not None:
             check_positive("num_samples", num_samples)
         check_bool("replacement", replacement)
-        weights_tensor = torch.as_tensor(weights, dtype=torch.double)
-        if len(weights_tensor.shape) != 1:
-            raise ValueError(
-                f"weights should be a 1d sequence but given weights have shape {tuple(weights_tensor.shape)}"
-            )
-        self.weights = weights_tensor.detach()
+        self._draws = Draws.of(self._kind, weights, num_samples, replacement)
         self.replacement = replacement
-        self._total = len(weights_tensor) if num_samples is None else num_samples
-        if self._total > MOST:
-            raise ValueError(f"{self._kind}: num_samples must be at most 2**40, got {self._total}")
-        self._device = weights_tensor.device
-        self._table: AliasTable | None = None
-        if replacement:
-            self._table = AliasTable._for(self._kind, weights_tensor)
-            return
-        positive = _count_positive(self._kind, self.weights)
-        if self._total > positive:
-            raise ValueError(
-                f"{self._kind}: num_samples must be at most {positive}, the number of positive weights, "
-                f"without replacement, got {self._total}"
-            )
 
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "num_weights": len(self.weights),
-            "num_samples": self._total,
-            "replacement": self.replacement,
-            "weights": fingerprint(self.weights),
-        }
+    @property
+    def weights(self) -> Tensor:
+        """float64. What is assigned, or written into this tensor, holds from the next iteration on."""
+        if self._shown is None:
+            shown = self._draws.weights.clone()
+            self._shown = shown, shown._version
+        return self._shown[0]
+
+    @weights.setter
+    def weights(self, weights: Sequence[float] | Tensor) -> None:
+        self._change(Draws.of(self._kind, weights, self._total, self.replacement))
+        self._shown = None
+
+    def _change(self, draws: Draws) -> None:
+        if self._loaded is not None and self._loaded[1] > 0:
+            raise RuntimeError(
+                f"{self._kind}: weights and num_samples must not change between load_state_dict and the iteration that "
+                "goes on from there; assign before loading, or after its first item"
+            )
+        self._draws = draws
+
+    @property
+    def _source(self) -> Draws:
+        if self._shown is not None and self._shown[0]._version != self._shown[1]:
+            self.weights = self._shown[0]
+        return self._draws
+
+    @property
+    def _total(self) -> int:
+        return self._draws.total
+
+    @property
+    def _device(self) -> torch.device:
+        return self._draws.weights.device
+
+    @property
+    def _table(self) -> AliasTable | None:
+        return self._draws.table
+
+    def _describe(self, source: Draws) -> dict[str, Any]:
+        return source.description
 
     def _opener(self, seed: Callable[[Origin], int] = lambda origin: origin["seed"]) -> Callable[[Origin], Stream]:
-        table, weights, total = self._table, self.weights, self._total
-        if table is not None:
-            return lambda origin: endless(table, seed(origin))
-        return lambda origin: ordered(weights, total, seed(origin))
+        return self._source.opener(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._source  # noqa: B018  what was written into the tensor that a copy does not take along
+        return {**vars(self), "_shown": None}
+
+
+class _AssignableLength(WeightedSampler[T]):
+    @property
+    def num_samples(self) -> int:
+        """Draws in an epoch. What is assigned holds from the next iteration on."""
+        return self._total
+
+    @num_samples.setter
+    def num_samples(self, num_samples: int) -> None:
+        check_positive("num_samples", num_samples)
+        self._change(self._source.of_length(num_samples))
 
 
 def _count_positive(operator: str, weights: Tensor) -> int:
@@ -87,14 +170,17 @@ def _count_positive(operator: str, weights: Tensor) -> int:
     return int(state)
 
 
-class WeightedRandomSampler(WeightedSampler[int]):
+class WeightedRandomSampler(_AssignableLength[int]):
     """Draws dataset indices in proportion to weights: a drop-in for `torch.utils.data.WeightedRandomSampler`.
 
     The table is built once, when the sampler is made, and draws come in chunks: an epoch of any length holds no list of
     its indices, there may be more than 2^24 weights, and wrong weights are refused here rather than in mid-epoch. Every
     iteration takes a fresh seed from `generator` with its first index, so a generator with a fixed seed fixes the
     epochs. Without replacement an epoch is one call of `ste_ops.multinomial`, and holds its order. `state_dict` and
-    `load_state_dict` save a place in an epoch and go on from it. Weights must not be changed afterwards.
+    `load_state_dict` save a place in an epoch and go on from it.
+
+    Weights are copied. `weights` and `num_samples` may be assigned, so that they follow the training: they are checked
+    at once and hold from the next iteration on. Nothing else can be changed but `generator`.
 
     Args:
         weights: one non-negative number for each sample, a sequence or a 1-D tensor; read as float64.
@@ -105,6 +191,8 @@ class WeightedRandomSampler(WeightedSampler[int]):
     Raises:
         ValueError: num_samples is no positive int or too large, replacement no bool, weights are not 1-D, or are
             negative, NaN, infinite, all zero or empty.
+        AttributeError: replacement is assigned.
+        RuntimeError: weights or num_samples are assigned between `load_state_dict` and the iteration that goes on.
 
     Example:
         >>> import torch, ste_ops
@@ -122,7 +210,7 @@ class WeightedRandomSampler(WeightedSampler[int]):
         True
     """
 
-    num_samples: int
+    _fixed = ("replacement",)
 
     def __init__(
         self,
@@ -133,7 +221,6 @@ class WeightedRandomSampler(WeightedSampler[int]):
     ) -> None:
         check_positive("num_samples", num_samples)
         self._take_weights(weights, num_samples, replacement)
-        self.num_samples = num_samples
         self.generator = generator
 
     def _plan(self, position: int) -> Plan[int]:
@@ -146,7 +233,7 @@ class WeightedRandomSampler(WeightedSampler[int]):
         return self._total
 
 
-class WeightedBatchSampler(WeightedSampler[Any]):
+class WeightedBatchSampler(_AssignableLength[Any]):
     """Draws whole batches of dataset indices in proportion to weights, for the `batch_sampler` of a `DataLoader`.
 
     The batches of `torch.utils.data.BatchSampler` over a `WeightedRandomSampler`, drawn as such: no Python runs for
@@ -177,7 +264,7 @@ class WeightedBatchSampler(WeightedSampler[Any]):
         10
     """
 
-    num_samples: int
+    _fixed = ("replacement", "batch_size", "drop_last", "as_tensors")
 
     def __init__(
         self,
@@ -194,7 +281,6 @@ class WeightedBatchSampler(WeightedSampler[Any]):
         check_bool("drop_last", drop_last)
         check_bool("as_tensors", as_tensors)
         self._take_weights(weights, num_samples, replacement)
-        self.num_samples = self._total
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.as_tensors = as_tensors

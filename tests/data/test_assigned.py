@@ -1,0 +1,139 @@
+"""What is assigned to a sampler holds from the next iteration on, or is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ste_ops.data import (
+    ClassBalancedBatchSampler,
+    DistributedWeightedSampler,
+    MPerClassBatchSampler,
+    WeightedBatchSampler,
+    WeightedRandomSampler,
+)
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "random": lambda weights, replacement: WeightedRandomSampler(weights, 2, replacement),
+    "batch": lambda weights, replacement: WeightedBatchSampler(weights, 1, 2, replacement),
+    "distributed": lambda weights, replacement: DistributedWeightedSampler(weights, 2, 1, 0, replacement),
+}
+cases = pytest.mark.parametrize("replacement", [True, False])
+each = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def drawn(sampler: Any, epochs: int = 12) -> set[int]:
+    return {int(np.ravel(item)[0]) for _ in range(epochs) for item in sampler}
+
+
+@each
+@cases
+@pytest.mark.parametrize("edit", [False, True])
+def test_weights_follow(name: str, replacement: bool, edit: bool) -> None:
+    sampler = SAMPLERS[name]([1.0, 1.0, 0.0, 0.0], replacement)
+    assert drawn(sampler) <= {0, 1}
+    old = sampler.state_dict()["weights"]
+    running = iter(sampler)
+    next(running)
+    if edit:
+        sampler.weights.copy_(torch.tensor([0.0, 0.0, 2.0, 2.0]))
+    else:
+        sampler.weights = [0.0, 0.0, 2.0, 2.0]
+    assert sampler.weights.tolist() == [0.0, 0.0, 2.0, 2.0]
+    # The iteration that runs goes on with the weights of its start, and its state says so.
+    assert running.state_dict()["weights"] == sampler.state_dict()["weights"] == old
+    assert {int(np.ravel(item)[0]) for item in running} <= {0, 1}
+    assert drawn(copy.deepcopy(sampler)) <= {2, 3}
+    assert drawn(sampler) <= {2, 3}
+    state = sampler.state_dict()
+    assert state["weights"] != old
+    SAMPLERS[name]([0.0, 0.0, 2.0, 2.0], replacement).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state must be that of weights"):
+        sampler.load_state_dict({**state, "weights": old})
+
+
+@each
+@cases
+def test_weights_that_are_assigned_are_checked(name: str, replacement: bool) -> None:
+    sampler = SAMPLERS[name]([1.0, 1.0, 0.0, 0.0], replacement)
+    for wrong, message in (([1.0, -1.0], "weights must be non-negative"), ([[1.0]], "weights should be a 1d sequence")):
+        with pytest.raises(ValueError, match=message):
+            sampler.weights = wrong
+    assert sampler.weights.tolist() == [1.0, 1.0, 0.0, 0.0]
+    if not replacement:
+        with pytest.raises(ValueError, match="num_samples must be at most 1, the number of positive weights"):
+            sampler.weights = [1.0, 0.0]
+    assert drawn(sampler) <= {0, 1}
+
+
+@each
+@cases
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_what_was_given_is_not_shared(name: str, replacement: bool, kind: Callable[..., Any]) -> None:
+    weights = kind([1.0, 1.0, 0.0, 0.0], dtype=kind([0.0]).dtype if kind is np.array else torch.float64)
+    sampler = SAMPLERS[name](weights, replacement)
+    assigned = weights.copy() if kind is np.array else weights.clone()
+    weights[:] = 7
+    assert sampler.weights.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert drawn(sampler) <= {0, 1}
+    sampler.weights = assigned
+    assigned[:] = 7
+    assert sampler.weights.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@cases
+def test_the_length_follows(replacement: bool) -> None:
+    for sampler in (SAMPLERS["random"](torch.ones(9), replacement), SAMPLERS["batch"](torch.ones(9), replacement)):
+        running = iter(sampler)
+        next(running)
+        sampler.num_samples = 3
+        assert (len(list(running)), sampler.num_samples, len(sampler), len(list(sampler))) == (1, 3, 3, 3)
+        for wrong in (0, True, 1.5):
+            with pytest.raises(ValueError, match="num_samples should be a positive integer value"):
+                sampler.num_samples = wrong
+        if not replacement:
+            with pytest.raises(ValueError, match="num_samples must be at most 9, the number of positive weights"):
+                sampler.num_samples = 10
+        assert len(list(sampler)) == 3
+
+
+def test_a_loaded_place_is_not_carried_to_other_weights() -> None:
+    sampler = WeightedRandomSampler(torch.ones(9), 9)
+    list(islice(sampler, 4))
+    state = sampler.state_dict()
+    sampler.load_state_dict(state)
+    for name, value in (("weights", torch.rand(9)), ("num_samples", 3)):
+        with pytest.raises(RuntimeError, match="weights and num_samples must not change between load_state_dict and"):
+            setattr(sampler, name, value)
+    running = iter(sampler)
+    next(running)
+    sampler.num_samples = 3
+    assert len(list(running)) == 4
+    assert len(list(sampler)) == 3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "names"),
+    [
+        (WeightedRandomSampler([1.0], 1), "replacement"),
+        (WeightedBatchSampler([1.0], 1), "replacement batch_size drop_last as_tensors"),
+        (
+            DistributedWeightedSampler([1.0], 1, 1, 0),
+            "replacement num_samples total_size num_replicas rank seed epoch drop_last",
+        ),
+        (MPerClassBatchSampler([0, 1], 1), "batch_size num_batches m"),
+        (ClassBalancedBatchSampler([0, 1], 1), "batch_size num_batches"),
+    ],
+)
+def test_everything_else_is_fixed(sampler: Any, names: str) -> None:
+    for name in names.split():
+        before = getattr(sampler, name)
+        with pytest.raises(AttributeError, match=f"{type(sampler).__name__}: {name} must"):
+            setattr(sampler, name, before)
+        assert getattr(sampler, name) == before
