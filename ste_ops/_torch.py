@@ -36,6 +36,12 @@ profiled = torch.autograd._profiler_enabled
 # The tensors in nested arguments: torch has no public pytree.
 tree_leaves = torch.utils._pytree.tree_leaves
 
+# A view of the other sign: of a tensor with the negative bit what its memory holds.
+negative_view = torch._neg_view
+
+# A copy that shares memory until one of the two is written.
+lazy_clone = torch._lazy_clone
+
 # The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
 all_operator_names = torch._C._dispatch_get_all_op_names
 

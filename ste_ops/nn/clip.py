@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ste_ops import functional
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._fx import one_node
+from ste_ops._torch import jit_tracing, lazy_clone
 
 
 def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -19,7 +21,17 @@ def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
         return x._replace(data=clip(x.data))
     if isinstance(x, (tuple, list)):
         return type(x)(_map(clip, item) for item in x)
-    return x if x is None else clip(x)
+    return x if x is None else _writable(clip(x))
+
+
+def _writable(x: Tensor) -> Tensor:
+    """x for a layer that may work in place (``ReLU(inplace=True)``), which autograd refuses of a Function's view.
+
+    Nothing is copied until something is written, and nothing then either where the layer before has let go of its own.
+    """
+    if type(x) is not Tensor or not x.requires_grad or torch.compiler.is_compiling() or jit_tracing():
+        return x
+    return lazy_clone(x)
 
 
 class ClipGradientValue(nn.Module):
@@ -33,7 +45,8 @@ class ClipGradientValue(nn.Module):
         clip_value: the bound, >= 0.
 
     Shape:
-        A tensor, a `PackedSequence`, None, or tuples and lists of them (the state of an LSTM); the same comes out.
+        A tensor, a `PackedSequence`, None, or tuples and lists of them (the state of an LSTM); the same comes out. The
+        next layer may work in place (``ReLU(inplace=True)``): what came in keeps its values then.
 
     Raises:
         ValueError: clip_value is negative or NaN.
@@ -73,7 +86,8 @@ class ClipGradientNorm(nn.Module):
         dim: the dimensions that a norm is taken over, as in `ste_ops.clip_gradient_norm`.
 
     Shape:
-        A tensor, a `PackedSequence`, None, or tuples and lists of them (the state of an LSTM); the same comes out.
+        A tensor, a `PackedSequence`, None, or tuples and lists of them (the state of an LSTM); the same comes out. The
+        next layer may work in place (``ReLU(inplace=True)``): what came in keeps its values then.
 
     Raises:
         ValueError: max_norm is negative or NaN; norm_type is NaN, or negative and not -inf.

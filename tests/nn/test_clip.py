@@ -96,3 +96,21 @@ def test_representation_and_refusals():
         ClipGradientValue(math.nan)
     with pytest.raises(TypeError, match="x must be a tensor, got float"):
         ClipGradientValue(1.0)(3.0)
+
+
+@pytest.mark.parametrize("clip", [ClipGradientNorm(0.1), ClipGradientValue(0.1)])
+def test_the_next_layer_may_work_in_place(clip):
+    """As it may after a Linear; and what came in keeps its values, since autograd does not know of a change there."""
+    x = torch.randn(5, 3)
+    first = torch.nn.Linear(3, 4)
+    nets = [torch.nn.Sequential(first, clip, torch.nn.ReLU(inplace=inplace)) for inplace in (True, False)]
+    grads = [torch.autograd.grad(net(x).square().sum() * 9, first.parameters()) for net in nets]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+    hidden = first(x)
+    before = hidden.detach().clone()
+    clip(hidden).zero_()
+    assert torch.equal(hidden, before)
+    leaf = torch.ones(3, requires_grad=True)
+    clip(leaf).mul_(2).sum().backward()
+    assert leaf.tolist() == [1.0, 1.0, 1.0]
+    assert leaf.grad.norm() <= 0.2
