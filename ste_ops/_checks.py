@@ -257,15 +257,23 @@ def refuse_invalid(operator: str, weights: Tensor, states: Tensor, error: type[E
 # Clipping.
 
 
+def _as_float(operator: str, argument: str, value: Any) -> float:
+    """As torch takes it, a string like "inf" too."""
+    try:
+        return float(held_number(operator, argument, value))
+    except TypeError:
+        raise TypeError(f"{operator}: {argument} must be a number, got {value!r}") from None
+
+
 def checked_number(operator: str, argument: str, value: float | Tensor) -> float:
-    number = value if type(value) is float else float(held_number(operator, argument, value))
+    number = value if type(value) is float else _as_float(operator, argument, value)
     if not number >= 0:
         raise ValueError(f"{operator}: {argument} must be a non-negative number, got {value}")
     return number
 
 
 def checked_norm_type(operator: str, value: float | Tensor) -> float:
-    p = value if type(value) is float else float(held_number(operator, "norm_type", value))
+    p = value if type(value) is float else _as_float(operator, "norm_type", value)
     if not (p >= 0 or p == -math.inf):
         raise ValueError(f"{operator}: norm_type must be a non-negative number, inf or -inf, got {value}")
     return p

@@ -117,7 +117,7 @@ def test_agc_as_a_user_meets_it(device):
     for bad, error, message in [
         (sparse, TypeError, "gradients must be strided, got torch.sparse_coo at index 1"),
         (expanded, RuntimeError, "cannot be written in place"),
-        (3.0, TypeError, "parameters must be tensors, got float"),
+        (3.0, TypeError, "parameters must be a tensor or an iterable of tensors, got 'float'"),
     ]:
         with pytest.raises(error, match="clip_grad_agc_: .*" + message):
             ste_ops.clip_grad_agc_([p, bad])

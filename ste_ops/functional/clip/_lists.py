@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,29 +13,62 @@ from torch import Tensor
 from ste_ops._checks import FLOATING, refuse_nested
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
+from ste_ops._torch import negative_view
 
 Tensors = Tensor | Iterable[Tensor]
 _T = TypeVar("_T")
 
 
-def listed(tensors: Tensors) -> list[Tensor]:
+# What does nothing says so. Both functions warn at the line that called their caller, the public function.
+
+
+def listed(operator: str, argument: str, tensors: Tensors) -> list[Tensor]:
+    """A list of what an argument holds; a warning where it is an iterator that holds nothing (any more)."""
+    if isinstance(tensors, list):
+        return tensors
     if isinstance(tensors, Tensor):
         return [tensors]
-    return tensors if isinstance(tensors, list) else list(tensors)
+    unnamed = not isinstance(tensors, (torch.nn.Module, dict)) or isinstance(tensors, torch.nn.ParameterList)
+    if not isinstance(tensors, Iterable) or not unnamed:
+        raise TypeError(f"{operator}: {argument} must be a tensor or an iterable of tensors, got {_described(tensors)}")
+    found = list(tensors)
+    if not found and isinstance(tensors, Iterator):  # a generator, a filter, a chain: used up, as a rule
+        message = f"`{argument}` is an empty {type(tensors).__name__}, no gradient clipping will occur."
+        warnings.warn(message, stacklevel=3)
+    return found
 
 
-def gradients_of(operator: str, parameters: Tensors) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
+def gradients_of(operator: str, parameters: list[Tensor]) -> list[Tensor]:
+    """The gradients there are; a warning where gradients were given in place of parameters."""
     grads = []
     try:
         for parameter in parameters:  # each gradient is asked for once: the attribute is what this loop costs
             grad = parameter.grad
             if grad is not None:
                 grads.append(grad)
-    except AttributeError as error:
-        raise TypeError(f"{operator}: parameters must be a tensor or an iterable of tensors, got {error}") from None
+    except AttributeError:
+        raise TypeError(
+            f"{operator}: parameters must be a tensor or an iterable of tensors, got {_described(parameter)}"
+        ) from None
+    if parameters and not grads and not any(parameter.requires_grad for parameter in parameters):
+        message = (
+            f"{operator}: none of the {len(parameters)} tensors in `parameters` has a gradient or requires one, no "
+            "gradient clipping will occur. It takes the parameters, not their gradients."
+        )
+        warnings.warn(message, stacklevel=3)
     return grads
+
+
+def _described(value: Any) -> str:
+    """What came in the place of tensors, and what may have been meant."""
+    kind = type(value).__name__
+    if isinstance(value, torch.nn.Module):
+        return f"the module {kind}; its parameters() are an iterable"
+    if isinstance(value, tuple):
+        return "a tuple; named_parameters() gives tuples where parameters() gives tensors"
+    if isinstance(value, (dict, str)):
+        return f"a {kind}; the values() of a dict may be tensors, its keys are not"
+    return repr(kind)
 
 
 def check_gradient(operator: str, index: int, grad: Tensor) -> None:
@@ -69,9 +103,17 @@ def in_one_call(
         for index, grad in enumerate(grads):
             check_gradient(operator, index, grad)
         one_device = len({grad.device for grad in grads}) == 1
-        if one_device and not any(grad.is_sparse for grad in grads) and not has_dtensor(grads):
+        if one_device and not any(grad.is_sparse or grad.is_neg() for grad in grads) and not has_dtensor(grads):
             raise
     return in_parts()
+
+
+def as_stored(grad: Tensor) -> Tensor:
+    """The memory of a gradient with torch's negative bit, a view such as ``z.conj().imag``: kernels write memory.
+
+    A norm, a factor and a clamp are the same on both sides of zero.
+    """
+    return negative_view(grad) if grad.is_neg() else grad
 
 
 def by_device(operator: str, grads: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -79,7 +121,7 @@ def by_device(operator: str, grads: Sequence[Tensor]) -> list[list[Tensor]]:
     groups: dict[torch.device, list[Tensor]] = {}
     for index, grad in enumerate(grads):
         check_gradient(operator, index, grad)  # of a DTensor its rank's own part
-        groups.setdefault(grad.device, []).append(grad)
+        groups.setdefault(grad.device, []).append(as_stored(grad))
     return list(groups.values())
 
 

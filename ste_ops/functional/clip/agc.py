@@ -11,7 +11,7 @@ from torch import Tensor
 from ste_ops._checks import check_plain, checked_number
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists
-from ste_ops.functional.clip._lists import check_writable, in_one_call, written
+from ste_ops.functional.clip._lists import check_writable, gradients_of, in_one_call, listed, written
 
 
 def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -54,17 +54,11 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
     operator = "clip_grad_agc_"
     clip_factor = checked_number(operator, "clip_factor", clip_factor)
     eps = checked_number(operator, "eps", eps)
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    weights, grads = [], []
-    for parameter in parameters:
-        if not isinstance(parameter, Tensor):
-            raise TypeError(f"{operator}: parameters must be tensors, got {type(parameter).__name__}")
-        if parameter.grad is not None:
-            weights.append(parameter)
-            grads.append(parameter.grad)
+    parameters = listed(operator, "parameters", parameters)
+    grads = gradients_of(operator, parameters)
     if not grads:
         return
+    weights = parameters if len(grads) == len(parameters) else [p for p in parameters if p.grad is not None]
 
     def in_parts() -> None:
         _clip_in_parts(weights, grads, clip_factor, eps)
@@ -81,6 +75,7 @@ def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: floa
         check_plain(operator, "gradients", grad, index)
         if grad.is_sparse:
             raise TypeError(f"{operator}: gradients must be strided, got {grad.layout} at index {index}")
+    grads = [_lists.as_stored(grad) for grad in grads]
     groups = _lists.by_device(operator, grads)
     check_writable(operator, groups)
     weight_of = dict(zip(grads, weights, strict=True))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import warnings
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
@@ -111,7 +109,7 @@ def clip_grad_norm_(
     max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
     p = checked_norm_type("clip_grad_norm_", norm_type)
     mode = checked_nonfinite(nonfinite, error_if_nonfinite)
-    given, parameters = parameters, listed(parameters)
+    parameters = listed("clip_grad_norm_", "parameters", parameters)
     if not (return_result or error_if_nonfinite or process_group is not None):
         known = _direct.clip_grad_norm(parameters, max_norm, p, mode)
         if known is not None:
@@ -128,9 +126,6 @@ def clip_grad_norm_(
             if grads:
                 scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, mode)
     elif not grads:
-        if isinstance(given, types.GeneratorType) and not parameters:
-            message = "`parameters` is an empty generator, no gradient clipping will occur."
-            warnings.warn(message, stacklevel=2)
         total_norm = torch.tensor(0.0)
     else:
         with torch.no_grad():

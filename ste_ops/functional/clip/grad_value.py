@@ -15,6 +15,7 @@ from ste_ops.functional.clip._lists import (
     check_writable,
     gradients_of,
     in_one_call,
+    listed,
     written,
 )
 
@@ -43,7 +44,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     """
     operator = "clip_grad_value_"
     clip_value = checked_number(operator, "clip_value", clip_value)
-    grads = gradients_of(operator, parameters)
+    grads = gradients_of(operator, listed(operator, "parameters", parameters))
     if not grads:
         return
     with torch.no_grad():

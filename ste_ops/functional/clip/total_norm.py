@@ -13,7 +13,7 @@ from ste_ops._checks import checked_norm_type
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call
+from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call, listed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -84,7 +84,7 @@ def get_total_norm(
         (tensor(5.), tensor([3., 4.]))
     """
     p = checked_norm_type("get_total_norm", norm_type)
-    grads = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    grads = listed("get_total_norm", "tensors", tensors)
     refuse_norms_of_ranks("get_total_norm", return_norms and process_group is not None)
     if not grads and process_group is None:
         return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)

@@ -9,7 +9,7 @@ from ste_ops._checks import checked_number
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, in_one_call, written
+from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, in_one_call, listed, written
 
 
 def clip_grads_with_norm_(
@@ -46,6 +46,7 @@ def clip_grads_with_norm_(
         raise TypeError(f"clip_grads_with_norm_: total_norm must be a tensor, got {type(total_norm).__name__}")
     if total_norm.dim() != 0:
         raise ValueError(f"clip_grads_with_norm_: total_norm must be 0-d, got the shape {tuple(total_norm.shape)}")
+    parameters = listed("clip_grads_with_norm_", "parameters", parameters)
     grads = gradients_of("clip_grads_with_norm_", parameters)
     if not grads:
         return
