@@ -8,7 +8,6 @@ reciprocal of the coefficient put there costs no pass over the gradients.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from torch.amp.grad_scaler import OptState
 
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._library import ops
+from ste_ops.functional.clip._handover import Pending, hooks_of
 from ste_ops.functional.clip._lists import gradients_of, in_one_call
 from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
 
@@ -28,91 +28,6 @@ if TYPE_CHECKING:
 
 _OPERATOR = "fold_grad_clip_"
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-
-
-class _Pending:
-    """What one call hands to the step after it."""
-
-    def __init__(self, grad_scale: Tensor | None, found_inf: Tensor | None, loss_scaled: bool):
-        self.grad_scale = grad_scale
-        self.found_inf = found_inf
-        self.loss_scaled = loss_scaled  # the gradients were; who unscales them, and when, is the scaler's affair
-        self.scaler_cleans_up = False
-        self.samples: list[tuple[Tensor, Tensor, int]] = []  # a parameter of each group, its gradient and version
-        self.without_momentum: list[Tensor] = []
-
-    def install(self, optimizer: Any) -> None:
-        if self.grad_scale is not None:
-            optimizer.grad_scale = self.grad_scale
-        if self.found_inf is not None:
-            optimizer.found_inf = self.found_inf
-
-    def remove(self, optimizer: Optimizer) -> None:
-        for name in ("grad_scale", "found_inf"):
-            ours = getattr(self, name)
-            if ours is not None and vars(optimizer).get(name) is ours:
-                delattr(optimizer, name)
-
-    def check(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """What is wrong with the step that begins, or nothing."""
-        if any(closure is not None for closure in (*args[1:], kwargs.get("closure"))):
-            return "step() must be called without a closure, which takes new gradients after their norm was taken"
-        grad_scale = getattr(optimizer, "grad_scale", None)
-        if self.scaler_cleans_up and not self.loss_scaled and grad_scale is not self.grad_scale:
-            return "the gradients are scaled by a GradScaler; give it as grad_scaler=, or call its unscale_() before"
-        for parameter, grad, version in self.samples:
-            if parameter.grad is not grad or not (self.loss_scaled or grad._version == version):
-                return "the gradients are not those whose norm was taken; call it after backward(), right before step()"
-        return ""
-
-
-class _Fold:
-    """The hooks of one optimizer. They stay: hooks cannot remove themselves while they run."""
-
-    def __init__(self, optimizer: Optimizer):
-        self.pending: _Pending | None = None
-        optimizer.register_step_pre_hook(self.before_step)
-        optimizer.register_step_post_hook(self.after_step)
-
-    def discard(self, optimizer: Optimizer) -> None:
-        if self.pending is not None:
-            self.pending.remove(optimizer)
-            self.pending = None
-
-    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending = self.pending
-        if pending is None:
-            return
-        found_inf: Any = getattr(optimizer, "found_inf", None)
-        pending.scaler_cleans_up = found_inf is not pending.found_inf
-        wrong = pending.check(optimizer, args, kwargs)
-        if wrong:
-            self.discard(optimizer)
-            if pending.scaler_cleans_up:  # which it does not when the step raises
-                for name in ("grad_scale", "found_inf"):
-                    vars(optimizer).pop(name, None)
-            raise RuntimeError(f"{_OPERATOR}: {wrong}")
-        if pending.scaler_cleans_up and pending.found_inf is not None:
-            # A scaler looks at this rank's gradients alone. The norm is that of all ranks.
-            ours = pending.found_inf.to(found_inf.device, non_blocking=True)
-            optimizer.found_inf = torch.maximum(found_inf, ours).clamp(max=1)
-
-    def after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending = self.pending
-        if pending is None:
-            return
-        # A first step that is skipped leaves uninitialized memory for momentum in torch's fused SGD.
-        found_inf = getattr(optimizer, "found_inf", None) if pending.without_momentum else None
-        if found_inf is not None and found_inf.item():
-            for parameter in pending.without_momentum:
-                optimizer.state[parameter].pop("momentum_buffer", None)
-        if pending.scaler_cleans_up:
-            self.pending = None
-        else:
-            self.discard(optimizer)
-
-
-_folds: weakref.WeakKeyDictionary[Any, _Fold] = weakref.WeakKeyDictionary()
 
 
 def _checked_optimizer(optimizer: Any) -> Optimizer:
@@ -171,7 +86,7 @@ def _decided(norm: Tensor, max_norm: float) -> tuple[Tensor | None, Tensor | Non
     return (torch.tensor(reciprocal, dtype=torch.float32) if reciprocal > 1 else None), None
 
 
-def _samples(pending: _Pending, optimizer: Optimizer) -> None:
+def _samples(pending: Pending, optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         parameter = next((p for p in reversed(group["params"]) if p.grad is not None), None)
         if parameter is None:
@@ -232,10 +147,8 @@ def fold_grad_clip_(
     optimizer = _checked_optimizer(optimizer)
     max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
     p = checked_norm_type(_OPERATOR, norm_type)
-    fold = _folds.get(optimizer)
-    if fold is None:
-        fold = _folds[optimizer] = _Fold(optimizer)
-    fold.discard(optimizer)
+    hooks = hooks_of(optimizer)
+    hooks.discard(optimizer)
     for name in ("grad_scale", "found_inf"):
         if getattr(optimizer, name, None) is not None:
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
@@ -248,10 +161,10 @@ def fold_grad_clip_(
         loss_scale = _loss_scale(grad_scaler, optimizer, norm.device)
         if loss_scale is not None:
             norm = (norm.double() / loss_scale).to(norm.dtype)
-        pending = _Pending(*_decided(norm, max_norm), loss_scale is not None)
+        pending = Pending(*_decided(norm, max_norm), loss_scale is not None)
         _samples(pending, optimizer)
     pending.install(optimizer)
-    fold.pending = pending
+    hooks.pending = pending
     return norm
 
 
