@@ -3,83 +3,163 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 if TYPE_CHECKING:
+    from torch.amp import GradScaler
     from torch.optim import Optimizer
 
 _OPERATOR = "fold_grad_clip_"
+_NAMES = ("grad_scale", "found_inf")
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def has_unscaled(scaler: GradScaler, optimizer: Optimizer) -> bool:
+    """Whether the scaler's unscale_() or step() has divided the gradients since its update()."""
+    state = scaler._per_optimizer_states.get(id(optimizer))
+    return state is not None and state["stage"] is not OptState.READY
+
+
+def _refuse_to_copy() -> None:
+    raise RuntimeError(
+        f"{_OPERATOR}: optimizer must not be copied or pickled between the call and step(), since the copy would step "
+        "without clipping"
+    )
 
 
 class Pending:
-    """What one call hands to the step after it."""
+    """What one call hands to the step after it.
 
-    def __init__(self, grad_scale: Tensor | None, found_inf: Tensor | None, loss_scaled: bool):
+    Args:
+        optimizer: the one that steps.
+        grads: its gradients, which are not kept alive: a step may be left out.
+        grad_scale, found_inf: what the step is to find, None where that is nothing.
+        scaler: the one that has yet to unscale the gradients; when, is its own affair.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        grads: Sequence[Tensor],
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+        scaler: GradScaler | None,
+    ):
         self.grad_scale = grad_scale
         self.found_inf = found_inf
-        self.loss_scaled = loss_scaled  # the gradients were; who unscales them, and when, is the scaler's affair
+        self.scaler = scaler
         self.scaler_cleans_up = False
-        self.samples: list[tuple[Tensor, Tensor, int]] = []  # a parameter of each group, its gradient and version
-        self.without_momentum: list[Tensor] = []
+        self.seen = [(weakref.ref(grad), grad._version) for grad in grads]
+        self.without_momentum = _without_momentum(optimizer)
 
     def install(self, optimizer: Any) -> None:
-        if self.grad_scale is not None:
-            optimizer.grad_scale = self.grad_scale
-        if self.found_inf is not None:
-            optimizer.found_inf = self.found_inf
+        for name in _NAMES:
+            if getattr(self, name) is not None:
+                setattr(optimizer, name, getattr(self, name))
+                optimizer.__getstate__ = _refuse_to_copy  # where copy, deepcopy and pickle look
 
     def remove(self, optimizer: Optimizer) -> None:
-        for name in ("grad_scale", "found_inf"):
-            ours = getattr(self, name)
-            if ours is not None and vars(optimizer).get(name) is ours:
-                delattr(optimizer, name)
+        held = vars(optimizer)
+        for name in () if self.scaler_cleans_up else _NAMES:
+            if getattr(self, name) is not None and held.get(name) is getattr(self, name):
+                del held[name]
+        if held.get("__getstate__") is _refuse_to_copy:
+            del held["__getstate__"]
 
-    def check(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def check(self, optimizer: Any) -> str:
         """What is wrong with the step that begins, or nothing."""
-        if any(closure is not None for closure in (*args[1:], kwargs.get("closure"))):
-            return "step() must be called without a closure, which takes new gradients after their norm was taken"
-        grad_scale = getattr(optimizer, "grad_scale", None)
-        if self.scaler_cleans_up and not self.loss_scaled and grad_scale is not self.grad_scale:
-            return "the gradients are scaled by a GradScaler; give it as grad_scaler=, or call its unscale_() before"
-        for parameter, grad, version in self.samples:
-            if parameter.grad is not grad or not (self.loss_scaled or grad._version == version):
-                return "the gradients are not those whose norm was taken; call it after backward(), right before step()"
+        grad_scale, found_inf = (getattr(optimizer, name, None) for name in _NAMES)
+        self.scaler_cleans_up = found_inf is not None and found_inf is not self.found_inf
+        if self.scaler_cleans_up:
+            if self.scaler is None and grad_scale is not self.grad_scale:
+                return (
+                    "the gradients are scaled by a GradScaler; give it as grad_scaler=, or call its unscale_() before"
+                )
+        elif grad_scale is not self.grad_scale or found_inf is not self.found_inf:
+            return "optimizer.grad_scale and found_inf must stay until step() as the call has set them"
+        elif self.scaler is not None and not has_unscaled(self.scaler, optimizer):
+            return "the gradients are still scaled; call grad_scaler.step(optimizer), and outside of compiled functions"
+        if not self._sees_its_gradients(optimizer):
+            return "the gradients are not those whose norm was taken; call it after backward(), right before step()"
         return ""
+
+    def _sees_its_gradients(self, optimizer: Optimizer) -> bool:
+        grads = [grad for parameter in parameters_of(optimizer) if (grad := parameter.grad) is not None]
+        return len(grads) == len(self.seen) and all(
+            seen() is grad and grad._version == version for grad, (seen, version) in zip(grads, self.seen, strict=True)
+        )
+
+    def give(self, optimizer: Any) -> None:
+        """Joins the scaler's word, which looks at this rank's gradients alone, where the norm is that of all ranks."""
+        if self.scaler_cleans_up and self.found_inf is not None:
+            theirs = optimizer.found_inf
+            ours = self.found_inf.to(theirs.device, non_blocking=True)
+            optimizer.found_inf = torch.maximum(theirs, ours).clamp(max=1)
+
+
+def _without_momentum(optimizer: Optimizer) -> list[Tensor]:
+    return [
+        parameter
+        for group in optimizer.param_groups
+        if group.get("momentum")
+        for parameter in group["params"]
+        if optimizer.state.get(parameter, {}).get("momentum_buffer") is None
+    ]
 
 
 class Hooks:
-    """The hooks of one optimizer. They stay: hooks cannot remove themselves while they run."""
+    """The hooks of one optimizer. They stay: hooks cannot remove themselves while they run.
+
+    The step checks what it finds in its closure, which runs behind the hooks of all others and right before the
+    gradients are read. Dynamo takes none of it into a graph, which would forget what is set on an optimizer.
+    """
 
     def __init__(self, optimizer: Optimizer):
         self.pending: Pending | None = None
-        optimizer.register_step_pre_hook(self.before_step)
-        optimizer.register_step_post_hook(self.after_step)
+        self.optimizer = weakref.ref(optimizer)
+        self.closure: Callable[[], Any] | None = None
+        self.begin = torch.compiler.disable(self._begin)
+        optimizer.register_step_pre_hook(torch.compiler.disable(self.before_step))
+        optimizer.register_step_post_hook(torch.compiler.disable(self.after_step))
 
     def discard(self, optimizer: Optimizer) -> None:
         if self.pending is not None:
             self.pending.remove(optimizer)
             self.pending = None
 
-    def before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pending = self.pending
-        if pending is None:
-            return
-        found_inf: Any = getattr(optimizer, "found_inf", None)
-        pending.scaler_cleans_up = found_inf is not pending.found_inf
-        wrong = pending.check(optimizer, args, kwargs)
-        if wrong:
-            self.discard(optimizer)
-            if pending.scaler_cleans_up:  # which it does not when the step raises
-                for name in ("grad_scale", "found_inf"):
-                    vars(optimizer).pop(name, None)
-            raise RuntimeError(f"{_OPERATOR}: {wrong}")
-        if pending.scaler_cleans_up and pending.found_inf is not None:
-            # A scaler looks at this rank's gradients alone. The norm is that of all ranks.
-            ours = pending.found_inf.to(found_inf.device, non_blocking=True)
-            optimizer.found_inf = torch.maximum(found_inf, ours).clamp(max=1)
+    def before_step(
+        self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is self.begin or (closure is None and self.pending is None):
+            return None
+        self.closure = closure
+        return args[:1], {**kwargs, "closure": self.begin}
+
+    def _begin(self) -> Any:
+        closure, self.closure = self.closure, None
+        loss = None if closure is None else closure()
+        optimizer: Any = self.optimizer()
+        pending = self.pending  # which the closure may have made
+        if pending is not None:
+            wrong = pending.check(optimizer)
+            if wrong:
+                self.discard(optimizer)
+                if pending.scaler_cleans_up:  # which it does not when the step raises
+                    for name in _NAMES:
+                        vars(optimizer).pop(name, None)
+                raise RuntimeError(f"{_OPERATOR}: {wrong}")
+            with torch.no_grad():
+                pending.give(optimizer)
+        return loss
 
     def after_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pending = self.pending
@@ -90,10 +170,7 @@ class Hooks:
         if found_inf is not None and found_inf.item():
             for parameter in pending.without_momentum:
                 optimizer.state[parameter].pop("momentum_buffer", None)
-        if pending.scaler_cleans_up:
-            self.pending = None
-        else:
-            self.discard(optimizer)
+        self.discard(optimizer)
 
 
 _hooks: weakref.WeakKeyDictionary[Any, Hooks] = weakref.WeakKeyDictionary()

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._library import ops
-from ste_ops.functional.clip._handover import Pending, hooks_of
+from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
 from ste_ops.functional.clip._lists import gradients_of, in_one_call
 from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
 
@@ -58,13 +57,8 @@ def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_g
     return in_one_call(_OPERATOR, ops.total_norm, grads, p, in_parts=in_parts)[0]
 
 
-def _loss_scale(scaler: GradScaler | None, optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    if scaler is None or not scaler.is_enabled():
-        return None
-    state = scaler._per_optimizer_states.get(id(optimizer))
-    if state is not None and state["stage"] is not OptState.READY:  # unscale_() has been called
-        return None
-    return scaler.scale(torch.ones((), device=device))  # get_scale() would wait for the device
+def _yet_to_unscale(scaler: GradScaler | None, optimizer: Optimizer) -> GradScaler | None:
+    return scaler if scaler is not None and scaler.is_enabled() and not has_unscaled(scaler, optimizer) else None
 
 
 def _known_to_host(norm: Tensor) -> bool:
@@ -84,16 +78,6 @@ def _decided(norm: Tensor, max_norm: float) -> tuple[Tensor | None, Tensor | Non
         return None, torch.ones(())
     reciprocal = (value + 1e-6) / max_norm if max_norm > 0 else math.inf
     return (torch.tensor(reciprocal, dtype=torch.float32) if reciprocal > 1 else None), None
-
-
-def _samples(pending: Pending, optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        parameter = next((p for p in reversed(group["params"]) if p.grad is not None), None)
-        if parameter is None:
-            continue
-        pending.samples.append((parameter, parameter.grad, parameter.grad._version))
-        if group.get("momentum") and optimizer.state.get(parameter, {}).get("momentum_buffer") is None:
-            pending.without_momentum += group["params"]
 
 
 def fold_grad_clip_(
@@ -129,9 +113,10 @@ def fold_grad_clip_(
     Raises:
         TypeError: it is another optimizer; a gradient is sparse, integer or complex.
         ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`.
-        RuntimeError: ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From ``optimizer.step``: it is
-            called with a closure, after a GradScaler that the call was not told of, or with other gradients than the
-            call saw.
+        RuntimeError: ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From ``optimizer.step``: it
+            finds other gradients than the call saw, which its closure may have taken or a hook changed, another
+            ``grad_scale``, or a GradScaler that the call was not told of. From copying or pickling the optimizer
+            before that step.
 
     Example:
         >>> import torch, ste_ops
@@ -152,17 +137,16 @@ def fold_grad_clip_(
     for name in ("grad_scale", "found_inf"):
         if getattr(optimizer, name, None) is not None:
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(optimizer)
     grads = gradients_of(_OPERATOR, parameters)
     if not grads and not spans_ranks(parameters, grads, process_group):
         return torch.tensor(0.0)
     with torch.no_grad():
         norm = _norm(parameters, grads, p, process_group)
-        loss_scale = _loss_scale(grad_scaler, optimizer, norm.device)
-        if loss_scale is not None:
-            norm = (norm.double() / loss_scale).to(norm.dtype)
-        pending = Pending(*_decided(norm, max_norm), loss_scale is not None)
-        _samples(pending, optimizer)
+        scaler = _yet_to_unscale(grad_scaler, optimizer)
+        if scaler is not None:  # get_scale() would wait for the device
+            norm = (norm.double() / scaler.scale(torch.ones((), device=norm.device))).to(norm.dtype)
+        pending = Pending(optimizer, grads, *_decided(norm, max_norm), scaler)
     pending.install(optimizer)
     hooks.pending = pending
     return norm
