@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_norm_type, checked_number
+from ste_ops._dynamo import never_compiled
 from ste_ops._library import ops
 from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
 from ste_ops.functional.clip._lists import gradients_of, in_one_call
@@ -80,6 +81,7 @@ def _decided(norm: Tensor, max_norm: float) -> tuple[Tensor | None, Tensor | Non
     return (torch.tensor(reciprocal, dtype=torch.float32) if reciprocal > 1 else None), None
 
 
+@never_compiled
 def fold_grad_clip_(
     optimizer: Optimizer,
     max_norm: float,
@@ -93,7 +95,7 @@ def fold_grad_clip_(
     The step after the call does what `clip_grad_norm_` and a step would have done, up to a rounding: the optimizer
     divides by the reciprocal of the coefficient, in float32, where clipping multiplies. Where the norm is NaN or
     infinite that step changes nothing, neither parameters nor state, as under a `torch.amp.GradScaler`. Steps without
-    a call are as ever; of two calls the later one counts.
+    a call are as ever; of two calls the later one counts. In a compiled function the call is a break between graphs.
 
     The call leaves ``.grad`` as it was. The step writes the clipped gradients there, because torch's fused kernels
     write back what they have divided; on the CPU, where the host knows the norm, only where there is something to clip.
