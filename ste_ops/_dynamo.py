@@ -6,6 +6,7 @@ who compile nothing.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -31,9 +32,20 @@ def allow_in_graph(function: _F) -> _F:
 
 
 def never_compiled(function: _F) -> _F:
-    """`torch.compiler.disable` for a function that calls torch alone: the graph ends before it."""
-    _tell(skip_frames, function)
-    return function
+    """`torch.compiler.disable`: the graph ends before a call, and nothing that it calls is compiled."""
+
+    @functools.wraps(function)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        return _outside(function)(*args, **kwargs) if _DYNAMO in sys.modules else function(*args, **kwargs)
+
+    _tell(skip_frames, outside)
+    return outside  # type: ignore[return-value]
+
+
+@functools.cache
+def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
+    outside: Callable[..., Any] = torch.compiler.disable(function)
+    return outside
 
 
 def _tell(what: Callable[[Any], Any], subject: Any) -> None:

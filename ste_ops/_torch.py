@@ -74,7 +74,7 @@ def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def skip_frames(function: Callable[..., Any]) -> None:
-    """`torch.compiler.disable` on the function itself; a wrapper could only be made with Dynamo at hand."""
+    """Has Dynamo take the function as the end of a graph; it may compile what the function calls."""
     from torch._dynamo.decorators import skip
 
     skip(function)
