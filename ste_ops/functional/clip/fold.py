@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ste_ops._dynamo import never_compiled
 from ste_ops._library import ops
 from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
 from ste_ops.functional.clip._lists import gradients_of, in_one_call
+from ste_ops.functional.clip._stepping import checked_optimizer
 from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
 
 if TYPE_CHECKING:
@@ -27,23 +28,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _OPERATOR = "fold_grad_clip_"
-_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-
-
-def _checked_optimizer(optimizer: Any) -> Optimizer:
-    if not isinstance(optimizer, _FUSED):
-        wrapped = "; hand over the optimizer that it wraps" if hasattr(optimizer, "optimizer") else ""
-        raise TypeError(
-            f"{_OPERATOR}: optimizer must be torch's SGD, Adam, AdamW or Adagrad with fused=True, got "
-            f"{type(optimizer).__name__}{wrapped}"
-        )
-    for index, group in enumerate(optimizer.param_groups):
-        if not group.get("fused"):
-            raise ValueError(
-                f"{_OPERATOR}: optimizer must be fused, got {type(optimizer).__name__} with "
-                f"fused={group.get('fused')} in the parameter group {index}; use clip_grad_norm_"
-            )
-    return optimizer
 
 
 def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None) -> Tensor:
@@ -102,7 +86,8 @@ def fold_grad_clip_(
 
     Args:
         optimizer: `torch.optim.SGD`, `Adam`, `AdamW` or `Adagrad` with ``fused=True`` in every parameter group. All its
-            gradients make one norm; there is one bound.
+            gradients make one norm; there is one bound. Of an optimizer with a step of its own the one that it holds as
+            ``optimizer`` is taken, which steps: so do the wrappers of Lightning, Fabric and Accelerate.
         max_norm: the bound, >= 0.
         norm_type: as in `get_total_norm`. An infinite gradient does not show in the norms of order 0 and -inf.
         grad_scaler: the scaler of the loss, if there is one. Its ``unscale_`` may be called before, after or never;
@@ -113,7 +98,7 @@ def fold_grad_clip_(
         The norm before clipping, of unscaled gradients, as `get_total_norm` gives it; 0 where there are none.
 
     Raises:
-        TypeError: it is another optimizer; a gradient is sparse, integer or complex.
+        TypeError: it is another optimizer, or one with a step of its own; a gradient is sparse, integer or complex.
         ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`.
         RuntimeError: ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From ``optimizer.step``: it
             finds other gradients than the call saw, which its closure may have taken or a hook changed, another
@@ -131,7 +116,7 @@ def fold_grad_clip_(
         >>> w
         tensor([-0.6000, -0.8000], requires_grad=True)
     """
-    optimizer = _checked_optimizer(optimizer)
+    optimizer = checked_optimizer(optimizer)
     max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
     p = checked_norm_type(_OPERATOR, norm_type)
     hooks = hooks_of(optimizer)
