@@ -10,6 +10,14 @@ from torch import Tensor
 from ste_ops._dtensor import is_dtensor
 from ste_ops._functions.base import Elementwise, NativeFunction, fake, inverse, needs_function, new_tangent, recorded
 from ste_ops._functions.sharding import Sharding
+from ste_ops._functions.tensor_list import (
+    check_list,
+    check_nonfinite,
+    check_norm_type,
+    check_samples,
+    check_total_norm,
+    check_units,
+)
 from ste_ops._library import ops
 
 
@@ -25,6 +33,8 @@ def _empty_norms(tensors: list[Tensor], each: bool) -> tuple[Tensor, Tensor]:
 
 @fake("total_norm")
 def _(tensors: list[Tensor], norm_type: float, each: bool = False) -> tuple[Tensor, Tensor]:
+    check_list("total_norm", tensors, writes=False)
+    check_norm_type("total_norm", norm_type)
     return _empty_norms(tensors, each)
 
 
@@ -32,26 +42,32 @@ def _(tensors: list[Tensor], norm_type: float, each: bool = False) -> tuple[Tens
 def _(
     grads: list[Tensor], max_norm: float, norm_type: float, nonfinite: int = 0, each: bool = False
 ) -> tuple[Tensor, Tensor]:
+    check_list("clip_grad_norm_", grads, writes=True)
+    check_norm_type("clip_grad_norm_", norm_type)
+    check_nonfinite("clip_grad_norm_", nonfinite)
     return _empty_norms(grads, each)
 
 
 @fake("clip_grads_with_norm_")
 def _(grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int = 0) -> None:
-    pass
+    check_list("clip_grads_with_norm_", grads, writes=True)
+    check_total_norm("clip_grads_with_norm_", total_norm, grads)
+    check_nonfinite("clip_grads_with_norm_", nonfinite)
 
 
 @fake("clip_grad_value_")
 def _(grads: list[Tensor], clip_value: float) -> None:
-    pass
+    check_list("clip_grad_value_", grads, writes=True)
 
 
 @fake("clip_grad_agc_")
 def _(parameters: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
-    pass
+    check_units("clip_grad_agc_", parameters, grads)
 
 
 @fake("clip_per_sample_")
 def _(grad_samples: list[Tensor], sums: list[Tensor], max_norm: float) -> Tensor:
+    check_samples("clip_per_sample_", grad_samples, sums)
     return _empty_norm(grad_samples).new_empty(grad_samples[0].shape[0])
 
 

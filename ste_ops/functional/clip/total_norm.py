@@ -112,6 +112,7 @@ def _norms_in_parts(operator: str, grads: list[Tensor], p: float, each: bool) ->
         refuse_norms_of_ranks(operator, each)
         total_norm = norm_of_ranks(operator, grads, grads, p, None)
         return total_norm, total_norm.new_empty(0)
+    _lists.refuse_meta_beside_others(operator, grads)
     totals: list[Tensor] = []
     norm_of_grad: dict[Tensor, Tensor] = {}
     for group in _lists.by_device(operator, grads):

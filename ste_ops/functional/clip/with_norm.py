@@ -54,8 +54,11 @@ def clip_grads_with_norm_(
         total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
     if total_norm.dtype != torch.float64:
         total_norm = total_norm.float()
+    device = next((grad.device for grad in grads if not grad.is_meta), grads[0].device)
+    if total_norm.is_meta and device.type != "meta":
+        raise ValueError(f"clip_grads_with_norm_: total_norm must hold a number, got a meta tensor for {device}")
     with torch.no_grad():
-        scale_gradients("clip_grads_with_norm_", grads, total_norm.detach().to(grads[0].device), max_norm)
+        scale_gradients("clip_grads_with_norm_", grads, total_norm.detach().to(device), max_norm)
 
 
 def scale_gradients(
