@@ -6,6 +6,7 @@ import math
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -223,6 +224,17 @@ def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor
         allowed = "float64, float32, bfloat16, float16, an integer dtype or bool"
         raise error(f"{operator}: weights must be {allowed}, got {weights.dtype}")
     return weights.detach()
+
+
+def as_array_tensor(operator: str, argument: str, expected: str, given: Any) -> Tensor:
+    """Numbers, a list or an array, in any memory, as a tensor; lists are read in double precision."""
+    try:
+        values = np.array(given, order="C") if hasattr(given, "__array__") else given
+        made = torch.as_tensor(values)
+        is_list_of_floats = not isinstance(values, np.ndarray) and made.is_floating_point()
+        return torch.as_tensor(values, dtype=torch.float64) if is_list_of_floats else made
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{operator}: {argument} must be {expected}, got {type(given).__name__}: {error}") from None
 
 
 def check_count(operator: str, name: str, value: int, least: int, error: type[Exception]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from ste_ops._checks import as_weights, check_count, check_plain, refuse_invalid
+from ste_ops._checks import as_array_tensor, as_weights, check_count, check_plain, is_number, refuse_invalid
 from ste_ops._functions.sampling.sum_tree import FANOUT, tree_levels
 from ste_ops._library import ops
 from ste_ops._random import draw_seed
 from ste_ops._sent import Sent
+
+Indices = int | slice | Sequence[int] | NDArray[Any] | Tensor
+Weights = float | Sequence[float] | NDArray[Any] | Tensor
 
 
 class SumTree:
@@ -91,7 +96,7 @@ class SumTree:
     def __getitem__(self, indices: Any) -> Tensor:
         return self._weights[indices].clone()
 
-    def __setitem__(self, indices: int | Tensor, weights: float | Tensor) -> None:
+    def __setitem__(self, indices: Indices, weights: Weights) -> None:
         self.update(indices, weights)
 
     def total(self) -> Tensor:
@@ -104,49 +109,64 @@ class SumTree:
         total = bits.view(torch.float64)
         return torch.where(word == 0, 0.0, torch.where(small == 1, total * 2.0**-64, total))
 
-    def update(self, indices: int | Tensor, weights: float | Tensor) -> None:
+    def update(self, indices: Indices, weights: Weights) -> None:
         """Sets weights[indices] = weights. Where an index occurs more than once, its last weight counts.
 
         Args:
-            indices: an integer tensor of any shape on the tree's device, or an int; each in [0, n).
-            weights: a tensor of that shape (or one that broadcasts to it) on the same device, or a number; converted to
-                the tree's dtype.
+            indices: integers in [0, n): a tensor of any shape on the tree's device, an array, a list or an int; or a
+                slice. None at all change nothing.
+            weights: a tensor of that shape (or one that broadcasts to it) on the same device, an array, a list or a
+                number; converted to the tree's dtype. Above zero they stay so: one that is too small for the dtype
+                becomes the least number of it.
 
         Raises:
             RuntimeError: an index is negative or not below n, or a weight is negative, NaN or infinite. The tree is
                 then what it was before. On CUDA the host does not wait to know of it: a later operator raises it
                 (`check_deferred_errors`).
             ValueError: the shapes do not fit, or a tensor is on another device.
-            TypeError: indices are no integers.
+            TypeError: indices are no integers, or weights no real numbers.
         """
-        index, values = self._as_update(indices, weights)
-        ops.sum_tree_update_(self._weights, self._nodes, index, values)
-
-    def _as_update(self, indices: int | Tensor, weights: float | Tensor) -> tuple[Tensor, Tensor]:
-        operator = "SumTree.update"
-        if not isinstance(indices, Tensor):
-            indices = torch.tensor(indices, device=self.device)
-        if indices.dtype != torch.int64:
-            if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype == torch.bool:
-                raise TypeError(f"{operator}: indices must be integers, got {indices.dtype}")
-            indices = indices.to(torch.int64)
-        if not isinstance(weights, Tensor):
-            weights = torch.full((), weights, dtype=self.dtype, device=self.device)
-        if weights.dtype != self.dtype:
-            weights = weights.to(self.dtype)
-        for name, tensor in (("indices", indices), ("weights", weights)):
-            check_plain(operator, name, tensor)
-            if tensor.device != self.device:
-                raise ValueError(f"{operator}: {name} must be on the tree's device, {self.device}, got {tensor.device}")
-        if weights.shape != indices.shape:
+        index, values = self._as_indices(indices), self._as_values(weights)
+        if values.shape != index.shape:
             try:
-                weights = weights.expand(indices.shape)
+                values = values.expand(index.shape)
             except RuntimeError:
                 raise ValueError(
-                    f"{operator}: weights must have the shape of indices, {tuple(indices.shape)}, got "
-                    f"{tuple(weights.shape)}"
+                    f"SumTree.update: weights must have the shape of indices, {tuple(index.shape)}, got "
+                    f"{tuple(values.shape)}"
                 ) from None
-        return indices.reshape(-1), weights.detach().reshape(-1)
+        ops.sum_tree_update_(self._weights, self._nodes, index.reshape(-1), values.reshape(-1))
+
+    def _as_indices(self, indices: Indices) -> Tensor:
+        if isinstance(indices, slice):
+            start, stop, step = indices.indices(len(self))
+            return torch.arange(len(range(start, stop, step)), device=self.device) * step + start
+        index = self._on_device("indices", "integers", indices)
+        if index.numel() and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
+            hint = "; mask.nonzero().squeeze(1) makes them of a mask" if index.dtype == torch.bool else ""
+            raise TypeError(f"SumTree.update: indices must be integers, got {index.dtype}{hint}")
+        return index.to(torch.int64)
+
+    def _as_values(self, weights: Weights) -> Tensor:
+        if is_number(weights):
+            weights = torch.full((), float(cast(float, weights)), dtype=torch.float64, device=self.device)
+        values = self._on_device("weights", "real numbers", weights).detach()
+        if values.is_complex():
+            raise TypeError(f"SumTree.update: weights must be real numbers, got {values.dtype}")
+        if values.dtype == self.dtype or not values.is_floating_point():
+            return values.to(self.dtype)
+        limits, narrow = torch.finfo(self.dtype), values.to(self.dtype)
+        # Zero would mean never.
+        return torch.where((narrow == 0) & (values > 0), limits.smallest_normal * limits.eps, narrow)
+
+    def _on_device(self, name: str, expected: str, given: Any) -> Tensor:
+        """A tensor as it is, anything else as one on the tree's device."""
+        if not isinstance(given, Tensor):
+            return as_array_tensor("SumTree.update", name, expected, given).to(self.device)
+        check_plain("SumTree.update", name, given)
+        if given.device != self.device:
+            raise ValueError(f"SumTree.update: {name} must be on the tree's device, {self.device}, got {given.device}")
+        return given
 
     def sample(self, num_samples: int, *, generator: Generator | None = None) -> Tensor:
         """Draws indices with replacement, in proportion to the weights as they are now.

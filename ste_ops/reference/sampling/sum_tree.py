@@ -79,7 +79,8 @@ class SumTree:
     def update(self, indices: int | Tensor, weights: float | Tensor) -> None:
         """One after the other, so the last of equal indices counts."""
         index = torch.as_tensor(indices)
-        values = torch.as_tensor(weights, dtype=self._weights.dtype, device=self._weights.device).expand(index.shape)
+        wide = torch.as_tensor(weights, dtype=torch.float64, device=self._weights.device).detach()
+        values = self._narrowed(wide).expand(index.shape)
         for position, (i, w) in enumerate(zip(index.reshape(-1).tolist(), values.reshape(-1).tolist(), strict=True)):
             if not 0 <= i < len(self):
                 raise IndexError(f"SumTree.update: indices must be in [0, {len(self)}), got {i} at position {position}")
@@ -87,6 +88,12 @@ class SumTree:
         for i, w in zip(index.reshape(-1).tolist(), values.reshape(-1), strict=True):
             self._weights[i] = w
         self._build()
+
+    def _narrowed(self, wide: Tensor) -> Tensor:
+        """In the tree's dtype, where what is above zero stays so."""
+        limits = torch.finfo(self._weights.dtype)
+        least = limits.smallest_normal * limits.eps
+        return torch.where((wide > 0) & (wide < least), least, wide).to(self._weights.dtype)
 
     def sample(self, num_samples: int, *, generator: Generator | None = None) -> Tensor:
         """Draws under a seed from `generator`."""
