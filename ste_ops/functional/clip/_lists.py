@@ -115,11 +115,15 @@ def as_stored(grad: Tensor) -> Tensor:
 
     A norm, a factor and a clamp are the same on both sides of zero.
     """
-    return negative_view(grad) if grad.is_neg() else grad
+    return negative_view(grad) if _is_negated(grad) else grad
+
+
+def _is_negated(grad: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and grad.is_neg()  # Dynamo takes no such tensor
 
 
 def _in_several_parts(grads: Sequence[Tensor]) -> bool:
-    return any(grad.is_sparse or grad.is_neg() or grad.device != grads[0].device for grad in grads)
+    return any(grad.is_sparse or _is_negated(grad) or grad.device != grads[0].device for grad in grads)
 
 
 def by_device(operator: str, grads: Sequence[Tensor]) -> list[list[Tensor]]:
