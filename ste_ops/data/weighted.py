@@ -146,7 +146,7 @@ class WeightedSampler(ResumableSampler[T]):
 
     def __getstate__(self) -> dict[str, Any]:
         self._source  # noqa: B018  what was written into the tensor that a copy does not take along
-        return {**vars(self), "_shown": None}
+        return {**super().__getstate__(), "_shown": None}
 
 
 class _AssignableLength(WeightedSampler[T]):
