@@ -1,15 +1,13 @@
-"""Samplers that resume: their iterator, which knows how far it has come, and the few numbers that say so."""
+"""Samplers that resume: their iterator, and the few numbers that say how far it has come."""
 
 from __future__ import annotations
 
 import base64
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from operator import length_hint
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Generator
@@ -17,88 +15,9 @@ from torch.utils.data import Sampler
 
 from ste_ops._random import draw_seed
 from ste_ops._sent import SendsGenerator
-from ste_ops.data._stream import Stream
+from ste_ops.data._cursor import Cursor, Origin, Plan
 
 T = TypeVar("T")
-Origin = dict[str, Any]
-"""The name of an epoch's stream: a seed, None until it is drawn, and what else the sampler makes one from."""
-
-
-@dataclass(frozen=True)
-class Plan(Generic[T]):
-    """What is left of an epoch from draw number `position` on: so many items, each of them worth `unit` draws.
-
-    Its functions know nothing of the sampler, so that a sampler is not kept alive by its own iterations.
-    """
-
-    position: int
-    items: int
-    unit: int
-    total: int
-    chunk: int
-    open: Callable[[Origin], Stream]
-    draw: Callable[[Stream, int, int], list[T]]
-
-    def after(self, items: int) -> int:
-        return min(self.position + self.unit * min(items, self.items), self.total)
-
-
-class Cursor(Generic[T]):
-    """How far an iteration has come. It has no place until it begins; the seed is drawn when it is first needed."""
-
-    def __init__(self) -> None:
-        self._active: Iterator[T] = iter(())
-        self.begun = self.finished = False
-
-    def begin(self, origin: Origin, plan: Plan[T], seed: Callable[[], int], source: Any) -> None:
-        self._seed: Callable[[], int] | None = seed
-        self.source = source
-        self.begun = True
-        self.restart(origin, plan)
-
-    def restart(self, origin: Origin, plan: Plan[T]) -> None:
-        # The rest of a chunk that is half handed out must not follow.
-        for _ in self._active:
-            pass
-        self._origin, self.plan, self._drawn = origin, plan, 0
-        self._stream: Stream | None = None
-
-    def origin(self) -> Origin:
-        if self._origin["seed"] is None and self._seed is not None:
-            self._origin = {**self._origin, "seed": self._seed()}
-        return self._origin
-
-    @property
-    def handed(self) -> int:
-        # A list iterator says what it has left: nothing has to be counted item by item.
-        return self._drawn - length_hint(self._active)
-
-    def chunks(self, sampler: ResumableSampler[T]) -> Iterator[Iterator[T]]:
-        if not self.begun:
-            sampler._begin(self)
-        while self._drawn < self.plan.items:
-            plan = self.plan
-            if self._stream is None:
-                self._stream = plan.open(self.origin())
-            count = min(plan.chunk, plan.items - self._drawn)
-            self._active = iter(plan.draw(self._stream, self._drawn, count))
-            self._drawn += count
-            yield self._active
-        self.finished = True
-        self._stream = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy remembers how far the iteration was and does not go on with it."""
-        state = {**vars(self), "_active": iter(())}
-        if self.begun:
-            plan = self.plan
-            left = Plan(plan.position, plan.items, plan.unit, plan.total, plan.chunk, _closed, _closed)
-            state.update(plan=left, _drawn=self.handed, _stream=None, _seed=None)
-        return state
-
-
-def _closed(*_: Any) -> Any:
-    raise RuntimeError("a copy of a sampler does not go on with an iteration of the original")
 
 
 class Iteration(chain):
@@ -128,6 +47,8 @@ class Iteration(chain):
             self._sampler._begin(self._cursor)
         self._cursor.restart(origin, self._sampler._plan(position))
         self._sampler._resumed = self._cursor
+        if self._cursor.plan.items > 0:
+            self._sampler._enter(origin)
 
 
 class ResumableSampler(SendsGenerator, Sampler[T]):
@@ -170,6 +91,13 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     def _coming(self) -> Origin:
         """What is known of the next epoch."""
         return {"seed": None}
+
+    def _following(self, origin: Origin) -> Origin:
+        """What is known of the epoch after that one."""
+        return {"seed": None}
+
+    def _enter(self, origin: Origin) -> None:
+        """An iterator was told to go on with the epoch of that name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fixed and name in vars(self):
@@ -222,8 +150,9 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         """Where the last iteration stands, in numbers and strings: fit for json and ``torch.load(weights_only=True)``.
 
         The time it takes does not depend on the position; the first call also hashes the weights. After the end of an
-        epoch, and before the first, it is the start of the next one. The state of `generator`, where one was given, is
-        part of it, so that later epochs come out the same too; torch's default generator is yours to save.
+        epoch, also by `consumed`, and before the first, it is the start of the next one. The state of `generator`,
+        where one was given, is part of it, so that later epochs come out the same too; torch's default generator is
+        yours to save.
 
         Args:
             consumed: how many items of this iteration training has used, where something draws ahead: a `DataLoader`
@@ -239,8 +168,9 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         if consumed is not None and (cursor is None or not _is_count(consumed)):
             expected = "an int >= 0" if cursor is not None else "None before the first iteration"
             raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
-        if consumed is None and cursor is not None and cursor.finished:
-            cursor, origin, position = None, self._coming(), 0
+        if cursor is not None and cursor.ended(consumed):
+            origin, position = self._following(cursor.named), 0
+            cursor = None
         else:
             origin, position = self._place(cursor, consumed)
         state = {**self._identity(cursor), **origin, "position": position}

@@ -11,11 +11,12 @@ import torch
 from torch import Generator, Tensor
 
 from ste_ops._checks import MOST
-from ste_ops.data._state import Plan, ResumableSampler
+from ste_ops.data._cursor import Plan
+from ste_ops.data._draws import CHUNK, check_positive
+from ste_ops.data._state import ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data._subsets import subsets
 from ste_ops.data.labels import as_labels
-from ste_ops.data.weighted import CHUNK, check_positive
 
 
 class _ClassBatchSampler(ResumableSampler[list[int]]):

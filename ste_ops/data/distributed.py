@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
-from ste_ops.data._state import Origin, Plan
+from ste_ops.data._cursor import Plan
+from ste_ops.data._draws import CHUNK, WeightedSampler, check_bool
+from ste_ops.data._ranks import RankedSampler
 from ste_ops.data._stream import Stream, epoch_seed
-from ste_ops.data.weighted import CHUNK, WeightedSampler, check_bool
 
 
-class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
+class DistributedWeightedSampler(RankedSampler[int], WeightedSampler[int], DistributedSampler):
     """Draws dataset indices in proportion to weights, each rank its own part of one stream, without communication.
 
     (seed, epoch) names a stream of draws, the same for any number of ranks: of W ranks, rank r takes draws r, r + W,
@@ -28,7 +27,7 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
     The state counts draws of the stream, not of a rank: it may be saved on any rank, as all stand at the same place,
     and loaded on every rank of another number of them. The remaining draws are then shared out anew: W' ranks that
     resume at draw S take S + r, S + r + W', ... So nothing is drawn twice and nothing is lost but for what padding
-    repeats and drop_last leaves out at the end.
+    repeats and drop_last leaves out at the end. After the end of an epoch the state is the start of the next one.
 
     Args:
         weights: as in `WeightedRandomSampler`; the same on every rank.
@@ -76,23 +75,9 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        self.num_replicas = _of_group("num_replicas", dist.get_world_size) if num_replicas is None else num_replicas
-        self.rank = _of_group("rank", dist.get_rank) if rank is None else rank
-        for name, value, least in (
-            ("num_replicas", self.num_replicas, 1),
-            ("rank", self.rank, 0),
-            ("seed", seed, -(2**63)),
-        ):
-            _check_int(name, value, least)
-        if self.rank >= self.num_replicas:
-            raise ValueError(
-                f"DistributedWeightedSampler: rank must be from 0 to {self.num_replicas - 1} for num_replicas "
-                f"{self.num_replicas}, got {self.rank}"
-            )
+        self._take_ranks(num_replicas, rank, seed)
         check_bool("drop_last", drop_last)
         self._take_weights(weights, num_samples, replacement)
-        self.seed = seed
-        self.epoch = 0
         self.drop_last = drop_last
         self.shuffle = True
         self.num_samples = self._share(0)
@@ -102,9 +87,6 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
         """How many draws a rank has from `position` on."""
         left = max(self._total - position, 0)
         return left // self.num_replicas if self.drop_last else -(-left // self.num_replicas)
-
-    def _coming(self) -> Origin:
-        return {"seed": self.seed, "epoch": self.epoch}
 
     def _plan(self, position: int) -> Plan[int]:
         total, ranks, own = self._total, self.num_replicas, position + self.rank
@@ -120,40 +102,5 @@ class DistributedWeightedSampler(WeightedSampler[int], DistributedSampler):
         opener = self._opener(lambda origin: epoch_seed(origin["seed"], origin["epoch"]))
         return Plan(position, self._share(position), ranks, total, CHUNK, opener, draw)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration draws; without it every iteration draws the same one.
-
-        After `load_state_dict` the epoch of the state goes on from where it was, another one starts at its beginning.
-        """
-        _check_int("epoch", epoch, 0)
-        if epoch != self.epoch:
-            self._cursor, self._loaded = None, None
-        vars(self)["epoch"] = epoch
-
-    def _accept(self, loaded: tuple[Origin, int]) -> None:
-        super()._accept(loaded)
-        vars(self).update(loaded[0])
-
-    def _read(self, state: Mapping[str, Any]) -> tuple[Origin, int]:
-        origin, position = super()._read(state)
-        for name in origin:
-            _check_int(name, origin[name], 0 if name == "epoch" else -(2**63))
-        return origin, position
-
     def __len__(self) -> int:
         return self.num_samples
-
-
-def _check_int(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"DistributedWeightedSampler: {name} must be an int, got {type(value).__name__}")
-    if not least <= value < 2**64:
-        raise ValueError(f"DistributedWeightedSampler: {name} must be an int from {least} on, got {value}")
-
-
-def _of_group(name: str, ask: Any) -> int:
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            f"DistributedWeightedSampler: {name} must be given, or torch.distributed be initialized; got neither"
-        )
-    return ask()
