@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
+from ste_ops.functional.clip.with_norm import clip_grads_with_norm_
+
 if TYPE_CHECKING:
     from torch.amp import GradScaler
     from torch.optim import Optimizer
@@ -42,6 +44,7 @@ class Pending:
         optimizer: the one that steps.
         grads: its gradients, which are not kept alive: a step may be left out.
         grad_scale, found_inf: what the step is to find, None where that is nothing.
+        excess: the norm of which the gradients are to be clipped to 1 before the step divides them, or None.
         scaler: the one that has yet to unscale the gradients; when, is its own affair.
     """
 
@@ -51,10 +54,12 @@ class Pending:
         grads: Sequence[Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        excess: Tensor | None,
         scaler: GradScaler | None,
     ):
         self.grad_scale = grad_scale
         self.found_inf = found_inf
+        self.excess = excess
         self.scaler = scaler
         self.scaler_cleans_up = False
         self.seen = [(weakref.ref(grad), grad._version) for grad in grads]
@@ -98,11 +103,13 @@ class Pending:
         )
 
     def give(self, optimizer: Any) -> None:
-        """Joins the scaler's word, which looks at this rank's gradients alone, where the norm is that of all ranks."""
+        """What the step needs besides: the scaler's found_inf is of this rank's gradients, ours of all ranks'."""
         if self.scaler_cleans_up and self.found_inf is not None:
             theirs = optimizer.found_inf
             ours = self.found_inf.to(theirs.device, non_blocking=True)
             optimizer.found_inf = torch.maximum(theirs, ours).clamp(max=1)
+        if self.excess is not None:
+            clip_grads_with_norm_(parameters_of(optimizer), 1.0, self.excess)
 
 
 def _without_momentum(optimizer: Optimizer) -> list[Tensor]:

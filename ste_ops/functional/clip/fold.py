@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,19 +50,48 @@ def _known_to_host(norm: Tensor) -> bool:
     return norm.device.type == "cpu"
 
 
-def _decided(norm: Tensor, max_norm: float) -> tuple[Tensor | None, Tensor | None]:
-    """The reciprocal of the coefficient, at least 1, and whether to skip; None where the host knows of nothing to do.
+class _Decision(NamedTuple):
+    """What is handed to the step: the reciprocal of the coefficient, at least 1, and whether to skip.
 
-    A fused step that is given a grad_scale writes every gradient back, divided.
+    None where the host knows of nothing to do: a fused step that is given a grad_scale writes every gradient back,
+    divided. `excess` is by how much the reciprocal exceeds what a grad_scale holds, which is a float32 even for float64
+    gradients, as a norm to be clipped to 1.
     """
-    if not _known_to_host(norm):
-        grad_scale = ((norm.double() + 1e-6) / max_norm).clamp(min=1).float()
-        return grad_scale, (~norm.isfinite()).float()
-    value = norm.item()
-    if not math.isfinite(value):
-        return None, torch.ones(())
-    reciprocal = (value + 1e-6) / max_norm if max_norm > 0 else math.inf
-    return (torch.tensor(reciprocal, dtype=torch.float32) if reciprocal > 1 else None), None
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    excess: Tensor | None = None
+
+
+# The largest grad_scale. The rounding of a reciprocal, and its product with a loss scale, must not leave float32.
+_LARGEST = torch.finfo(torch.float32).max * (1 - 2**-20)
+
+
+def _decided(norm: Tensor, max_norm: float, loss_scale: Tensor | None) -> _Decision:
+    if _known_to_host(norm):
+        limit = _LARGEST / max(1.0, 1.0 if loss_scale is None else loss_scale.item())
+        return _decided_by_host(norm.item(), max_norm, limit)
+    skip = ~norm.isfinite()
+    reciprocal = ((norm.double() + 1e-6) / max_norm).clamp(min=1)
+    if norm.dtype != torch.float64 and not 0 < max_norm < 1:  # no norm in float32 is too large for such a bound
+        return _Decision(reciprocal.float(), skip.float())
+    scale = torch.ones_like(reciprocal) if loss_scale is None else loss_scale.double().clamp(min=1)
+    excess = reciprocal * scale / _LARGEST
+    exceeds = (excess > 1) & excess.isfinite() & ~skip
+    grad_scale = torch.where(exceeds, _LARGEST / scale, reciprocal)
+    return _Decision(grad_scale.float(), skip.float(), torch.where(exceeds, excess - 1e-6, 0.0))
+
+
+def _decided_by_host(norm: float, max_norm: float, limit: float) -> _Decision:
+    if not math.isfinite(norm):
+        return _Decision(found_inf=torch.ones(()))
+    reciprocal = (norm + 1e-6) / max_norm if max_norm > 0 else math.inf
+    if reciprocal <= 1:
+        return _Decision()
+    if limit < reciprocal < math.inf:
+        excess = torch.tensor(reciprocal / limit - 1e-6, dtype=torch.float64)
+        return _Decision(torch.tensor(limit, dtype=torch.float32), excess=excess)
+    return _Decision(torch.tensor(reciprocal, dtype=torch.float32))
 
 
 @never_compiled
@@ -83,6 +112,8 @@ def fold_grad_clip_(
 
     The call leaves ``.grad`` as it was. The step writes the clipped gradients there, because torch's fused kernels
     write back what they have divided; on the CPU, where the host knows the norm, only where there is something to clip.
+    What divides is a float32: where it would be more than 3.4e38, the step scales the gradients before. On other
+    devices it looks whether it must for float64 gradients and bounds below 1, which is one launch more.
 
     Args:
         optimizer: `torch.optim.SGD`, `Adam`, `AdamW` or `Adagrad` with ``fused=True`` in every parameter group. All its
@@ -130,10 +161,11 @@ def fold_grad_clip_(
         return torch.tensor(0.0)
     with torch.no_grad():
         norm = _norm(parameters, grads, p, process_group)
-        scaler = _yet_to_unscale(grad_scaler, optimizer)
-        if scaler is not None:  # get_scale() would wait for the device
-            norm = (norm.double() / scaler.scale(torch.ones((), device=norm.device))).to(norm.dtype)
-        pending = Pending(optimizer, grads, *_decided(norm, max_norm), scaler)
+        scaler, loss_scale = _yet_to_unscale(grad_scaler, optimizer), None
+        if scaler is not None:
+            loss_scale = scaler.scale(torch.ones((), device=norm.device))  # get_scale() would wait for the device
+            norm = (norm.double() / loss_scale).to(norm.dtype)
+        pending = Pending(optimizer, grads, *_decided(norm, max_norm, loss_scale), scaler)
     pending.install(optimizer)
     hooks.pending = pending
     return norm
