@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,11 @@ def _explain_missing_kernels(cuda: bool, cuda_reason: str) -> list[torch.library
     return [library]
 
 
+@functools.cache
+def _resolved(namespace: str) -> dict[str, Any]:
+    return {name: getattr(getattr(torch.ops, namespace), name).default for name in _operator_names(namespace)}
+
+
 class Operators:
     """The resolved operators as attributes: `ops.heaviside(...)` skips the lookups of `torch.ops`.
 
@@ -122,8 +128,7 @@ class Operators:
 
     def use(self, namespace: str) -> None:
         self.namespace = namespace
-        for name in _operator_names(namespace):
-            setattr(self, name, getattr(getattr(torch.ops, namespace), name).default)
+        vars(self).update(_resolved(namespace))
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"ste_ops: the compiled library has no operator {name!r}; {_REBUILD}")

@@ -48,7 +48,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    # As torch.manual_seed, which takes 2 ms to note where it was called from for every kind of device that is absent.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 # A test may start pytest again, whose end is not that of the run.
