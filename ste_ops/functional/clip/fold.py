@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._dynamo import never_compiled
-from ste_ops._library import ops
 from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
-from ste_ops.functional.clip._lists import gradients_of, in_one_call
-from ste_ops.functional.clip._stepping import checked_optimizer
+from ste_ops.functional.clip._lists import gradients_of
+from ste_ops.functional.clip._stepping import check_divisible, checked_optimizer
 from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
 
 if TYPE_CHECKING:
@@ -33,13 +32,7 @@ _OPERATOR = "fold_grad_clip_"
 def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_group: ProcessGroup | None) -> Tensor:
     if spans_ranks(parameters, grads, process_group):
         return norm_of_ranks(_OPERATOR, parameters, grads, p, process_group)
-
-    def in_parts() -> tuple[Tensor, Tensor]:
-        if any(grad.is_sparse for grad in grads):
-            raise TypeError(f"{_OPERATOR}: gradients must be strided: fused optimizers take no sparse ones")
-        return norms_of(_OPERATOR, grads, p, each=False)
-
-    return in_one_call(_OPERATOR, ops.total_norm, grads, p, in_parts=in_parts)[0]
+    return norms_of(_OPERATOR, grads, p, each=False)[0]
 
 
 def _yet_to_unscale(scaler: GradScaler | None, optimizer: Optimizer) -> GradScaler | None:
@@ -131,10 +124,11 @@ def fold_grad_clip_(
     Raises:
         TypeError: it is another optimizer, or one with a step of its own; a gradient is sparse, integer or complex.
         ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`.
-        RuntimeError: ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From ``optimizer.step``: it
-            finds other gradients than the call saw, which its closure may have taken or a hook changed, another
-            ``grad_scale``, or a GradScaler that the call was not told of. From copying or pickling the optimizer
-            before that step.
+        RuntimeError: two gradients are one tensor, or one's elements share memory (an expanded tensor), also where
+            nothing would be clipped. ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From
+            ``optimizer.step``: it finds other gradients than the call saw, which its closure may have taken or a hook
+            changed, another ``grad_scale``, or a GradScaler that the call was not told of. From copying or pickling
+            the optimizer before that step.
 
     Example:
         >>> import torch, ste_ops
@@ -161,6 +155,7 @@ def fold_grad_clip_(
         return torch.tensor(0.0)
     with torch.no_grad():
         norm = _norm(parameters, grads, p, process_group)
+        check_divisible(grads)
         scaler, loss_scale = _yet_to_unscale(grad_scaler, optimizer), None
         if scaler is not None:
             loss_scale = scaler.scale(torch.ones((), device=norm.device))  # get_scale() would wait for the device
