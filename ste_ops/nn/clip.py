@@ -29,9 +29,11 @@ def _writable(x: Tensor) -> Tensor:
 
     Nothing is copied until something is written, and nothing then either where the layer before has let go of its own.
     """
-    if type(x) is not Tensor or not x.requires_grad or torch.compiler.is_compiling() or jit_tracing():
+    if type(x) is not Tensor or not x.requires_grad:
         return x
-    return lazy_clone(x)
+    if torch.compiler.is_compiling():
+        return x.clone()  # the compiler leaves out what nobody needs
+    return x if jit_tracing() else lazy_clone(x)
 
 
 class ClipGradientValue(nn.Module):

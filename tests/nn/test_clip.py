@@ -110,6 +110,8 @@ def test_the_next_layer_may_work_in_place(clip):
     before = hidden.detach().clone()
     clip(hidden).zero_()
     assert torch.equal(hidden, before)
+    compiled = torch.compile(nets[0], backend="eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum() * 9, first.parameters()), grads[0])
     leaf = torch.ones(3, requires_grad=True)
     clip(leaf).mul_(2).sum().backward()
     assert leaf.tolist() == [1.0, 1.0, 1.0]
