@@ -13,6 +13,7 @@ from torch import Tensor
 from ste_ops._dtensor import check_mesh, is_dtensor
 
 FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+COMPLEX = frozenset({torch.complex64, torch.complex128})
 INTEGER = frozenset(
     {torch.bool, torch.int8, torch.int16, torch.int32, torch.int64}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}

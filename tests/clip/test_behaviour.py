@@ -196,8 +196,8 @@ def test_expanded_gradients_have_a_norm_and_are_not_clipped(device):
 @pytest.mark.parametrize(
     ("grad", "error", "message"),
     [
-        (torch.ones(2, dtype=torch.complex64), TypeError, r"float16, got torch\.complex64 at index 1"),
-        (torch.ones(2, dtype=torch.int32), TypeError, r"float16, got torch\.int32 at index 1"),
+        (torch.ones(2, dtype=torch.complex32), TypeError, r"complex128, got torch\.complex32 at index 1"),
+        (torch.ones(2, dtype=torch.int32), TypeError, r"complex128, got torch\.int32 at index 1"),
         (torch.eye(2).to_sparse_csr(), TypeError, r"sparse_coo, got torch\.sparse_csr at index 1"),
         (3.0, TypeError, "an iterable of tensors, got float at index 1"),
     ],

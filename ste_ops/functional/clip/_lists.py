@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ste_ops._checks import FLOATING, refuse_nested
+from ste_ops._checks import COMPLEX, FLOATING, refuse_nested
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops._torch import negative_view
@@ -78,9 +78,10 @@ def check_gradient(operator: str, index: int, grad: Tensor) -> None:
         )
     if grad.is_nested:
         refuse_nested(operator, f"gradients[{index}]", grad)
-    if grad.dtype not in FLOATING:
+    if grad.dtype not in FLOATING and grad.dtype not in COMPLEX:
         raise TypeError(
-            f"{operator}: gradients must be float64, float32, bfloat16 or float16, got {grad.dtype} at index {index}"
+            f"{operator}: gradients must be float64, float32, bfloat16, float16, complex64 or complex128, got "
+            f"{grad.dtype} at index {index}"
         )
     if grad.layout not in (torch.strided, torch.sparse_coo):
         raise TypeError(f"{operator}: gradients must be strided or sparse_coo, got {grad.layout} at index {index}")
@@ -91,13 +92,17 @@ def in_one_call(
 ) -> _T:
     """native(grads, *arguments), or in_parts() of a list that one native call does not take.
 
-    Such are lists with sparse gradients or DTensors and lists over several devices. What no call takes is named before
-    anything is written.
+    Such are lists with sparse or complex gradients or DTensors and lists over several devices. What no call takes is
+    named before anything is written.
 
     DTensors, and whatever a compiled graph holds, are asked for: an operator that is given them fails late, or for
     good. Other lists are given to the operator, which looks at every tensor anyway and writes nothing where it refuses:
     to ask a thousand for their layout and device takes 130 us in Python, their norm 190 us.
     """
+    writes = native is not ops.total_norm
+    if writes and torch.compiler.is_compiling() and any(grad.is_complex() for grad in grads):
+        # Torch makes no functional graph of what writes the real view of a complex tensor.
+        raise TypeError(f"{operator}: complex gradients are clipped outside of torch.compile's graphs")
     if has_dtensor(grads) or (torch.compiler.is_compiling() and _in_several_parts(grads)):
         return in_parts()
     try:
@@ -110,20 +115,40 @@ def in_one_call(
     return in_parts()
 
 
-def as_stored(grad: Tensor) -> Tensor:
-    """The memory of a gradient with torch's negative bit, a view such as ``z.conj().imag``: kernels write memory.
+def as_stored(x: Tensor) -> Tensor:
+    """The memory of a strided tensor as kernels take it: real, and without torch's negative and conjugate bits.
 
-    A norm, a factor and a clamp are the same on both sides of zero.
+    Those bits are of views such as ``z.conj().imag``; a 2-norm, a factor and a clamp are the same on both sides of 0. A
+    complex tensor becomes one of real numbers with a last dimension of 2.
     """
-    return negative_view(grad) if _is_negated(grad) else grad
+    if torch.compiler.is_compiling():  # a graph cannot ask for bits, and torch refuses a view of one that has them
+        return torch.view_as_real(x) if x.is_complex() else x
+    if x.is_neg():
+        x = negative_view(x)
+    if x.is_complex():
+        return torch.view_as_real(x.conj() if x.is_conj() else x)
+    return x
 
 
-def _is_negated(grad: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and grad.is_neg()  # Dynamo takes no such tensor
+def magnitudes(grads: Sequence[Tensor], p: float) -> list[Tensor]:
+    """Real tensors with the p-norms of the list: in a norm a complex number counts with its magnitude."""
+    real = {grad: _magnitude(grad, p) for grad in dict.fromkeys(grads)}
+    return [real[grad] for grad in grads]
+
+
+def _magnitude(grad: Tensor, p: float) -> Tensor:
+    if not grad.is_complex():
+        return grad if grad.is_sparse else as_stored(grad)
+    values = grad.coalesce()._values() if grad.is_sparse else grad
+    return as_stored(values) if p == 2 else values.abs()
 
 
 def _in_several_parts(grads: Sequence[Tensor]) -> bool:
-    return any(grad.is_sparse or _is_negated(grad) or grad.device != grads[0].device for grad in grads)
+    compiled = torch.compiler.is_compiling()  # Dynamo takes no tensor with the negative bit
+    return any(
+        grad.is_sparse or grad.is_complex() or grad.device != grads[0].device or (not compiled and grad.is_neg())
+        for grad in grads
+    )
 
 
 def by_device(operator: str, grads: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -131,7 +156,7 @@ def by_device(operator: str, grads: Sequence[Tensor]) -> list[list[Tensor]]:
     groups: dict[torch.device, list[Tensor]] = {}
     for index, grad in enumerate(grads):
         check_gradient(operator, index, grad)  # of a DTensor its rank's own part
-        groups.setdefault(grad.device, []).append(as_stored(grad))
+        groups.setdefault(grad.device, []).append(grad if grad.is_sparse else as_stored(grad))
     return list(groups.values())
 
 

@@ -34,7 +34,7 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
 
     Raises:
         ValueError: clip_factor or eps is negative or NaN.
-        TypeError: a gradient is sparse, integer or complex.
+        TypeError: a gradient is sparse or integer.
         RuntimeError: a gradient's elements share memory. Nothing has been written then.
 
     Source:
@@ -75,9 +75,14 @@ def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: floa
         check_plain(operator, "gradients", grad, index)
         if grad.is_sparse:
             raise TypeError(f"{operator}: gradients must be strided, got {grad.layout} at index {index}")
-    grads = [_lists.as_stored(grad) for grad in grads]
+    weights, grads = ([_units(x) for x in tensors] for tensors in (weights, grads))
     groups = _lists.by_device(operator, grads)
     check_writable(operator, groups)
     weight_of = dict(zip(grads, weights, strict=True))
     for group in groups:
         ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)
+
+
+def _units(x: Tensor) -> Tensor:
+    """A complex tensor as a real one with the same units."""
+    return _lists.as_stored(x.unsqueeze(0) if x.is_complex() and x.dim() < 2 else x)

@@ -116,7 +116,7 @@ def total_norm(
         norm: takes the norm of plain tensors.
     """
     everything = [*grads, *parameters]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in everything) else torch.float32
+    dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in everything) else torch.float32
     device = to_local(everything[:1])[0].device if everything else _device_of(process_group)
     local = _Local(norm, p)
     plain: list[Tensor] = []

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from torch import Tensor
 
-from ste_ops._checks import NonFinite, checked_nonfinite, checked_norm_type, checked_number
+from ste_ops._checks import NonFinite, checked_nonfinite, checked_norm_type
 from ste_ops._library import ops
 from ste_ops.functional.clip import _direct
+from ste_ops.functional.clip._bound import bound_of
 from ste_ops.functional.clip._lists import Tensors, gradients_of, in_one_call, listed, written
 from ste_ops.functional.clip.result import ClipResult
 from ste_ops.functional.clip.total_norm import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @overload
 def clip_grad_norm_(
     parameters: Tensors,
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -42,7 +43,7 @@ def clip_grad_norm_(
 @overload
 def clip_grad_norm_(
     parameters: Tensors,
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -54,7 +55,7 @@ def clip_grad_norm_(
 
 def clip_grad_norm_(
     parameters: Tensors,
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -72,7 +73,9 @@ def clip_grad_norm_(
     Args:
         parameters: an iterable of parameters, or one; those without a gradient are passed over, and one that is listed
             twice counts once.
-        max_norm: the bound, >= 0.
+        max_norm: the bound, >= 0; a number, or a tensor of one element. One on a device is not read on the host, so
+            that a schedule or an adaptive bound waits for nothing; where it is negative or NaN, the norm counts as NaN.
+            Under ``torch.compile`` numbers that change and tensors keep one graph.
         norm_type: as in `get_total_norm`.
         error_if_nonfinite: raise where the norm is NaN or infinite, before anything is scaled. This waits for the
             device.
@@ -106,12 +109,12 @@ def clip_grad_norm_(
         >>> w.grad
         tensor([0., 0.])
     """
-    max_norm = checked_number("clip_grad_norm_", "max_norm", max_norm)
+    bound = bound_of("clip_grad_norm_", max_norm)
     p = checked_norm_type("clip_grad_norm_", norm_type)
     mode = checked_nonfinite(nonfinite, error_if_nonfinite)
     parameters = listed("clip_grad_norm_", "parameters", parameters)
-    if not (return_result or error_if_nonfinite or process_group is not None):
-        known = _direct.clip_grad_norm(parameters, max_norm, p, mode)
+    if isinstance(bound, float) and not (return_result or error_if_nonfinite or process_group is not None):
+        known = _direct.clip_grad_norm(parameters, bound, p, mode)
         if known is not None:
             return known
     grads = gradients_of("clip_grad_norm_", parameters)
@@ -124,23 +127,23 @@ def clip_grad_norm_(
             if error_if_nonfinite:
                 require_finite(total_norm, p)
             if grads:
-                scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, mode)
+                scale_gradients("clip_grad_norm_", grads, total_norm, bound, mode)
     elif not grads:
         total_norm = torch.tensor(0.0)
     else:
         with torch.no_grad():
-            total_norm, norms = _clip_grad_norm(grads, max_norm, p, error_if_nonfinite, mode, return_result)
+            total_norm, norms = _clip_grad_norm(grads, bound, p, error_if_nonfinite, mode, return_result)
     if not return_result:
         return total_norm
     positions = tuple(i for i, parameter in enumerate(parameters) if parameter.grad is not None)
-    return ClipResult(total_norm, norms, max_norm, positions)
+    return ClipResult(total_norm, norms, bound, positions)
 
 
 def _clip_grad_norm(
-    grads: list[Tensor], max_norm: float, p: float, error_if_nonfinite: bool, nonfinite: int, each: bool
+    grads: list[Tensor], bound: float | Tensor, p: float, error_if_nonfinite: bool, nonfinite: int, each: bool
 ) -> tuple[Tensor, Tensor]:
     def at_once(grads: list[Tensor]) -> tuple[Tensor, Tensor]:
-        norms = ops.clip_grad_norm_(grads, max_norm, p, nonfinite, each)
+        norms = ops.clip_grad_norm_(grads, bound, p, nonfinite, each)
         written(grads)
         return norms
 
@@ -148,7 +151,9 @@ def _clip_grad_norm(
         total_norm, norms = norms_of("clip_grad_norm_", grads, p, each=each)
         if error_if_nonfinite:
             require_finite(total_norm, p)
-        scale_gradients("clip_grad_norm_", grads, total_norm, max_norm, nonfinite)
+        scale_gradients("clip_grad_norm_", grads, total_norm, bound, nonfinite)
         return total_norm, norms
 
-    return in_parts() if error_if_nonfinite else in_one_call("clip_grad_norm_", at_once, grads, in_parts=in_parts)
+    if error_if_nonfinite or isinstance(bound, Tensor):
+        return in_parts()
+    return in_one_call("clip_grad_norm_", at_once, grads, in_parts=in_parts)

@@ -32,7 +32,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
 
     Raises:
         ValueError: clip_value is negative or NaN.
-        TypeError, RuntimeError: as `clip_grads_with_norm_`.
+        TypeError, RuntimeError: as `clip_grads_with_norm_`; a complex gradient is refused, as in torch.
 
     Example:
         >>> import torch, ste_ops
@@ -60,6 +60,10 @@ def _clamp_in_parts(grads: list[Tensor], clip_value: float) -> None:
     own = distributed.to_local(grads)
     for index, grad in enumerate(own):
         check_gradient(operator, index, grad)
+        if grad.is_complex():
+            raise TypeError(
+                f"{operator}: gradients must be real, which torch clamps too, got {grad.dtype} at index {index}"
+            )
     pairs = [(grad, grad.coalesce() if grad.is_sparse else grad) for grad in dict.fromkeys(own)]
     groups = by_device(operator, [c._values() if c.is_sparse else c for _, c in pairs])
     check_writable(operator, groups)

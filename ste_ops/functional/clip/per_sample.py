@@ -8,9 +8,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ste_ops._checks import FLOATING, check_plain, checked_number
+from ste_ops._checks import COMPLEX, FLOATING, check_plain, checked_number
 from ste_ops._library import ops
-from ste_ops.functional.clip._lists import written
+from ste_ops.functional.clip._lists import as_stored, written
 
 _OPERATOR = "clip_per_sample_"
 
@@ -51,8 +51,9 @@ def clip_per_sample_(
 
     Args:
         grad_samples: tensors of shape [batch, ...], one for each parameter, or one tensor; of one batch size and one
-            device, float64, float32, bfloat16 and float16 mixed as you like. ``torch.func.vmap(torch.func.grad(...))``
-            makes them, and so do Opacus' ``p.grad_sample``. One that is not contiguous is copied.
+            device, float64, float32, bfloat16, float16, complex64 and complex128 mixed as you like.
+            ``torch.func.vmap(torch.func.grad(...))`` makes them, and so do Opacus' ``p.grad_sample``. One that is not
+            contiguous is copied.
         max_norm: the bound, >= 0.
         out: tensors of the shapes and dtypes of one sample that the sums are added to, in place, for batches that come
             in parts. New ones by default.
@@ -64,7 +65,7 @@ def clip_per_sample_(
 
     Raises:
         ValueError: max_norm is negative or NaN; batch sizes differ; a tensor has no dimension; ``out`` does not fit.
-        TypeError: a tensor is integer, complex or sparse.
+        TypeError: a tensor is integer or sparse.
         RuntimeError: the tensors are on several devices. Nothing has been written to ``out`` then.
 
     Example:
@@ -84,8 +85,9 @@ def clip_per_sample_(
     if not grads:
         return (sums, torch.zeros(0)) if return_norms else sums
     with torch.no_grad():
-        dense = [s if s.is_contiguous() else torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in sums]
-        norms = ops.clip_per_sample_([g.contiguous() for g in grads], dense, max_norm)
+        dense = [s if _is_plain(s) else torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in sums]
+        rows = [as_stored(g.resolve_conj().resolve_neg()).contiguous() for g in grads]
+        norms = ops.clip_per_sample_(rows, [as_stored(d) for d in dense], max_norm)
         if out is not None:
             written([s for s, d in zip(sums, dense, strict=True) if s is d])
             for s, d in zip(sums, dense, strict=True):
@@ -94,13 +96,17 @@ def clip_per_sample_(
     return (sums, norms) if return_norms else sums
 
 
+def _is_plain(x: Tensor) -> bool:
+    return x.is_contiguous() and (torch.compiler.is_compiling() or not (x.is_conj() or x.is_neg()))
+
+
 def _check(grads: list[Tensor]) -> None:
     for index, grad in enumerate(grads):
         if not isinstance(grad, Tensor):
             raise TypeError(f"{_OPERATOR}: grad_samples must be tensors, got {type(grad).__name__} at index {index}")
         check_plain(_OPERATOR, "grad_samples", grad, index)
-        if grad.dtype not in FLOATING or grad.layout != torch.strided:
-            expected = "strided float64, float32, bfloat16 or float16"
+        if (grad.dtype not in FLOATING and grad.dtype not in COMPLEX) or grad.layout != torch.strided:
+            expected = "strided float64, float32, bfloat16, float16, complex64 or complex128"
             raise TypeError(
                 f"{_OPERATOR}: grad_samples must be {expected}, got {grad.layout} {grad.dtype} at index {index}"
             )

@@ -35,7 +35,7 @@ class ClipResult(NamedTuple):
 
     total_norm: Tensor
     norms: Tensor
-    max_norm: float
+    max_norm: float | Tensor
     positions: tuple[int, ...]
 
     @property

@@ -13,7 +13,7 @@ from ste_ops._checks import checked_norm_type
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call, listed
+from ste_ops.functional.clip._lists import Tensors, coalesced, in_one_call, listed, magnitudes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,8 +54,9 @@ def get_total_norm(
     """The p-norm of tensors taken together as one vector, as `torch.nn.utils.get_total_norm`.
 
     Args:
-        tensors: an iterable of tensors, or one; float64, float32, bfloat16 and float16 may be mixed, and so may
-            devices. Any strides; expanded tensors too. Sparse COO tensors count with their coalesced values.
+        tensors: an iterable of tensors, or one; float64, float32, bfloat16, float16, complex64 and complex128 may be
+            mixed, and so may devices. A complex number counts with its magnitude. Any strides; expanded
+            tensors too. Sparse COO tensors count with their coalesced values.
         norm_type: p, any number >= 0; 2 by default. ``inf`` and ``-inf`` give the largest and the smallest magnitude, 0
             the number of elements that are not zero.
         error_if_nonfinite: raise where the norm is NaN or infinite. This is the one option that waits for the device.
@@ -66,14 +67,14 @@ def get_total_norm(
             their own mesh, before that of the group.
 
     Returns:
-        A 0-d float32 tensor, float64 if any tensor is, on the first tensor's device; 0 for an empty list or tensors
-        without elements. NaN where an element is (but for ``norm_type=0``, which counts it). With ``return_norms``
-        ``(total_norm, norms)``: norms is 1-D, of the same dtype and device, with one entry for each tensor in the
-        order of the list, one that is listed twice included.
+        A 0-d float32 tensor, float64 if any tensor is float64 or complex128, on the first tensor's device; 0 for an
+        empty list or tensors without elements. NaN where an element is (but for ``norm_type=0``, which counts it). With
+        ``return_norms`` ``(total_norm, norms)``: norms is 1-D, of the same dtype and device, with one entry for each
+        tensor in the order of the list, one that is listed twice included.
 
     Raises:
         ValueError: norm_type is NaN, or negative and not -inf.
-        TypeError: a tensor is integer, complex or of a sparse layout other than COO.
+        TypeError: a tensor is integer or of a sparse layout other than COO.
         RuntimeError: the norm is not finite and error_if_nonfinite is set.
 
     Example:
@@ -113,6 +114,7 @@ def _norms_in_parts(operator: str, grads: list[Tensor], p: float, each: bool) ->
         total_norm = norm_of_ranks(operator, grads, grads, p, None)
         return total_norm, total_norm.new_empty(0)
     _lists.refuse_meta_beside_others(operator, grads)
+    grads = magnitudes(grads, p)
     totals: list[Tensor] = []
     norm_of_grad: dict[Tensor, Tensor] = {}
     for group in _lists.by_device(operator, grads):

@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ste_ops._checks import checked_number
 from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._lists import Tensors, check_writable, gradients_of, in_one_call, listed, written
+from ste_ops.functional.clip._bound import against_one, bound_of
+from ste_ops.functional.clip._lists import (
+    Tensors,
+    as_stored,
+    check_writable,
+    gradients_of,
+    in_one_call,
+    listed,
+    written,
+)
 
 
 def clip_grads_with_norm_(
-    parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
+    parameters: Tensors, max_norm: float | Tensor, total_norm: Tensor, foreach: bool | None = None
 ) -> None:
     """Scales gradients by ``min(1, max_norm / (total_norm + 1e-6))``, as `torch.nn.utils.clip_grads_with_norm_`.
 
@@ -23,13 +31,13 @@ def clip_grads_with_norm_(
 
     Args:
         parameters: an iterable of parameters, or one; those without a gradient are passed over.
-        max_norm: the bound, >= 0.
+        max_norm: the bound, as in `clip_grad_norm_`.
         total_norm: a 0-d tensor, from `get_total_norm`.
         foreach: taken for compatibility; there is one implementation.
 
     Raises:
         ValueError: max_norm is negative or NaN.
-        TypeError: total_norm is no tensor; a gradient is integer, complex or of a sparse layout other than COO.
+        TypeError: total_norm is no tensor; a gradient is integer or of a sparse layout other than COO.
         RuntimeError: a gradient's elements share memory (an expanded tensor), also where nothing would be clipped.
             Nothing has been written then.
 
@@ -41,7 +49,7 @@ def clip_grads_with_norm_(
         >>> w.grad
         tensor([0.6000, 0.8000])
     """
-    max_norm = checked_number("clip_grads_with_norm_", "max_norm", max_norm)
+    max_norm = bound_of("clip_grads_with_norm_", max_norm)
     if not isinstance(total_norm, Tensor):
         raise TypeError(f"clip_grads_with_norm_: total_norm must be a tensor, got {type(total_norm).__name__}")
     if total_norm.dim() != 0:
@@ -62,8 +70,11 @@ def clip_grads_with_norm_(
 
 
 def scale_gradients(
-    operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float, nonfinite: int = 0
+    operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float | Tensor, nonfinite: int = 0
 ) -> None:
+    if isinstance(max_norm, Tensor):
+        total_norm, max_norm = against_one(total_norm, max_norm, nonfinite), 1.0
+
     def in_parts() -> None:
         _scale_in_parts(operator, grads, total_norm, max_norm, nonfinite)
 
@@ -75,7 +86,9 @@ def _scale_in_parts(operator: str, grads: list[Tensor], total_norm: Tensor, max_
     own = distributed.to_local(grads)
     groups = _lists.by_device(operator, own)
     # Scaling is linear, so it does not matter whether a sparse gradient is coalesced, or a DTensor reduced.
-    values = [[grad._values() if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups]
+    values = [
+        [as_stored(grad._values()) if grad.is_sparse else grad for grad in dict.fromkeys(group)] for group in groups
+    ]
     check_writable(operator, values)
     for group in values:
         ops.clip_grads_with_norm_(group, total_norm.to(group[0].device), max_norm, nonfinite)
