@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ste_ops._checks import COMPLEX, FLOATING, check_plain, checked_number
 from ste_ops._library import ops
-from ste_ops.functional.clip._lists import as_stored, written
+from ste_ops.functional.clip._lists import as_stored, listed, written
 
 _OPERATOR = "clip_per_sample_"
+
+
+Bounds = float | Tensor | Sequence[float] | Mapping[str, float]
+Sums = Sequence[Tensor] | Mapping[str, Tensor]
+
+
+@overload
+def clip_per_sample_(
+    grad_samples: Mapping[str, Tensor],
+    max_norm: Bounds,
+    *,
+    out: Sums | None = None,
+    dtype: torch.dtype | None = None,
+    return_norms: Literal[False] = False,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def clip_per_sample_(
+    grad_samples: Mapping[str, Tensor],
+    max_norm: Bounds,
+    *,
+    out: Sums | None = None,
+    dtype: torch.dtype | None = None,
+    return_norms: Literal[True],
+) -> tuple[dict[str, Tensor], Tensor]: ...
 
 
 @overload
 def clip_per_sample_(
     grad_samples: Tensor | Iterable[Tensor],
-    max_norm: float,
+    max_norm: Bounds,
     *,
-    out: Sequence[Tensor] | None = None,
+    out: Sums | None = None,
+    dtype: torch.dtype | None = None,
     return_norms: Literal[False] = False,
 ) -> list[Tensor]: ...
 
@@ -28,20 +55,22 @@ def clip_per_sample_(
 @overload
 def clip_per_sample_(
     grad_samples: Tensor | Iterable[Tensor],
-    max_norm: float,
+    max_norm: Bounds,
     *,
-    out: Sequence[Tensor] | None = None,
+    out: Sums | None = None,
+    dtype: torch.dtype | None = None,
     return_norms: Literal[True],
 ) -> tuple[list[Tensor], Tensor]: ...
 
 
 def clip_per_sample_(
-    grad_samples: Tensor | Iterable[Tensor],
-    max_norm: float,
+    grad_samples: Tensor | Iterable[Tensor] | Mapping[str, Tensor],
+    max_norm: Bounds,
     *,
-    out: Sequence[Tensor] | None = None,
+    out: Sums | None = None,
+    dtype: torch.dtype | None = None,
     return_norms: bool = False,
-) -> list[Tensor] | tuple[list[Tensor], Tensor]:
+) -> Any:
     """The sum over a batch of each sample's gradient, scaled to a norm of at most max_norm.
 
     A sample's norm is the 2-norm of its part of all tensors together, and its gradient is multiplied by
@@ -52,19 +81,24 @@ def clip_per_sample_(
     Args:
         grad_samples: tensors of shape [batch, ...], one for each parameter, or one tensor; of one batch size and one
             device, float64, float32, bfloat16, float16, complex64 and complex128 mixed as you like.
-            ``torch.func.vmap(torch.func.grad(...))`` makes them, and so do Opacus' ``p.grad_sample``. One that is not
-            contiguous is copied.
-        max_norm: the bound, >= 0.
+            ``torch.func.vmap(torch.func.grad(...))`` makes them, as a dict of names, which is taken too, and so do
+            Opacus' ``p.grad_sample``. One that is not contiguous is copied.
+        max_norm: the bound, >= 0; or one for each tensor, in their order or by their names. Each tensor then has norms
+            and coefficients of its own (Opacus' clipping per layer), and a sample counts with at most the root of the
+            sum of the squared bounds.
         out: tensors of the shapes and dtypes of one sample that the sums are added to, in place, for batches that come
-            in parts. New ones by default.
+            in parts. New ones by default. A sum of float16 or bfloat16 may be float32.
+        dtype: of new sums of float16 and bfloat16 gradients: float32, of which a copy is made then.
         return_norms: give the samples' norms before clipping too.
 
     Returns:
         A list with the sum for each tensor, of its shape without the first dimension and of its dtype: ``out`` where it
-        was given. With ``return_norms`` ``(sums, norms)``: norms of shape [batch], float32, float64 if any tensor is.
+        was given; a dict for a dict. With ``return_norms`` ``(sums, norms)``: norms of shape [batch], or
+        [batch, tensors] where each has its bound, float32, float64 if any tensor is.
 
     Raises:
-        ValueError: max_norm is negative or NaN; batch sizes differ; a tensor has no dimension; ``out`` does not fit.
+        ValueError: max_norm is negative or NaN; batch sizes differ; a tensor has no dimension; ``out``, ``dtype`` or
+            the bounds do not fit.
         TypeError: a tensor is integer or sparse.
         RuntimeError: the tensors are on several devices. Nothing has been written to ``out`` then.
 
@@ -74,26 +108,69 @@ def clip_per_sample_(
         >>> ste_ops.clip_per_sample_(grad_samples, max_norm=1.0, return_norms=True)
         ([tensor([0.9000, 1.2000]), tensor(0.)], tensor([5.0000, 0.5000]))
     """
-    max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
-    grads = [grad_samples] if isinstance(grad_samples, Tensor) else list(grad_samples)
+    names = list(grad_samples) if isinstance(grad_samples, Mapping) else None
+    if isinstance(grad_samples, Mapping):
+        grads = list(grad_samples.values())
+    else:
+        grads = listed(_OPERATOR, "grad_samples", grad_samples)
+    bounds = _bounds(max_norm, names, len(grads))
     _check(grads)
     if out is None:
-        sums = [torch.zeros(g.shape[1:], dtype=g.dtype, device=g.device) for g in grads]
+        sums = [torch.zeros(g.shape[1:], dtype=_dtype_of_sum(g, dtype), device=g.device) for g in grads]
     else:
-        sums = list(out)
+        sums = _in_order("out", out, names)
         _check_out(grads, sums)
-    if not grads:
-        return (sums, torch.zeros(0)) if return_norms else sums
+    norms = _add_clipped(grads, sums, bounds) if grads else torch.zeros(0)
+    named = sums if names is None else dict(zip(names, sums, strict=True))
+    return (named, norms) if return_norms else named
+
+
+def _add_clipped(grads: list[Tensor], sums: list[Tensor], bounds: float | list[float]) -> Tensor:
     with torch.no_grad():
         dense = [s if _is_plain(s) else torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in sums]
-        rows = [as_stored(g.resolve_conj().resolve_neg()).contiguous() for g in grads]
-        norms = ops.clip_per_sample_(rows, [as_stored(d) for d in dense], max_norm)
-        if out is not None:
-            written([s for s, d in zip(sums, dense, strict=True) if s is d])
-            for s, d in zip(sums, dense, strict=True):
-                if s is not d:
-                    s.add_(d)
-    return (sums, norms) if return_norms else sums
+        real = [as_stored(d) for d in dense]
+        rows = [
+            as_stored(g.resolve_conj().resolve_neg()).to(r.dtype).contiguous() for g, r in zip(grads, real, strict=True)
+        ]
+        if isinstance(bounds, float):
+            norms = ops.clip_per_sample_(rows, real, bounds)
+        else:
+            each = [ops.clip_per_sample_([x], [r], c) for x, r, c in zip(rows, real, bounds, strict=True)]
+            widest = torch.float64 if any(n.dtype == torch.float64 for n in each) else torch.float32
+            norms = torch.stack([n.to(widest) for n in each], 1)
+        written([s for s, d in zip(sums, dense, strict=True) if s is d])
+        for s, d in zip(sums, dense, strict=True):
+            if s is not d:
+                s.add_(d)
+    return norms
+
+
+def _in_order(argument: str, values: Any, names: list[str] | None) -> list[Any]:
+    """What an argument has for each tensor: by the names, where grad_samples has names, or a list."""
+    if not isinstance(values, Mapping):
+        return list(values)
+    if names is None or set(values) != set(names):
+        expected = "a list, as grad_samples is" if names is None else f"the names of grad_samples, {names}"
+        raise ValueError(f"{_OPERATOR}: {argument} must have {expected}, got a dict of {list(values)}")
+    return [values[name] for name in names]
+
+
+def _bounds(max_norm: Bounds, names: list[str] | None, count: int) -> float | list[float]:
+    """One bound for all, or one for each."""
+    if isinstance(max_norm, (Tensor, str)) or not isinstance(max_norm, Iterable):
+        return checked_number(_OPERATOR, "max_norm", max_norm)
+    bounds = _in_order("max_norm", max_norm, names)
+    if len(bounds) != count:
+        raise ValueError(f"{_OPERATOR}: max_norm must be one bound or one for each of {count}, got {len(bounds)}")
+    return [checked_number(_OPERATOR, f"max_norm[{i}]", bound) for i, bound in enumerate(bounds)]
+
+
+def _dtype_of_sum(grad: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if dtype is None or dtype == grad.dtype or grad.dtype not in (torch.float16, torch.bfloat16):
+        return grad.dtype
+    if dtype != torch.float32:
+        raise ValueError(f"{_OPERATOR}: dtype must be float32 or that of the gradients, got {dtype}")
+    return dtype
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -125,7 +202,8 @@ def _check_out(grads: list[Tensor], sums: list[Tensor]) -> None:
             f"{_OPERATOR}: out must have a tensor for each of grad_samples, got {len(sums)} for {len(grads)}"
         )
     for index, (total, grad) in enumerate(zip(sums, grads, strict=True)):
-        if total.shape != grad.shape[1:] or total.dtype != grad.dtype:
+        widened = total.dtype == torch.float32 and grad.dtype in (torch.float16, torch.bfloat16)
+        if total.shape != grad.shape[1:] or not (total.dtype == grad.dtype or widened):
             raise ValueError(
                 f"{_OPERATOR}: out must have the shape and dtype of one sample, {tuple(grad.shape[1:])} {grad.dtype}, "
                 f"got {tuple(total.shape)} {total.dtype} at index {index}"
