@@ -28,7 +28,7 @@ def same_on_every_rank(norm):
 def check_norm(norm, expected, rtol=1e-7):
     assert type(norm) is torch.Tensor
     assert norm.shape == ()
-    torch.testing.assert_close(norm, expected, rtol=rtol, atol=0)
+    torch.testing.assert_close(norm, expected.to(norm.dtype), rtol=rtol, atol=0)
     same_on_every_rank(norm)
 
 
@@ -123,6 +123,12 @@ def missing_gradients(rank, world):
     for parameters in ([p], [q, p]):
         check_norm(ste_ops.clip_grad_norm_(parameters, 1e9), torch.tensor(6.0))
         check_norm(ste_ops.clip_grad_norm_(iter(parameters), 1e9, math.inf), torch.tensor(3.0))
+    grads = [p.grad] if rank == 1 else []
+    check_norm(ste_ops.get_total_norm(grads, parameters=[q, p]), torch.tensor(6.0))
+    norms = ste_ops.get_total_norm(grads, parameters=[q, p], return_norms=True)[1]
+    assert norms.tolist() == [0.0, 6.0]
+    with pytest.raises(ValueError, match="tensors must be gradients of parameters, got another one at index 0"):
+        ste_ops.get_total_norm([torch.ones(2)], parameters=[p])
     own = [parameter(torch.tensor([3.0, 4.0]))] if rank == 1 else []
     for norm_type, expected in ((2.0, 5.0), (-math.inf, 3.0), (0.0, 2.0)):
         norm = ste_ops.clip_grad_norm_(own, 1e9, norm_type, process_group=dist.group.WORLD)
@@ -168,8 +174,6 @@ def non_finite(rank, world):
             torch.testing.assert_close(p.grad.to_local(), full[rank : rank + 1], rtol=0, atol=0, equal_nan=True)
             ste_ops.clip_grad_norm_(p, 0.1, norm_type, nonfinite="zero")
             assert not p.grad.to_local().any()  # on the ranks that hold finite ones too
-            with pytest.raises(ValueError, match=r"the norm of each gradient .* on one machine"):
-                ste_ops.clip_grad_norm_(p, 0.1, norm_type, return_result=True)
 
 
 class Model(nn.Module):

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ste_ops._dtensor import has_dtensor
+from ste_ops._dtensor import has_dtensor, is_dtensor
 from ste_ops._library import ops
+
+NormsOf = Callable[[list[Tensor], float, bool], tuple[Tensor, Tensor]]
 
 # The norm of order -inf of no elements, which no other norm may lose against.
 _ABSENT = -1.0
@@ -34,11 +36,18 @@ def to_local(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 def refuse_partial(operator: str, grads: Iterable[Tensor]) -> None:
     """For what is not linear: the summands of a Partial gradient cannot be changed one by one."""
     for index, grad in enumerate(grads):
-        if has_dtensor([grad]) and any(placement.is_partial() for placement in grad.placements):  # type: ignore[attr-defined]
+        if is_dtensor(grad) and any(placement.is_partial() for placement in grad.placements):  # type: ignore[attr-defined]
             raise ValueError(
                 f"{operator}: gradients must be sharded or replicated, got the placements "
                 f"{grad.placements} at index {index}; redistribute() it first"  # type: ignore[attr-defined]
             )
+
+
+def _counted(grad: Any) -> Tensor | None:
+    """This rank's part of a gradient, where it is this rank that counts it."""
+    grad = _reduced(grad)
+    coordinate = grad.device_mesh.get_coordinate()
+    return grad.to_local() if coordinate is not None and _is_owner(grad, coordinate) else None
 
 
 def _reduced(grad: Any) -> Any:
@@ -54,24 +63,47 @@ def _is_owner(grad: Any, coordinate: Sequence[int]) -> bool:
     return all(not p.is_replicate() or at == 0 for p, at in zip(grad.placements, coordinate, strict=True))
 
 
+def check_group(operator: str, group: Any) -> None:
+    if group is None:
+        return
+    import torch.distributed as dist
+
+    if not isinstance(group, dist.ProcessGroup) and group != dist.GroupMember.NON_GROUP_MEMBER:
+        mend = "; mesh.get_group(dim) gives one" if hasattr(group, "get_group") else ""
+        expected = "a torch.distributed.ProcessGroup or None"
+        raise TypeError(f"{operator}: process_group must be {expected}, got {group!r}{mend}")
+    if dist.get_rank(group) < 0:
+        raise ValueError(
+            f"{operator}: process_group must be one that this rank is in, got a group without rank {dist.get_rank()}; "
+            "call with it on its own ranks alone"
+        )
+
+
 def _join(norms: Tensor, p: float) -> Tensor:
-    """The norm of all elements from the norms of parts: theirs, but that counts add up."""
+    """Of each column the norm of all elements from the norms of parts: theirs, but that counts add up."""
     if p == -math.inf:
-        least = torch.where(norms < 0, math.inf, norms).amin()
-        return torch.where((norms < 0).all(), _ABSENT, least)
-    return ops.total_norm([norms], 1.0 if p == 0 else p)[0]
+        least = torch.where(norms < 0, math.inf, norms).amin(0)
+        return torch.where((norms < 0).all(0), _ABSENT, least)
+    return ops.total_norm(list(norms.unbind(1)), 1.0 if p == 0 else p, True)[1]
 
 
-def _join_over(group: Any, norm: Tensor, p: float) -> Tensor:
+def join_over(group: Any, norms: Tensor, p: float) -> Tensor:
+    """Of each norm that of the elements of all ranks, which have as many norms each."""
+    of_ranks = _gathered(group, norms)
+    return norms if len(of_ranks) == 1 else _join(of_ranks, p)
+
+
+def _gathered(group: Any, numbers: Tensor) -> Tensor:
+    """The numbers of each rank in a row."""
     import torch.distributed as dist
 
     size = dist.get_world_size(group)
     if size == 1:
-        return norm
-    norms = norm.new_zeros(size)
-    norms[dist.get_rank(group)] = norm
-    dist.all_reduce(norms, group=group)
-    return _join(norms, p)
+        return numbers[None]
+    of_ranks = numbers.new_zeros(size, numbers.numel())
+    of_ranks[dist.get_rank(group)] = numbers
+    dist.all_reduce(of_ranks, group=group)
+    return of_ranks
 
 
 def _device_of(group: Any) -> torch.device:
@@ -83,62 +115,77 @@ def _device_of(group: Any) -> torch.device:
 
 
 class _Local:
-    """The norm of a rank's own tensors."""
+    """The norms of a rank's own tensors, in float64: of all, and then of each where that is asked for."""
 
-    def __init__(self, norm: Callable[[list[Tensor], float], Tensor], p: float):
-        self.norm, self.p = norm, p
+    def __init__(self, norms_of: NormsOf, p: float, each: bool):
+        self.norms_of, self.p, self.each = norms_of, p, each
 
-    def __call__(self, tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-        tensors = [t for t in tensors if t.numel() > 0]
-        if not tensors:
-            return torch.full((), _ABSENT if self.p == -math.inf else 0.0, dtype=torch.float64, device=device)
+    def __call__(self, tensors: Sequence[Tensor | None], device: torch.device) -> Tensor:
+        """None stands for a tensor that this rank has no part of."""
+        own = [t for t in tensors if t is not None and t.numel() > 0]
+        none = torch.full((), _ABSENT if self.p == -math.inf else 0.0, dtype=torch.float64, device=device)
+        if not own:
+            return none.expand(1 + len(tensors) if self.each else 1)
         # A float64 tensor among them, be it empty, makes the norm a float64: it is not rounded before it is joined.
-        tensors += [torch.empty(0, dtype=torch.float64, device=d) for d in {t.device for t in tensors}]
-        norm = self.norm(tensors, self.p)
-        return norm if norm.device.type == device.type else norm.to(device)
+        wide = [torch.empty(0, dtype=torch.float64, device=d) for d in {t.device for t in own}]
+        total, norms = self.norms_of([*own, *wide], self.p, self.each)
+        if not self.each:
+            return total.to(device).reshape(1)
+        found = iter(norms.to(device).unbind())
+        of_each = [none if t is None or t.numel() == 0 else next(found) for t in tensors]
+        return torch.stack([total.to(device), *of_each])
 
 
 def total_norm(
     parameters: Sequence[Tensor],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     p: float,
     process_group: Any,
-    norm: Callable[[list[Tensor], float], Tensor],
-) -> Tensor:
-    """The p-norm of the gradients over all ranks, a plain 0-d tensor, the same on each.
+    norms_of: NormsOf,
+    each: bool,
+) -> tuple[Tensor, Tensor]:
+    """The p-norm of the gradients over all ranks, a plain 0-d tensor, the same on each; and the norm of each gradient.
 
     Args:
         parameters: all of them, in the same order on every rank. A rank whose gradients of a mesh are all None takes
             part in the mesh's reductions all the same, which it knows from these.
-        grads: those there are.
+        grads: the gradient of each, or None.
         p: as in `get_total_norm`.
-        process_group: over which the gradients were divided by hand, or None.
-        norm: takes the norm of plain tensors.
+        process_group: over which the gradients were divided by hand, or None. The norms of each are not taken over it:
+            its ranks may hold other parameters.
+        norms_of: takes the norm of plain tensors, and of each.
+        each: whether the norms of each are asked for: 1-D, one for each parameter, 0 where no rank has a gradient.
     """
-    everything = [*grads, *parameters]
-    dtype = torch.float64 if any(t.dtype in (torch.float64, torch.complex128) for t in everything) else torch.float32
+    everything = [t for t in (*grads, *parameters) if t is not None]
+    wide = any(t.dtype in (torch.float64, torch.complex128) for t in everything)
     device = to_local(everything[:1])[0].device if everything else _device_of(process_group)
-    local = _Local(norm, p)
-    plain: list[Tensor] = []
-    meshes: dict[Any, list[Tensor]] = {t.device_mesh: [] for t in parameters if has_dtensor([t])}  # type: ignore[attr-defined]
-    for grad in grads:
-        if not has_dtensor([grad]):
-            plain.append(grad)
+    local = _Local(norms_of, p, each)
+    plain: dict[int, Tensor | None] = {}
+    meshes: dict[Any, dict[int, Tensor | None]] = {}
+    for place, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+        tensor = parameter if grad is None else grad
+        if not is_dtensor(tensor):
+            plain[place] = grad
             continue
-        grad = _reduced(grad)
-        coordinate = grad.device_mesh.get_coordinate()
-        part = meshes.setdefault(grad.device_mesh, [])
-        if coordinate is not None and _is_owner(grad, coordinate):
-            part.append(grad.to_local())
-    norms = [local(plain, device)]
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        meshes.setdefault(mesh, {})[place] = None if grad is None else _counted(grad)
+    found = [(plain, local([*plain.values()], device))]
     for mesh, part in meshes.items():
         if mesh.get_coordinate() is None:
             continue
-        total = local(part, torch.device(mesh.device_type))
+        norms = local([*part.values()], torch.device(mesh.device_type))
         for dim in range(mesh.ndim):
-            total = _join_over(mesh.get_group(dim), total, p)
-        norms.append(total.to(device))
-    total = _join(torch.stack(norms), p)
+            norms = join_over(mesh.get_group(dim), norms, p)
+        found.append((part, norms.to(device)))
+    total = _join(torch.stack([norms[:1] for _, norms in found]), p)
     if process_group is not None:
-        total = _join_over(process_group, total, p)
-    return total.clamp(min=0).to(dtype)
+        of_ranks = _gathered(process_group, torch.cat([total, total.new_tensor([wide])]))
+        total = _join(of_ranks[:, :1], p)
+        # One dtype on all ranks. What the others hold is known here where no device has to be waited for.
+        wide = total.device.type != "cpu" or bool(of_ranks[:, 1].any())
+    dtype = torch.float64 if wide else torch.float32
+    norm_at = {place: norm for part, norms in found for place, norm in zip(part, norms[1:].unbind(), strict=False)}
+    nothing = total.new_zeros(())  # of a mesh that this rank is not in
+    of_each = [norm_at.get(place, nothing) for place in range(len(parameters) if each else 0)]
+    norms = torch.stack(of_each) if of_each else total.new_zeros(0)
+    return total[0].clamp(min=0).to(dtype), norms.clamp(min=0).to(dtype)

@@ -13,13 +13,7 @@ from ste_ops.functional.clip import _direct
 from ste_ops.functional.clip._bound import bound_of
 from ste_ops.functional.clip._lists import Tensors, gradients_of, in_one_call, listed, written
 from ste_ops.functional.clip.result import ClipResult
-from ste_ops.functional.clip.total_norm import (
-    norm_of_ranks,
-    norms_of,
-    refuse_norms_of_ranks,
-    require_finite,
-    spans_ranks,
-)
+from ste_ops.functional.clip.total_norm import norms_of, norms_of_ranks, require_finite, spans_ranks
 from ste_ops.functional.clip.with_norm import scale_gradients
 
 if TYPE_CHECKING:
@@ -84,7 +78,8 @@ def clip_grad_norm_(
             the coefficient as torch does: a NaN norm makes every gradient NaN. ``"skip"`` leaves every gradient as it
             is: for a step that is skipped anyway (``GradScaler``, ``found_inf``), with the evidence kept. ``"zero"``
             makes every gradient 0, those that were finite too: for a loop that steps without looking.
-        return_result: give a `ClipResult`, which has the norm of each gradient too, from the same pass; on one machine.
+        return_result: give a `ClipResult`, which has the norm of each gradient too, from the same pass: over ranks
+            that of each parameter, 0 where no rank has a gradient, the same on every rank of a `DTensor`'s mesh.
         process_group: as in `get_total_norm`. Each rank scales its own parts.
 
     Returns:
@@ -119,11 +114,12 @@ def clip_grad_norm_(
             return known
     grads = gradients_of("clip_grad_norm_", parameters)
     over_ranks = spans_ranks(parameters, grads, process_group)
-    refuse_norms_of_ranks("clip_grad_norm_", return_result and over_ranks)
     norms = torch.zeros(0)
     if over_ranks:
         with torch.no_grad():
-            total_norm = norm_of_ranks("clip_grad_norm_", parameters, grads, p, process_group)
+            held = [parameter.grad for parameter in parameters]
+            arguments = ("clip_grad_norm_", parameters, held, p, process_group)
+            total_norm, norms = norms_of_ranks(*arguments, each=return_result)
             if error_if_nonfinite:
                 require_finite(total_norm, p)
             if grads:
@@ -135,7 +131,9 @@ def clip_grad_norm_(
             total_norm, norms = _clip_grad_norm(grads, bound, p, error_if_nonfinite, mode, return_result)
     if not return_result:
         return total_norm
-    positions = tuple(i for i, parameter in enumerate(parameters) if parameter.grad is not None)
+    # Over ranks there is a norm for every parameter, as another rank may hold its gradient.
+    places = range(len(parameters))
+    positions = tuple(places if over_ranks else (i for i in places if parameters[i].grad is not None))
     return ClipResult(total_norm, norms, bound, positions)
 
 

@@ -18,7 +18,8 @@ class ClipResult(NamedTuple):
 
     Attributes:
         total_norm: 0-d, as `get_total_norm` gives it.
-        norms: the norm of each gradient, in the order of the parameters that have one.
+        norms: the norm of each gradient, in the order of the parameters that have one; where gradients may lie on other
+            ranks, one for every parameter.
         max_norm: the bound that was asked for.
         positions: where those parameters stand among all that were given.
 
