@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import check_plain, checked_number
+from ste_ops._dtensor import has_dtensor, is_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists
 from ste_ops.functional.clip._lists import check_writable, gradients_of, in_one_call, listed, written
+from ste_ops.functional.clip.distributed_units import clip_divided, own_units
 
 
 def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -27,13 +29,15 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
     Args:
         parameters: an iterable of parameters, or one; those without a gradient are passed over. A layer that keeps its
             outputs in another dimension than the first (``ConvTranspose``) is taken by its first dimension all the
-            same, as in timm.
+            same, as in timm. `DTensor`s are clipped by their units' norms over all ranks, which all have to call where
+            units are divided (a sharded bias, ``Shard(1)``).
         clip_factor: the largest ratio of the norms, >= 0. The paper takes 0.01 for large batches and more for small
             ones.
         eps: the least that a norm of weights counts as, >= 0, so that weights of zero can move.
 
     Raises:
-        ValueError: clip_factor or eps is negative or NaN.
+        ValueError: clip_factor or eps is negative or NaN; a `DTensor` gradient is Partial, or does not lie as its
+            parameter does.
         TypeError: a gradient is sparse or integer.
         RuntimeError: a gradient's elements share memory. Nothing has been written then.
 
@@ -55,18 +59,29 @@ def clip_grad_agc_(parameters: Tensor | Iterable[Tensor], clip_factor: float = 0
     clip_factor = checked_number(operator, "clip_factor", clip_factor)
     eps = checked_number(operator, "eps", eps)
     parameters = listed(operator, "parameters", parameters)
-    grads = gradients_of(operator, parameters)
-    if not grads:
+    gradients_of(operator, parameters)  # says where there is nothing to clip
+    pairs = [(parameter, parameter.grad) for parameter in parameters]
+    with torch.no_grad():
+        if not has_dtensor([t for pair in pairs for t in pair]):
+            _clip([(weight, grad) for weight, grad in pairs if grad is not None], clip_factor, eps)
+            return
+        whole, divided = own_units(operator, pairs)
+        _clip(whole, clip_factor, eps)
+        clip_divided(divided, clip_factor, eps)
+        written([grad for _, grad in pairs if grad is not None and is_dtensor(grad)])
+
+
+def _clip(pairs: list[tuple[Tensor, Tensor]], clip_factor: float, eps: float) -> None:
+    if not pairs:
         return
-    weights = parameters if len(grads) == len(parameters) else [p for p in parameters if p.grad is not None]
+    weights, grads = [weight for weight, _ in pairs], [grad for _, grad in pairs]
 
     def in_parts() -> None:
         _clip_in_parts(weights, grads, clip_factor, eps)
 
     native = functools.partial(ops.clip_grad_agc_, weights)
-    with torch.no_grad():
-        in_one_call(operator, native, grads, clip_factor, eps, in_parts=in_parts)
-        written(grads)
+    in_one_call("clip_grad_agc_", native, grads, clip_factor, eps, in_parts=in_parts)
+    written(grads)
 
 
 def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: float, eps: float) -> None:
