@@ -10,7 +10,7 @@ import ste_ops
 
 # They change lists of gradients in place or return none: tests/clip/test_distributed.py.
 LISTS = {"clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm", "fold_grad_clip_"}
-LISTS |= {"clip_grad_agc_", "sr_ste_decay_", "ClipResult", "check_deferred_errors"}
+LISTS |= {"clip_grad_agc_", "clip_per_sample_", "sr_ste_decay_", "ClipResult", "check_deferred_errors"}
 
 
 def test_every_operator_has_a_row():

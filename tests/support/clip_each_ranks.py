@@ -144,7 +144,33 @@ def units_in_two_dimensions(rank, world):
         torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=3e-7, atol=0)
 
 
+def samples(rank, world):
+    """A batch that is divided: the sums of the ranks' own samples are summands."""
+    mesh = init_device_mesh("cpu", (world,))
+    for batch, placement in ((5, Shard(0)), (1, Shard(0)), (4, Replicate())):
+        full = [torch.randn(batch, 3, 4), torch.randn(batch), torch.randn(batch, 2).to(torch.bfloat16)]
+        expected, norms = ste_ops.clip_per_sample_(full, 1.0, return_norms=True)
+        grads = [distribute_tensor(g, mesh, [placement]) for g in full]
+        sums, of_each = ste_ops.clip_per_sample_(grads, 1.0, return_norms=True)
+        torch.testing.assert_close(of_each.full_tensor(), norms, rtol=1e-6, atol=0)
+        assert sums[0].placements == (Replicate() if placement.is_replicate() else Partial(),)
+        for _ in range(2):
+            for s, e in zip(sums, expected, strict=True):
+                torch.testing.assert_close(s.full_tensor(), e)
+            assert ste_ops.clip_per_sample_(grads, 1.0, out=sums)[0] is sums[0]
+            expected = [2 * e for e in expected]
+    columns = distribute_tensor(full[2], mesh, [Shard(1)])
+    for others, message in (
+        ([grads[0], full[1]], "must all be DTensors, or none, got a plain tensor at index 1"),
+        ([columns], r"sharded along the samples, .*\(Shard\(dim=1\),\) at index 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"clip_per_sample_: grad_samples .*" + message):
+            ste_ops.clip_per_sample_(others, 1.0)
+    with pytest.raises(ValueError, match=r"out must be DTensors with the placements .*, got a plain tensor at index 0"):
+        ste_ops.clip_per_sample_(grads[:1], 1.0, out=[torch.zeros(3, 4)])
+
+
 CASES = {
-    2: [norms_of_each, groups, units, compiled],
+    2: [norms_of_each, groups, units, samples, compiled],
     4: [norms_of_each, groups, units, units_in_two_dimensions],
 }

@@ -67,7 +67,6 @@ REFUSED = {
     "systematic_resample": lambda weights: ste_ops.systematic_resample(weights, 2),
     "stratified_resample": lambda weights: ste_ops.stratified_resample(weights, 2),
     "residual_resample": lambda weights: ste_ops.residual_resample(weights, 2),
-    "clip_per_sample_": lambda grads: ste_ops.clip_per_sample_([grads], 1.0),
     # Two tensors of one, with a gradient each.
     "xnor_weight": lambda w: ste_ops.xnor_weight(w, surrogate.ATan()),
     "magnitude_aware_sign": lambda w: ste_ops.magnitude_aware_sign(w, surrogate.Rect()),

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import COMPLEX, FLOATING, check_plain, checked_number
+from ste_ops._dtensor import has_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip._lists import as_stored, listed, written
+from ste_ops.functional.clip.distributed_samples import clip_own_samples
 
 _OPERATOR = "clip_per_sample_"
 
@@ -83,6 +85,8 @@ def clip_per_sample_(
             device, float64, float32, bfloat16, float16, complex64 and complex128 mixed as you like.
             ``torch.func.vmap(torch.func.grad(...))`` makes them, as a dict of names, which is taken too, and so do
             Opacus' ``p.grad_sample``. One that is not contiguous is copied.
+            `DTensor`s that are sharded along the samples are clipped where they lie, without communication: the sums
+            are Partial, to be added up by ``full_tensor()``, and the norms are sharded as the samples are.
         max_norm: the bound, >= 0; or one for each tensor, in their order or by their names. Each tensor then has norms
             and coefficients of its own (Opacus' clipping per layer), and a sample counts with at most the root of the
             sum of the squared bounds.
@@ -98,7 +102,7 @@ def clip_per_sample_(
 
     Raises:
         ValueError: max_norm is negative or NaN; batch sizes differ; a tensor has no dimension; ``out``, ``dtype`` or
-            the bounds do not fit.
+            the bounds do not fit; a `DTensor` is divided otherwise than by samples.
         TypeError: a tensor is integer or sparse.
         RuntimeError: the tensors are on several devices. Nothing has been written to ``out`` then.
 
@@ -114,15 +118,24 @@ def clip_per_sample_(
     else:
         grads = listed(_OPERATOR, "grad_samples", grad_samples)
     bounds = _bounds(max_norm, names, len(grads))
+    sums, norms = _clip(grads, None if out is None else _in_order("out", out, names), bounds, dtype)
+    named = sums if names is None else dict(zip(names, sums, strict=True))
+    return (named, norms) if return_norms else named
+
+
+def _clip(
+    grads: list[Tensor], out: list[Tensor] | None, bounds: float | list[float], dtype: torch.dtype | None
+) -> tuple[list[Tensor], Tensor]:
+    if has_dtensor(grads):
+        with torch.no_grad():
+            return clip_own_samples(lambda own, sums: _clip(own, sums, bounds, dtype), grads, out)
     _check(grads)
     if out is None:
         sums = [torch.zeros(g.shape[1:], dtype=_dtype_of_sum(g, dtype), device=g.device) for g in grads]
     else:
-        sums = _in_order("out", out, names)
+        sums = out
         _check_out(grads, sums)
-    norms = _add_clipped(grads, sums, bounds) if grads else torch.zeros(0)
-    named = sums if names is None else dict(zip(names, sums, strict=True))
-    return (named, norms) if return_norms else named
+    return sums, _add_clipped(grads, sums, bounds) if grads else torch.zeros(0)
 
 
 def _add_clipped(grads: list[Tensor], sums: list[Tensor], bounds: float | list[float]) -> Tensor:
