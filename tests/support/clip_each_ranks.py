@@ -159,6 +159,11 @@ def samples(rank, world):
                 torch.testing.assert_close(s.full_tensor(), e)
             assert ste_ops.clip_per_sample_(grads, 1.0, out=sums)[0] is sums[0]
             expected = [2 * e for e in expected]
+        _, norms = ste_ops.clip_per_sample_(full, [1.0, 0.5, 2.0], return_norms=True)
+        named = dict(zip("abc", grads, strict=True))
+        sums, of_each = ste_ops.clip_per_sample_(named, dict(a=1.0, b=0.5, c=2.0), return_norms=True)
+        torch.testing.assert_close(of_each.full_tensor(), norms, rtol=1e-6, atol=0)
+        assert list(sums) == ["a", "b", "c"]
     columns = distribute_tensor(full[2], mesh, [Shard(1)])
     for others, message in (
         ([grads[0], full[1]], "must all be DTensors, or none, got a plain tensor at index 1"),

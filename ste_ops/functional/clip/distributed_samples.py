@@ -23,8 +23,8 @@ def clip_own_samples(clip: Clip, grads: Sequence[Any], out: Sequence[Any] | None
     if out is not None:
         _check_out(out, mesh, of_sums)
     sums, norms = clip([g.to_local() for g in grads], None if out is None else [s.to_local() for s in out])
-    batch = grads[0].shape[:1]
-    norms = DTensor.from_local(norms, mesh, placements, run_check=False, shape=batch, stride=(1,))
+    shape = grads[0].shape[:1] + norms.shape[1:]
+    norms = DTensor.from_local(norms, mesh, placements, run_check=False, shape=shape, stride=norms.stride())
     if out is not None:
         return list(out), norms
     return [DTensor.from_local(s, mesh, of_sums, run_check=False) for s in sums], norms
