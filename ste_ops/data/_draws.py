@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ste_ops._checks import MOST, as_weights, refuse_invalid
+from ste_ops._checks import MOST, as_weights, is_integer, refuse_invalid
 from ste_ops.data._cursor import Origin
 from ste_ops.data._state import ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
@@ -26,7 +26,7 @@ CHUNK = 16384
 
 def check_positive(name: str, value: Any) -> None:
     """Refuses in the words of torch's samplers, as `check_bool` does."""
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    if not is_integer(value) or value <= 0:
         raise ValueError(f"{name} should be a positive integer value, but got {name}={value}")
 
 
@@ -58,7 +58,7 @@ class Draws:
         if len(own.shape) != 1:
             raise ValueError(f"weights should be a 1d sequence but given weights have shape {tuple(own.shape)}")
         table = AliasTable._for(kind, own) if replacement else None
-        return cls(kind, own, len(own), replacement, table).of_length(len(own) if total is None else total)
+        return cls(kind, own, len(own), replacement, table).of_length(len(own) if total is None else int(total))
 
     def of_length(self, total: int) -> Draws:
         if total > MOST:
@@ -161,7 +161,7 @@ class AssignableLength(WeightedSampler[T]):
     @num_samples.setter
     def num_samples(self, num_samples: int) -> None:
         check_positive("num_samples", num_samples)
-        self._change(self._source.of_length(num_samples))
+        self._change(self._source.of_length(int(num_samples)))
 
 
 def _count_positive(operator: str, weights: Tensor) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from ste_ops._checks import is_integer
 from ste_ops.data._cursor import Origin
 from ste_ops.data._state import ResumableSampler
 
@@ -24,20 +25,15 @@ class RankedSampler(ResumableSampler[T]):
     _unnamed = False  # whether a state was loaded and set_epoch not called since
 
     def _take_ranks(self, num_replicas: int | None, rank: int | None, seed: int) -> None:
-        self.num_replicas = self._of_group("num_replicas", num_replicas, dist.get_world_size)
-        self.rank = self._of_group("rank", rank, dist.get_rank)
-        for name, value, least in (
-            ("num_replicas", self.num_replicas, 1),
-            ("rank", self.rank, 0),
-            ("seed", seed, -(2**63)),
-        ):
-            self._check_int(name, value, least)
+        ranks = self._of_group("num_replicas", num_replicas, dist.get_world_size)
+        self.num_replicas = self._checked_int("num_replicas", ranks, 1)
+        self.rank = self._checked_int("rank", self._of_group("rank", rank, dist.get_rank), 0)
         if self.rank >= self.num_replicas:
             raise ValueError(
                 f"{self._kind}: rank must be from 0 to {self.num_replicas - 1} for num_replicas "
                 f"{self.num_replicas}, got {self.rank}"
             )
-        self.seed = seed
+        self.seed = self._checked_int("seed", seed, -(2**63))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,7 +42,7 @@ class RankedSampler(ResumableSampler[T]):
         After `load_state_dict` the epoch of the state, which is then `epoch`, goes on from where it was; another one
         starts at its beginning. A warning says where that is an epoch which the run has just behind it.
         """
-        self._check_int("epoch", epoch, 0)
+        epoch = self._checked_int("epoch", epoch, 0)
         ended = self._cursor if self._cursor is not None and self._cursor.finished else None
         drawn = ended is not None and self._unnamed and ended.named["epoch"] == epoch
         saved_at_its_end = self._loaded is not None and self._loaded[1] == 0 and epoch == self.epoch - 1
@@ -78,14 +74,15 @@ class RankedSampler(ResumableSampler[T]):
     def _read(self, state: Mapping[str, Any]) -> tuple[Origin, int]:
         origin, position = super()._read(state)
         for name in origin:
-            self._check_int(name, origin[name], 0 if name == "epoch" else -(2**63))
+            self._checked_int(name, origin[name], 0 if name == "epoch" else -(2**63))
         return origin, position
 
-    def _check_int(self, name: str, value: Any, least: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
+    def _checked_int(self, name: str, value: Any, least: int) -> int:
+        if not is_integer(value):
             raise TypeError(f"{self._kind}: {name} must be an int, got {type(value).__name__}")
         if not least <= value < 2**64:
             raise ValueError(f"{self._kind}: {name} must be an int from {least} on, got {value}")
+        return int(value)
 
     def _of_group(self, name: str, value: int | None, ask: Any) -> int:
         if value is not None:

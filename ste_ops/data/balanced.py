@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from ste_ops._checks import MOST
 from ste_ops.data._cursor import Plan
@@ -16,7 +15,7 @@ from ste_ops.data._draws import CHUNK, check_positive
 from ste_ops.data._state import ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data._subsets import subsets
-from ste_ops.data.labels import as_labels
+from ste_ops.data.labels import Labels, as_classes
 
 
 class _ClassBatchSampler(ResumableSampler[list[int]]):
@@ -26,15 +25,12 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
     batch_size: int
     num_batches: int
 
-    def _take_labels(
-        self, labels: Sequence[int] | Tensor, batch_size: int | None, num_batches: int | None, generator: Any
-    ) -> int:
+    def _take_labels(self, labels: Labels, batch_size: int | None, num_batches: int | None, generator: Any) -> int:
         """Returns the number of classes."""
-        values = as_labels(self._kind, labels).cpu()
-        counts = torch.bincount(values)
+        values = as_classes(self._kind, labels).cpu()
         self._by_class = torch.argsort(values, stable=True)
-        self._first = (counts.cumsum(0) - counts)[counts > 0]
-        self._counts = counts[counts > 0]
+        self._counts = torch.unique_consecutive(values[self._by_class], return_counts=True)[1]
+        self._first = self._counts.cumsum(0) - self._counts
         self.generator = generator
         if batch_size is not None:
             check_positive("batch_size", batch_size)
@@ -43,8 +39,8 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         return len(self._counts)
 
     def _take_length(self, batch_size: int, num_batches: int | None) -> None:
-        self.batch_size = batch_size
-        self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else num_batches
+        self.batch_size = batch_size = int(batch_size)
+        self.num_batches = max(1, len(self._by_class) // batch_size) if num_batches is None else int(num_batches)
         # A sample takes at most four random numbers, and such a number three draws.
         if self.num_batches > MOST // (12 * batch_size):
             raise ValueError(
@@ -122,7 +118,8 @@ class MPerClassBatchSampler(_ClassBatchSampler):
     samples it has. Classes without a sample do not count.
 
     Args:
-        labels: class number of every sample, from 0, a sequence or a 1-D integer tensor.
+        labels: that of every sample, a sequence or a 1-D array or tensor: integers from 0, however large, or strings or
+            other objects, of which equal ones are a class.
         m: samples of a class in a batch, > 0.
         batch_size: a multiple of m, at most m times the number of classes; default: all of them.
         num_batches: batches in an epoch; default: as many as the samples fill, at least one.
@@ -132,7 +129,7 @@ class MPerClassBatchSampler(_ClassBatchSampler):
         Lists of ints, class after class.
 
     Raises:
-        ValueError: labels are as `class_weights` refuses them, or a number is not as said above.
+        ValueError: labels are empty, not 1-D, negative, floating or missing (None); or a number is not as said.
 
     Source: the PK batches of Hermans et al., arXiv:1703.07737; names as in pytorch-metric-learning's
     `MPerClassSampler`, which yields indices one by one.
@@ -148,13 +145,14 @@ class MPerClassBatchSampler(_ClassBatchSampler):
 
     def __init__(
         self,
-        labels: Sequence[int] | Tensor,
+        labels: Labels,
         m: int,
         batch_size: int | None = None,
         num_batches: int | None = None,
         generator: Generator | None = None,
     ) -> None:
         check_positive("m", m)
+        m = int(m)
         classes = self._take_labels(labels, batch_size, num_batches, generator)
         batch_size = m * classes if batch_size is None else batch_size
         if batch_size % m != 0 or batch_size > m * classes:
@@ -187,7 +185,7 @@ class ClassBalancedBatchSampler(_ClassBatchSampler):
         Lists of ints, class after class. The samples of a class are different ones unless it has too few.
 
     Raises:
-        ValueError: labels are as `class_weights` refuses them, or a number is not positive.
+        ValueError: labels are empty, not 1-D, negative, floating or missing (None); or a number is not positive.
 
     Example:
         >>> import torch, ste_ops
@@ -199,7 +197,7 @@ class ClassBalancedBatchSampler(_ClassBatchSampler):
 
     def __init__(
         self,
-        labels: Sequence[int] | Tensor,
+        labels: Labels,
         batch_size: int,
         num_batches: int | None = None,
         generator: Generator | None = None,

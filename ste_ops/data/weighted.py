@@ -123,7 +123,7 @@ class WeightedBatchSampler(AssignableLength[Any]):
         check_bool("drop_last", drop_last)
         check_bool("as_tensors", as_tensors)
         self._take_weights(weights, num_samples, replacement)
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.drop_last = drop_last
         self.as_tensors = as_tensors
         self.generator = generator
