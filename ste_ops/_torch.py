@@ -6,6 +6,7 @@ No other module reaches for a name of torch that begins with an underscore, so a
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -44,6 +45,13 @@ lazy_clone = torch._lazy_clone
 
 # The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
 all_operator_names = torch._C._dispatch_get_all_op_names
+
+
+def asking_dataset(frame: FrameType) -> Any:
+    """The dataset of the DataLoader that asks its sampler for an index in this call, or None: nothing else tells a
+    sampler of it. torchdata's loaders inherit the call."""
+    asks = frame.f_code.co_name == "_next_index" and frame.f_globals.get("__name__") == "torch.utils.data.dataloader"
+    return frame.f_locals["self"]._dataset if asks else None
 
 
 def tracked(tensor: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from ste_ops._checks import MOST, as_weights, is_integer, refuse_invalid
 from ste_ops.data._cursor import Origin
 from ste_ops.data._state import ResumableSampler
 from ste_ops.data._stream import Stream, endless, fingerprint, ordered
+from ste_ops.data._subset_check import check_subset
 from ste_ops.functional.sampling.alias import AliasTable
 
 T = TypeVar("T")
@@ -143,6 +144,8 @@ class WeightedSampler(ResumableSampler[T]):
         return source.description
 
     def _opener(self, seed: Callable[[Origin], int] = lambda origin: origin["seed"]) -> Callable[[Origin], Stream]:
+        weights = self._source.weights
+        check_subset(self._kind, "weights", len(weights), lambda: int(weights.nonzero()[-1]))
         return self._source.opener(seed)
 
     def __getstate__(self) -> dict[str, Any]:

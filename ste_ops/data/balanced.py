@@ -14,6 +14,7 @@ from ste_ops.data._cursor import Plan
 from ste_ops.data._draws import CHUNK, check_positive
 from ste_ops.data._state import ResumableSampler
 from ste_ops.data._stream import Stream, fingerprint, uniform
+from ste_ops.data._subset_check import check_subset
 from ste_ops.data._subsets import subsets
 from ste_ops.data.labels import Labels, as_classes
 
@@ -69,6 +70,7 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         }
 
     def _plan(self, position: int) -> Plan[list[int]]:
+        check_subset(self._kind, "labels", len(self._by_class), lambda: len(self._by_class) - 1)
         counts, firsts, by_class = self._counts.numpy(), self._first.numpy(), self._by_class.numpy()
         classes, size = len(counts), self.batch_size
         chosen, least, more = self._shares()

@@ -164,7 +164,7 @@ ROOMS: dict[str, set[str]] = {
         *("_functions", "surrogate"),
     },
     "nn": {"_torch", "_dtensor", "_checks", "_random", "_sent", "_fx", "surrogate", "functional"},
-    "data": {"_library", "_checks", "_random", "_sent", "functional"},
+    "data": {"_library", "_torch", "_checks", "_random", "_sent", "functional"},
     # The leaves.
     "reference": {"_names", "_random", "surrogate", "functional.clip.result"},
     "testing": {"", "_names", "_library", "surrogate", "reference"},
