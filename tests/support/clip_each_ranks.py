@@ -161,7 +161,7 @@ def samples(rank, world):
             expected = [2 * e for e in expected]
         _, norms = ste_ops.clip_per_sample_(full, [1.0, 0.5, 2.0], return_norms=True)
         named = dict(zip("abc", grads, strict=True))
-        sums, of_each = ste_ops.clip_per_sample_(named, dict(a=1.0, b=0.5, c=2.0), return_norms=True)
+        sums, of_each = ste_ops.clip_per_sample_(named, {"a": 1.0, "b": 0.5, "c": 2.0}, return_norms=True)
         torch.testing.assert_close(of_each.full_tensor(), norms, rtol=1e-6, atol=0)
         assert list(sums) == ["a", "b", "c"]
     columns = distribute_tensor(full[2], mesh, [Shard(1)])
