@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_value_ as torch_clip_grad_value_
 from torch.nn.utils import get_total_norm as torch_get_total_norm
 
 import ste_ops
+from benchmarks import dtensors
 from benchmarks.measure import Count, Row
 
 Shape = tuple[int, ...]
@@ -107,6 +108,8 @@ def rows(device: str, quick: bool) -> Iterator[Row | Count]:
     yield from _norm_rows("a 12-layer transformer", _parameters(shapes, device), (2.2, 1.0), 15)
     yield from _unit_rows(device)
     yield from accuracy(device, (16, 18) if quick else (24, 26))
+    if device == "cpu" and torch.distributed.is_available():
+        yield from dtensors.rows(quick)  # last: from here on DTensor is imported
 
 
 def _value_rows(name: str, parameters: list[Tensor]) -> Iterator[Row]:
