@@ -7,6 +7,7 @@ from typing import Any as _Any
 from ste_ops import data, functional, nn, surrogate
 from ste_ops._library import build_info
 from ste_ops._names import show_public_names as _show_public_names
+from ste_ops._patch import patch_torch
 from ste_ops.functional import (
     AliasTable,
     ClipResult,
@@ -57,7 +58,7 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # `round` is left out: a star import must not hide Python's own.
-__all__ = ["__version__", "build_info", "data", "nn", "reference", "surrogate", "testing"]
+__all__ = ["__version__", "build_info", "data", "nn", "patch_torch", "reference", "surrogate", "testing"]
 __all__ += functional.__all__
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +151,20 @@ def by_hand(rank, world):
                 torch.testing.assert_close(a.grad, b.grad.chunk(world)[rank], rtol=3e-7, atol=0)
 
 
+def experts(rank, world):
+    """The function of docs/recipes.md: a gradient that all ranks have beside one of each rank's own."""
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    recipe = {"ste_ops": ste_ops}
+    exec(re.search(r"^def clip_with_experts.*?    return norm$", page, re.MULTILINE | re.DOTALL)[0], recipe)
+    shared = torch.randn(5, 3)
+    of_ranks = [torch.randn(4, 2) for _ in range(world)]
+    ours = [parameter(shared.clone()), parameter(of_ranks[rank].clone())]
+    theirs = [parameter(g.clone()) for g in (shared, *of_ranks)]
+    norm = recipe["clip_with_experts"](ours[:1], ours[1:], 0.5, dist.group.WORLD)
+    check_norm(norm, ste_ops.clip_grad_norm_(theirs, 0.5))
+    torch.testing.assert_close([p.grad for p in ours], [theirs[0].grad, theirs[1 + rank].grad])
+
+
 def stages(rank, world):
     """A pipeline: a mesh for each stage, and the stages are parts of one norm."""
     world_of_stages = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("stage", "dp"))
@@ -273,6 +289,6 @@ def fold_with_a_scaler(rank, world):
     torch.testing.assert_close(p.detach(), torch.full((3,), -0.5 / math.sqrt(3 * world)), rtol=1e-5, atol=0)
 
 
-OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, non_finite, fsdp, tensor_parallel]
-OF_ANY_WORLD += [fold, fold_with_a_scaler]
+OF_ANY_WORLD = [placements, partial, values, missing_gradients, by_hand, experts, non_finite, fsdp]
+OF_ANY_WORLD += [tensor_parallel, fold, fold_with_a_scaler]
 CASES = {2: OF_ANY_WORLD, 4: [*OF_ANY_WORLD, two_dimensions, stages, fsdp_and_tensor_parallel]}
