@@ -55,6 +55,7 @@ def test_every_recipe_is_found():
     assert [name for name, _, _ in RECIPES] == [
         "A plain loop",
         "Folded into the step",
+        "Folded into the step",
         "GradScaler",
         "GradScaler",
         "Gradient accumulation",

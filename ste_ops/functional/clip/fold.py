@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_norm_type, checked_number
+from ste_ops._dtensor import is_dtensor
 from ste_ops._dynamo import never_compiled
 from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
 from ste_ops.functional.clip._lists import gradients_of
@@ -33,6 +34,20 @@ def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_g
     if spans_ranks(parameters, grads, process_group):
         return norm_of_ranks(_OPERATOR, parameters, grads, p, process_group)
     return norms_of(_OPERATOR, grads, p, each=False)[0]
+
+
+def _checked_total_norm(total_norm: Tensor | None, process_group: ProcessGroup | None) -> Tensor | None:
+    if total_norm is None:
+        return None
+    if not isinstance(total_norm, Tensor):
+        raise TypeError(f"{_OPERATOR}: total_norm must be a tensor, got {type(total_norm).__name__}")
+    if total_norm.dim() != 0:
+        raise ValueError(f"{_OPERATOR}: total_norm must be 0-d, got the shape {tuple(total_norm.shape)}")
+    if process_group is not None:
+        raise ValueError(f"{_OPERATOR}: total_norm is the norm over all ranks already, got a process_group beside it")
+    if is_dtensor(total_norm):  # torch's own norm of DTensors is one, and not yet reduced
+        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
+    return total_norm.detach() if total_norm.dtype == torch.float64 else total_norm.detach().float()
 
 
 def _yet_to_unscale(scaler: GradScaler | None, optimizer: Optimizer) -> GradScaler | None:
@@ -60,11 +75,11 @@ class _Decision(NamedTuple):
 _LARGEST = torch.finfo(torch.float32).max * (1 - 2**-20)
 
 
-def _decided(norm: Tensor, max_norm: float, loss_scale: Tensor | None) -> _Decision:
+def _decided(norm: Tensor, max_norm: float, skip_above: float, loss_scale: Tensor | None) -> _Decision:
     if _known_to_host(norm):
         limit = _LARGEST / max(1.0, 1.0 if loss_scale is None else loss_scale.item())
-        return _decided_by_host(norm.item(), max_norm, limit)
-    skip = ~norm.isfinite()
+        return _decided_by_host(norm.item(), max_norm, skip_above, limit)
+    skip = ~norm.isfinite() | (norm > skip_above)
     reciprocal = ((norm.double() + 1e-6) / max_norm).clamp(min=1)
     if norm.dtype != torch.float64 and not 0 < max_norm < 1:  # no norm in float32 is too large for such a bound
         return _Decision(reciprocal.float(), skip.float())
@@ -75,8 +90,8 @@ def _decided(norm: Tensor, max_norm: float, loss_scale: Tensor | None) -> _Decis
     return _Decision(grad_scale.float(), skip.float(), torch.where(exceeds, excess - 1e-6, 0.0))
 
 
-def _decided_by_host(norm: float, max_norm: float, limit: float) -> _Decision:
-    if not math.isfinite(norm):
+def _decided_by_host(norm: float, max_norm: float, skip_above: float, limit: float) -> _Decision:
+    if not math.isfinite(norm) or norm > skip_above:
         return _Decision(found_inf=torch.ones(()))
     reciprocal = (norm + 1e-6) / max_norm if max_norm > 0 else math.inf
     if reciprocal <= 1:
@@ -93,6 +108,8 @@ def fold_grad_clip_(
     max_norm: float,
     norm_type: float = 2.0,
     *,
+    total_norm: Tensor | None = None,
+    skip_above: float = math.inf,
     grad_scaler: GradScaler | None = None,
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
@@ -114,6 +131,9 @@ def fold_grad_clip_(
             ``optimizer`` is taken, which steps: so do the wrappers of Lightning, Fabric and Accelerate.
         max_norm: the bound, >= 0.
         norm_type: as in `get_total_norm`. An infinite gradient does not show in the norms of order 0 and -inf.
+        total_norm: the norm where it is known, 0-d, such as that of the gradients of several optimizers, each of which
+            is folded with it; of gradients as they lie, scaled where they are. norm_type says nothing then.
+        skip_above: a step whose norm exceeds it changes nothing, decided on the device. A GradScaler's scale stays.
         grad_scaler: the scaler of the loss, if there is one. Its ``unscale_`` may be called before, after or never;
             only where it was called before may the scaler be left out.
         process_group: as in `get_total_norm`. Scalers of several ranks must hold the same scale.
@@ -122,8 +142,10 @@ def fold_grad_clip_(
         The norm before clipping, of unscaled gradients, as `get_total_norm` gives it; 0 where there are none.
 
     Raises:
-        TypeError: it is another optimizer, or one with a step of its own; a gradient is sparse, integer or complex.
-        ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`.
+        TypeError: it is another optimizer, or one with a step of its own; a gradient is sparse, integer or complex;
+            total_norm is no tensor.
+        ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`; skip_above is
+            negative or NaN; total_norm is not 0-d, or stands beside a process_group.
         RuntimeError: two gradients are one tensor, or one's elements share memory (an expanded tensor), also where
             nothing would be clipped. ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From
             ``optimizer.step``: it finds other gradients than the call saw, which its closure may have taken or a hook
@@ -144,6 +166,8 @@ def fold_grad_clip_(
     optimizer = checked_optimizer(optimizer)
     max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
     p = checked_norm_type(_OPERATOR, norm_type)
+    skip_above = checked_number(_OPERATOR, "skip_above", skip_above)
+    total_norm = _checked_total_norm(total_norm, process_group)
     hooks = hooks_of(optimizer)
     hooks.discard(optimizer)
     for name in ("grad_scale", "found_inf"):
@@ -151,16 +175,18 @@ def fold_grad_clip_(
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
     parameters = parameters_of(optimizer)
     grads = gradients_of(_OPERATOR, parameters)
-    if not grads and not spans_ranks(parameters, grads, process_group):
+    if not grads and total_norm is None and not spans_ranks(parameters, grads, process_group):
         return torch.tensor(0.0)
     with torch.no_grad():
-        norm = _norm(parameters, grads, p, process_group)
+        norm = _norm(parameters, grads, p, process_group) if total_norm is None else total_norm
+        if grads:
+            norm = norm.to(grads[0].device)
         check_divisible(grads)
         scaler, loss_scale = _yet_to_unscale(grad_scaler, optimizer), None
         if scaler is not None:
             loss_scale = scaler.scale(torch.ones((), device=norm.device))  # get_scale() would wait for the device
             norm = (norm.double() / loss_scale).to(norm.dtype)
-        pending = Pending(optimizer, grads, *_decided(norm, max_norm, loss_scale), scaler)
+        pending = Pending(optimizer, grads, *_decided(norm, max_norm, skip_above, loss_scale), scaler)
     pending.install(optimizer)
     hooks.pending = pending
     return norm
