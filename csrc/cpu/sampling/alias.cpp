@@ -16,8 +16,7 @@ void build_tables(const AliasTables& call) {
   const int64_t rows = call.weights.rows, n = call.weights.n;
   const BuildRows<T> build{
       call.weights.bits<T>(), n, mutable_unsigned_data(call.table), mutable_typed_data<int64_t>(call.capacity)};
-  if (n > kGrain) return build(0, rows);
-  torch::stable::parallel_for(0, rows, kGrain / n, build);
+  share_rows(rows, kBuildNanoseconds * double(n), build);
 }
 
 std::tuple<Tensor, Tensor> alias_table_cpu(Tensor weights) {
@@ -57,6 +56,8 @@ STE_OPS_CLONES void draw_stretch(
     out[i] = draw.item(column, table[column], high_bits(random));
   }
 }
+
+constexpr double kDrawNanoseconds = 3;
 
 // Draws begin .. end - 1 of all rows, laid end to end.
 struct DrawFromTables {
@@ -100,7 +101,10 @@ Tensor alias_sample_cpu(
       call.stride,
       num_samples,
       mutable_typed_data<int64_t>(call.out)};
-  parallel_aligned(call.rows * num_samples, kDraws, draw);
+  const int64_t draws = call.rows * num_samples;
+  share_out((draws + kDraws - 1) / kDraws, kDrawNanoseconds * kDraws, [&](int64_t first, int64_t last) {
+    draw(first * kDraws, std::min(last * kDraws, draws));
+  });
   return call.out;
 }
 

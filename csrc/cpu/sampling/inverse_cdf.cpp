@@ -15,6 +15,8 @@ constexpr int64_t kPassTile = 4096;
 constexpr int64_t kSumTile = 128;
 // Draws whose reads overlap.
 constexpr int64_t kOverlap = 16;
+// What the passes take for a weight, and a draw.
+constexpr double kWeightNanoseconds = 2, kDrawNanoseconds = 120;
 
 // The masses of a row, summed before each tile.
 template <class T>
@@ -75,7 +77,8 @@ struct DrawFromRow {
 template <class T>
 class RowDrawer {
  public:
-  explicit RowDrawer(int64_t n) : n_(n), tiles_(n, kPassTile), before_((n + kSumTile - 1) / kSumTile) {}
+  explicit RowDrawer(int64_t n)
+      : n_(n), tiles_(n, kPassTile, kWeightNanoseconds), before_((n + kSumTile - 1) / kSumTile) {}
 
   // Returns the total.
   int64_t draw(const bits_t<T>* weights, uint64_t seed, uint64_t number, int64_t num_samples, int64_t* out) {
@@ -88,7 +91,7 @@ class RowDrawer {
       return total;
     }
     const DrawFromRow<T> draw{{weights, n_, exponent, row.total, before_}, seed, number, out};
-    torch::stable::parallel_for(0, num_samples, kGrain / 128, draw);
+    share_out(num_samples, kDrawNanoseconds, draw);
     return total;
   }
 
@@ -130,8 +133,7 @@ void draw_rows(const InverseCdfDraws& call) {
       call.num_samples,
       mutable_typed_data<int64_t>(call.out),
       mutable_typed_data<int64_t>(call.total)};
-  if (n > kGrain) return draw(0, rows);
-  torch::stable::parallel_for(0, rows, kGrain / n, draw);
+  share_rows(rows, kWeightNanoseconds * double(n) + kDrawNanoseconds * double(call.num_samples), draw);
 }
 
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {

@@ -6,6 +6,7 @@
 
 #include "core/sampling/alias.h"
 #include "cpu/sampling/draws.h"
+#include "cpu/share.h"
 
 namespace ste_ops {
 namespace {
@@ -84,16 +85,21 @@ inline uint64_t exclusive_scan(std::vector<uint64_t>& sums) {
 template <class T>
 class RowTiles {
  public:
-  RowTiles(int64_t n, int64_t tile) : n_(n), tile_(tile), tiles_((n + tile - 1) / tile) {}
+  // `nanoseconds` is what all passes together take for a weight.
+  RowTiles(int64_t n, int64_t tile, double nanoseconds)
+      : n_(n), tile_(tile), shared_(double(n) * nanoseconds >= kWorthARegion), tiles_((n + tile - 1) / tile) {}
 
   int64_t count() const { return int64_t(tiles_.size()); }
 
   // f(t, begin, count) for every tile.
   template <class F>
   void each(const F& f) const {
-    torch::stable::parallel_for(0, count(), std::max(kGrain / 2 / tile_, int64_t(1)), [&](int64_t first, int64_t last) {
+    const auto run = [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) f(t, t * tile_, std::min(tile_, n_ - t * tile_));
-    });
+    };
+    if (!shared_) return run(0, count());
+    torch::stable::parallel_for(
+        0, count(), int64_t(kWorthAThread) / tile_, run);  // a pass takes 1 to 3 ns for a weight
   }
 
   // All of a Row but its total. The coarse masses of a tile are summed while it is in the cache, under the exponent
@@ -127,6 +133,7 @@ class RowTiles {
 
  private:
   int64_t n_, tile_;
+  bool shared_;
   std::vector<Row> tiles_;
 };
 

@@ -26,6 +26,9 @@ void check_row(
   if (positive < k) refuse(op, Fault::too_few(row, k, positive));
 }
 
+// What a weight takes.
+constexpr double kRunNanoseconds = 4;
+
 // Runs parts first .. last - 1 of a row of n, each over a stretch of it.
 template <class T>
 struct RunParts {
@@ -103,14 +106,15 @@ void draw_rows(const DistinctDraws& call) {
       call.weights.one_row,
       call.op,
       mutable_typed_data<int64_t>(call.out)};
-  if (n > kGrain) {
-    const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), n / kGrain + 1);
+  const double of_row = kRunNanoseconds * double(n);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), int64_t(of_row / kWorthAThread));
+  if (rows < threads && of_row >= kWorthARegion) {
     for (int64_t row = 0; row < rows; ++row) draw(row, threads);
     return;
   }
   // The first row at fault is the one to name.
   std::atomic<int64_t> faulty(rows);
-  torch::stable::parallel_for(0, rows, kGrain / n, TryRows<T>{draw, faulty});
+  share_out(rows, of_row, TryRows<T>{draw, faulty});
   if (faulty < rows) draw(faulty, 1);
 }
 

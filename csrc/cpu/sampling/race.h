@@ -10,6 +10,7 @@
 
 #include "core/sampling/exponential.h"
 #include "cpu/sampling/draws.h"
+#include "cpu/share.h"
 
 namespace ste_ops {
 namespace {
@@ -169,6 +170,8 @@ struct Buckets {
 };
 
 constexpr int64_t kBucketBits = 16, kBucket = 64;
+// What a runner takes on its way into a bucket, and to be sorted there.
+constexpr double kBucketNanoseconds = 5, kSortNanoseconds = 25;
 
 // The indices of the k least runners in the order of their keys.
 class Finish {
@@ -200,10 +203,9 @@ class Finish {
       }
     }
     Buckets bucket(std::min(int64_t(1) << kBucketBits, runners_ / kBucket), least, greatest);
-    const int64_t parts = int64_t(parts_.size());
     // How many runners each bucket has in each part, then where they begin.
     std::vector<std::vector<int64_t>> place(parts_.size(), std::vector<int64_t>(size_t(bucket.count)));
-    for_parts(parts, [&](int64_t p) {
+    for_parts([&](int64_t p) {
       for (const Runner& r : parts_[size_t(p)].kept) ++place[size_t(p)][size_t(bucket(r.key))];
     });
     std::vector<int64_t> begin(1, 0);
@@ -218,13 +220,13 @@ class Finish {
     }
     const int64_t used = int64_t(begin.size()) - 1;
     std::unique_ptr<Runner[]> ordered(new Runner[size_t(begin.back())]);
-    for_parts(parts, [&](int64_t p) {
+    for_parts([&](int64_t p) {
       for (const Runner& r : parts_[size_t(p)].kept) {
         int64_t b = bucket(r.key);
         if (b < used) ordered[size_t(place[size_t(p)][size_t(b)]++)] = r;
       }
     });
-    torch::stable::parallel_for(0, used, std::max<int64_t>(1, used / 64), [&](int64_t first, int64_t last) {
+    share_out(used, kSortNanoseconds * kBucket, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b) {
         const int64_t from = begin[size_t(b)], to = begin[size_t(b) + 1];
         std::sort(ordered.get() + from, ordered.get() + to);
@@ -234,8 +236,9 @@ class Finish {
   }
 
   template <class F>
-  static void for_parts(int64_t parts, const F& f) {
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+  void for_parts(const F& f) const {
+    const int64_t parts = int64_t(parts_.size());
+    share_out(parts, kBucketNanoseconds * double(runners_ / parts), [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) f(p);
     });
   }

@@ -12,6 +12,8 @@ namespace {
 
 // Particles of one pass over a row, and elements of a merge that a thread takes at a time.
 constexpr int64_t kParticles = 8192;
+// What a particle takes, an element of a merge, and a draw from the residues.
+constexpr double kParticleNanoseconds = 6, kMergeNanoseconds = 4, kDrawNanoseconds = 20;
 
 // The masses of a tile become the sums up to each of them.
 inline void sum_up(uint64_t* masses, int64_t count, uint64_t before) {
@@ -52,7 +54,7 @@ class RowResampler {
   RowResampler(int64_t n, int64_t num_samples)
       : n_(n),
         num_samples_(num_samples),
-        tiles_(n, kParticles),
+        tiles_(n, kParticles, kParticleNanoseconds),
         before_(tiles_.count()),
         copied_before_(tiles_.count()),
         up_to_(new uint64_t[n]) {}
@@ -85,7 +87,7 @@ class RowResampler {
 
   void ancestors(const uint64_t* up_to, const Positions& positions, int64_t count, int64_t* out) const {
     const int64_t length = n_ + count, stretches = (length + kParticles - 1) / kParticles;
-    torch::stable::parallel_for(0, stretches, 2, [&](int64_t first, int64_t last) {
+    share_out(stretches, kMergeNanoseconds * kParticles, [&](int64_t first, int64_t last) {
       const int64_t begin = first * kParticles, end = std::min(last * kParticles, length);
       const int64_t i = seek_ancestor(up_to, n_, positions, count, begin);
       const int64_t i_end = last == stretches ? n_ : seek_ancestor(up_to, n_, positions, count, end);
@@ -105,7 +107,7 @@ class RowResampler {
     tiles_.each([&](int64_t t, int64_t begin, int64_t count) { lay_residues(copies, t, begin, count); });
     if (copied > 0) ancestors(copied_.get(), Positions::counting(copied), int64_t(copied), out);
     const int64_t batches = (int64_t(rest) + kDraws - 1) / kDraws;
-    torch::stable::parallel_for(0, batches, 16, [&](int64_t begin, int64_t end) {
+    share_out(batches, kDrawNanoseconds * kDraws, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin * kDraws; k < std::min(end * kDraws, int64_t(rest)); k += kDraws) {
         int64_t count = std::min(kDraws, int64_t(rest) - k);
         draw_residues(seed, number, uint64_t(k), count, rest, total, out + int64_t(copied) + k);
@@ -183,11 +185,7 @@ void resample_rows(const ResampleCall& call) {
   int64_t* total = mutable_typed_data<int64_t>(call.total);
   const ResampleRows<T> resample{
       call.scheme, weights, *unsigned_data(call.seed), n, num_samples, mutable_typed_data<int64_t>(call.out), total};
-  if (n + num_samples > kGrain) {
-    resample(0, rows);
-  } else {
-    torch::stable::parallel_for(0, rows, kGrain / (n + num_samples), resample);
-  }
+  share_rows(rows, kParticleNanoseconds * double(n) + kMergeNanoseconds * double(n + num_samples), resample);
   const int64_t row = std::find_if(total, total + rows, [](int64_t t) { return t <= 0; }) - total;
   if (row < rows) refuse(call.op, fault_of_state<T>(total[row], weights, n, row, call.weights.one_row));
 }

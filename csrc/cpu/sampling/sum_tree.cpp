@@ -7,17 +7,16 @@
 #include <vector>
 
 #include "cpu/sampling/draws.h"
+#include "cpu/share.h"
 #include "ops/library.h"
 
 namespace ste_ops {
 namespace {
 
-// A thread takes at least so many nodes.
-constexpr int64_t kNodes = 1024;
+// What a node takes, an entry to inspect, and a draw.
+constexpr double kNodeNanoseconds = 16, kInspectNanoseconds = 1, kDrawNanoseconds = 60;
 // The memory of a listed node is asked for so many nodes ahead.
 constexpr int64_t kAhead = 8;
-// A thread takes at least so many batches of draws.
-constexpr int64_t kBatches = 8;
 
 template <class T>
 STE_OPS_INLINE void sum_node(
@@ -76,8 +75,7 @@ void sum_level(
     const TreeShape& shape, const bits_t<T>* weights, uint64_t* nodes, int level, const int64_t* listed,
     int64_t count) {
   const SumNodes<T> sum{shape, weights, nodes, level, listed};
-  if (count <= kNodes) return sum(0, count);
-  torch::stable::parallel_for(0, count, kNodes, sum);
+  share_out(count, kNodeNanoseconds, sum);
 }
 
 template <class T>
@@ -114,11 +112,7 @@ template <class T>
 int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t count, int64_t n) {
   std::atomic<int64_t> first(count);
   const InspectEntries<T> inspect{weights, index, n, first};
-  if (count <= kGrain) {
-    inspect(0, count);
-  } else {
-    torch::stable::parallel_for(0, count, kGrain, inspect);
-  }
+  share_out(count, kInspectNanoseconds, inspect);
   return first;
 }
 
@@ -228,7 +222,7 @@ Tensor sum_tree_sample_cpu(Tensor nodes, int64_t n, Tensor seed, int64_t start, 
   const DrawBatches draw{shape, sums, *unsigned_data(seed), call.start, num_samples, out};
   if (sums[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
   const int64_t batches = (num_samples + kDraws - 1) / kDraws;
-  torch::stable::parallel_for(0, batches, kBatches, draw);
+  share_out(batches, kDrawNanoseconds * kDraws, draw);
   return call.out;
 }
 

@@ -9,6 +9,7 @@
 
 #include "core/sampling/alias.h"
 #include "cpu/sampling/draws.h"
+#include "cpu/share.h"
 
 namespace ste_ops {
 namespace {
@@ -59,10 +60,8 @@ class Sweep {
   // heavy ones, in the order in which the sweep meets them.
   void run(int64_t chunks) const {
     std::vector<SweepState> states(chunks + 1);
-    torch::stable::parallel_for(0, chunks + 1, 1, [&](int64_t first, int64_t last) {
-      for (int64_t c = first; c < last; ++c) states[c] = state_at(2 * tiles() * c / chunks);
-    });
-    torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = 0; c <= chunks; ++c) states[c] = state_at(2 * tiles() * c / chunks);
+    share_out(chunks, kNanoseconds * double(n_ / chunks), [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) complete(states[c], states[c + 1]);
     });
   }
@@ -70,6 +69,7 @@ class Sweep {
  private:
   // Items of a kind that are laid out for the merge at a time, within the first-level cache.
   static constexpr int64_t kBuffer = 512;
+  static constexpr double kNanoseconds = 8;  // an item
   using Merge = AliasMerge<int64_t>;
 
   int64_t tiles() const { return int64_t(sums_.size()) - 1; }
