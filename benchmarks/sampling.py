@@ -13,6 +13,7 @@ from benchmarks.measure import Row
 def rows(device: str, quick: bool) -> Iterator[Row]:
     for categories in (10**3, 10**4) if quick else (10**4, 10**6, 10**7):
         yield from of_table(torch.rand(categories, device=device))
+    yield from few_draws(torch.rand(10**4, device=device))
     yield from few_draws(torch.rand(10**4 if quick else 10**7, device=device))
     yield from without_replacement(torch.rand(10**5 if quick else 10**7, device=device))
     p = torch.rand(2**16 if quick else 2**22, device=device)
@@ -54,7 +55,7 @@ def of_table(weights: torch.Tensor) -> Iterator[Row]:
 
 
 def few_draws(weights: torch.Tensor) -> Iterator[Row]:
-    for draws in (1, 10, len(weights) // 128):
+    for draws in (1, 10, len(weights) // 128, len(weights) // 16):
         yield Row(
             f"{draws} draws with replacement without a table, n = {len(weights)}",
             "torch.multinomial",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Weights for each draw: from here on passing over them costs less than a table does (docs/decisions/sampling.md).
-WEIGHTS_PER_DRAW = 128
+WEIGHTS_PER_DRAW = 16
 
 
 def few(n: int, num_samples: int) -> bool:

@@ -18,7 +18,7 @@ def multinomial(
 
     A zero weight is never drawn, no positive weight is lost however small it is beside the others, and the same seed
     gives the same draws on every device and at any number of threads. With replacement an alias table is built and
-    drawn from, unless num_samples * 128 <= n: draws so few come from the inverse of the summed masses, in two passes
+    drawn from, unless num_samples * 16 <= n: draws so few come from the inverse of the summed masses, in two passes
     over the weights and without a table. To draw more than once from the same weights, keep an `AliasTable`. Without
     replacement, every category gets an exponential key and the least num_samples of them are drawn, in the order in
     which one draw after the other would take them.

@@ -21,7 +21,7 @@ def multinomial(
         raise RuntimeError(f"multinomial: num_samples must be >= 1, got {num_samples}")
     table = AliasTable(weights, _operator="multinomial", _error=RuntimeError)
     seed = draw_seed("multinomial", weights.device, generator)
-    if replacement and num_samples * 128 <= weights.shape[-1]:
+    if replacement and num_samples * 16 <= weights.shape[-1]:
         return inverse_cdf_sample(weights, seed, num_samples)
     if replacement:
         return table.sample_at(seed, 0, num_samples)
