@@ -107,14 +107,17 @@ def build() -> Path:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Builds and loads the library, and gives its operators the fake kernels of the real ones."""
+    """Builds and loads the library, and gives its operators the fake kernels and batch rules of the real ones."""
     import ste_ops  # noqa: F401  registers the fake kernels
     from ste_ops._functions.base import FAKES
+    from ste_ops._functions.sampling.rows import RULES
 
     path = str(build())
     torch.ops.load_library(path)
     for name, rule in FAKES.items():
         torch.library.register_fake(f"{NAMESPACE}::{name}", rule)
+    for name, rule in RULES.items():
+        torch.library.register_vmap(f"{NAMESPACE}::{name}", rule)
     library = ctypes.CDLL(path)
     library.emulator_checked_kernels.restype = ctypes.c_void_p
     return library

@@ -8,6 +8,7 @@ from ste_ops._functions.sampling import (
     inverse_cdf,
     multinomial,
     resample,
+    rows,
     subset,
     sum_tree,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "inverse_cdf",
     "multinomial",
     "resample",
+    "rows",
     "subset",
     "sum_tree",
 ]

@@ -23,6 +23,9 @@ def multinomial(
     replacement, every category gets an exponential key and the least num_samples of them are drawn, in the order in
     which one draw after the other would take them.
 
+    Under `torch.vmap` a batch is more rows with randomness="different"; with "same" each of it draws what it would draw
+    alone, and with "error", the default, the call is refused.
+
     Args:
         weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool. Integers are
             read as float64: above 2^53 they round to nearest, by less than 2^-53 of themselves. They need not sum to

@@ -21,7 +21,7 @@ def systematic_resample(weights: Tensor, num_samples: int, *, generator: Generat
     Weights become integer masses before anything is summed (see `AliasTable`), and points and sums are compared as
     integers: the law above holds to 2^-60 of all weight for any number of particles, where float32 sums go astray past
     a million. A zero weight gets no copy. The same seed gives the same ancestors on every device and at any number of
-    threads.
+    threads. `torch.vmap` takes it as it takes `multinomial`.
 
     Args:
         weights: shape [n] or [rows, n], not necessarily normalized; dtypes as in `multinomial`. Each row has its own u.

@@ -1,0 +1,87 @@
+"""vmap of draws without a gradient: a batch is more rows, and `randomness` means what torch's means."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import ste_ops
+
+DRAWS = {
+    "with replacement": lambda w: ste_ops.multinomial(w, 9, True),
+    "few": lambda w: ste_ops.multinomial(w, 2, True),
+    "without replacement": lambda w: ste_ops.multinomial(w, 9),
+    "systematic": lambda w: ste_ops.systematic_resample(w, 40),
+    "stratified": lambda w: ste_ops.stratified_resample(w, 40),
+    "residual": lambda w: ste_ops.residual_resample(w, 40),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_loop_with_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture(params=DRAWS)
+def draw(request, device):
+    return DRAWS[request.param]
+
+
+def seeded(call, *arguments) -> Tensor:
+    torch.manual_seed(3)
+    return call(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+def test_different(device, draw, shape):
+    w = torch.rand(5, *shape, device=device)
+    w[1] = w[0]
+    drawn = seeded(torch.vmap(draw, randomness="different"), w)
+    assert drawn.shape[:-1] == w.shape[:-1]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn, seeded(torch.vmap(draw, in_dims=-1, randomness="different"), w.movedim(0, -1)))
+    w[:, ..., 7:] = 0
+    w[:, ..., :7] += 1
+    if draw is not DRAWS["without replacement"]:
+        assert int(torch.vmap(draw, randomness="different")(w).max()) < 7
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+def test_same(device, draw, shape):
+    w = torch.rand(5, *shape, device=device)
+    drawn = seeded(torch.vmap(draw, randomness="same"), w)
+    assert torch.equal(drawn, torch.stack([seeded(draw, of_one) for of_one in w]))
+
+
+def test_error(device, draw):
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(draw)(torch.rand(5, 40, device=device))
+
+
+def test_one_weight_vector_for_all(device, draw):
+    w = torch.rand(40, device=device)
+    drawn = torch.vmap(lambda _: draw(w), randomness="different")(torch.zeros(6, device=device))
+    assert drawn.shape == (6, *draw(w).shape)
+    assert not all(torch.equal(drawn[0], of_one) for of_one in drawn)
+
+
+def test_nested(device, draw):
+    w = torch.rand(2, 3, 40, device=device)
+    once = torch.vmap(draw, randomness="different")
+    assert seeded(torch.vmap(once, randomness="different"), w).shape == (2, 3, draw(w[0, 0]).shape[-1])
+
+
+def test_compiled(device):
+    def batched(w):
+        return torch.vmap(DRAWS["without replacement"], randomness="different")(w)
+
+    torch._dynamo.reset()
+    w = torch.rand(4, 40, device=device)
+    drawn = torch.compile(batched, backend="aot_eager", fullgraph=True)(w)
+    assert drawn.shape == (4, 9)
+    assert all(len(set(row.tolist())) == 9 for row in drawn)
