@@ -39,15 +39,19 @@ inline bool has_avx512() {
 }
 #endif
 
-// Elements a thread takes at least, as in ATen (at::internal::GRAIN_SIZE).
-constexpr int64_t kGrain = 32768;
+// Elements a thread takes at least, a fifth of a millisecond of a copy: a second thread that comes late costs more
+// than it brings (docs/decisions/threads.md).
+constexpr int64_t kGrain = int64_t(1) << 19;
 
-// Calls f(begin, end) over [0, numel) with every boundary but the last a multiple of `align`, so that threads never
-// share a byte of a mask.
+// Elements whose results are joined in a fixed order, whoever computes them.
+constexpr int64_t kPart = 32768;
+
+// Calls f(begin, end) over [0, numel), at least `grain` a thread, with every boundary but the last a multiple of
+// `align`, so that threads never share a byte of a mask.
 template <class F>
-void parallel_aligned(int64_t numel, int64_t align, const F& f) {
+void parallel_aligned(int64_t numel, int64_t align, const F& f, int64_t grain = kGrain) {
   int64_t units = (numel + align - 1) / align;
-  torch::stable::parallel_for(0, units, kGrain / align, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, units, grain / align, [&](int64_t begin, int64_t end) {
     f(begin * align, end * align < numel ? end * align : numel);
   });
 }

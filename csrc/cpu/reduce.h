@@ -130,7 +130,7 @@ template <class Reduction, class A, class MakeTerm>
 void reduce_groups(const Groups& groups, typename Reduction::Total* totals, const MakeTerm& make_term) {
   using State = typename Reduction::template State<A>;
   using Total = typename Reduction::Total;
-  const Partition partition(groups, kReduceSpan, kGrain);
+  const Partition partition(groups, kReduceSpan, kPart);
   const int64_t tasks = partition.tasks(), parts = partition.parts();
   if (parts == 0) return std::fill(totals, totals + groups.count(), Total(Reduction::identity()));
   std::unique_ptr<Total[]> kept(parts > 1 ? new Total[partition.results()] : nullptr);

@@ -43,13 +43,16 @@ STE_OPS_CLONES F each_drawn(F f, SeededStretch stretch) {
 // Calls loop(stretch) for all stretches of `rows` rows of `in_row` elements, in parallel.
 template <class Loop>
 void for_each_stretch(const uint64_t* seeds, int64_t rows, int64_t in_row, const Loop& loop) {
-  parallel_aligned(rows * in_row, kDraws, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t row = begin / in_row, first = begin % in_row, count = std::min(in_row - first, end - begin);
-      loop(SeededStretch{seeds[row], uint64_t(first), begin, count});
-      begin += count;
-    }
-  });
+  parallel_aligned(
+      rows * in_row, kDraws,
+      [&](int64_t begin, int64_t end) {
+        while (begin < end) {
+          const int64_t row = begin / in_row, first = begin % in_row, count = std::min(in_row - first, end - begin);
+          loop(SeededStretch{seeds[row], uint64_t(first), begin, count});
+          begin += count;
+        }
+      },
+      kGrain / 8);
 }
 
 }  // namespace ste_ops

@@ -9,7 +9,7 @@
 namespace ste_ops {
 
 // Elements that are worth a second thread: a core reads more in the time that it takes to wake another one.
-constexpr int64_t kReduceGrain = 8 * kGrain;
+constexpr int64_t kReduceGrain = 8 * kPart;
 
 // Elements gathered from a strided tensor at a time.
 constexpr int64_t kTile = 2048;
@@ -60,7 +60,7 @@ void for_each_tile(const TensorData& tensor, int64_t begin, int64_t end, F&& f) 
 // Calls f(tensor, begin, end, number of the block) for every block of every tensor, in parallel. Threads divide the
 // elements, so that one large and many small tensors weigh what they should.
 template <class F>
-void for_each_block(const Blocks& blocks, const F& f, int64_t grain = kReduceGrain) {
+void for_each_block(const Blocks& blocks, const F& f, int64_t grain = kGrain) {
   torch::stable::parallel_for(0, blocks.numel(), grain, [&](int64_t begin, int64_t end) {
     for (size_t t = blocks.find_element(begin); t < blocks.count() && blocks.first_element(t) < end; ++t) {
       const TensorData& tensor = blocks.tensor(t);

@@ -8,24 +8,27 @@
 #include <vector>
 
 #include "cpu/sampling/draws.h"
+#include "cpu/share.h"
 #include "ops/sampling/categorical.h"
 
 namespace ste_ops {
 
 // Threads share the rows where there are so many or more, and the tiles of each row where there are fewer.
 constexpr int64_t kRowsForThreads = 16;
+// What a logit takes, noise and exponential.
+constexpr double kLogitNanoseconds = 10;
 
 template <class F>
 void parallel_rows(int64_t rows, int64_t n, const F& f) {
   if (n > kRowTile && rows < kRowsForThreads) return f(0, rows);
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / 8 / n), f);
+  share_out(rows, kLogitNanoseconds * double(n), f);
 }
 
 // f(tile, begin, end) for every tile of a row of n.
 template <class F>
 void each_tile(int64_t n, const F& f) {
   if (n <= kRowTile) return f(0, 0, n);
-  torch::stable::parallel_for(0, (n + kRowTile - 1) / kRowTile, 4, [&](int64_t begin, int64_t end) {
+  share_out((n + kRowTile - 1) / kRowTile, kLogitNanoseconds * kRowTile, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) f(t, t * kRowTile, std::min((t + 1) * kRowTile, n));
   });
 }
