@@ -143,7 +143,7 @@ class WeightedSampler(ResumableSampler[T]):
     def _describe(self, source: Draws) -> dict[str, Any]:
         return source.description
 
-    def _opener(self, seed: Callable[[Origin], int] = lambda origin: origin["seed"]) -> Callable[[Origin], Stream]:
+    def _opener(self, seed: Callable[[Origin], int]) -> Callable[[Origin], Stream]:
         weights = self._source.weights
         check_subset(self._kind, "weights", len(weights), lambda: int(weights.nonzero()[-1]))
         return self._source.opener(seed)

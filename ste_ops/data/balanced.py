@@ -12,27 +12,26 @@ from torch import Generator
 from ste_ops._checks import MOST
 from ste_ops.data._cursor import Plan
 from ste_ops.data._draws import CHUNK, check_positive
-from ste_ops.data._state import ResumableSampler
+from ste_ops.data._ranks import RankedBatchSampler, epoch_seed_of, seed_of
 from ste_ops.data._stream import Stream, fingerprint, uniform
 from ste_ops.data._subset_check import check_subset
 from ste_ops.data._subsets import subsets
 from ste_ops.data.labels import Labels, as_classes
 
 
-class _ClassBatchSampler(ResumableSampler[list[int]]):
+class _ClassBatchSampler(RankedBatchSampler[list[int]]):
     """Batch number b takes its random numbers from a place of its own in the stream, so any batch can be the first."""
 
-    _fixed = ("batch_size", "num_batches", "m")
+    _fixed = ("batch_size", "num_batches", "m", "num_replicas", "rank", "seed", "epoch")
     batch_size: int
     num_batches: int
 
-    def _take_labels(self, labels: Labels, batch_size: int | None, num_batches: int | None, generator: Any) -> int:
+    def _take_labels(self, labels: Labels, batch_size: int | None, num_batches: int | None) -> int:
         """Returns the number of classes."""
         values = as_classes(self._kind, labels).cpu()
         self._by_class = torch.argsort(values, stable=True)
         self._counts = torch.unique_consecutive(values[self._by_class], return_counts=True)[1]
         self._first = self._counts.cumsum(0) - self._counts
-        self.generator = generator
         if batch_size is not None:
             check_positive("batch_size", batch_size)
         if num_batches is not None:
@@ -78,9 +77,16 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         some = chosen if chosen < classes else 0
         # They choose the classes, then those that have one sample more, then the samples of each.
         numbers = some + more + chosen * most
+        left, alone = self._total - position, self.num_replicas == 1
+        batch_numbers = self._places(position, left, self._total, 1)
+        seed = epoch_seed_of if self._ranked else seed_of
 
         def draw(stream: Stream, first: int, count: int) -> list[list[int]]:
-            u = stream((position + first) * numbers, count * numbers, 1).view(count, numbers).numpy()
+            if alone:
+                drawn = stream((position + first) * numbers, count * numbers, 1)
+            else:
+                drawn = torch.cat([stream(b * numbers, numbers, 1) for b in batch_numbers(first, count)])
+            u = drawn.view(count, numbers).numpy()
             picked = np.broadcast_to(np.arange(classes), (count, classes))
             if some:
                 picked = subsets(u[:, :some], np.full(count, classes), np.full(count, chosen))
@@ -96,11 +102,11 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
 
         return Plan(
             position,
-            self._total - position,
-            1,
+            self._own(left),
+            self.num_replicas,
             self._total,
             max(1, 2 * CHUNK // (3 * numbers)),
-            lambda origin: uniform(origin["seed"]),
+            lambda origin: uniform(seed(origin)),
             draw,
         )
 
@@ -109,7 +115,7 @@ class _ClassBatchSampler(ResumableSampler[list[int]]):
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self._own(self.num_batches)
 
 
 class MPerClassBatchSampler(_ClassBatchSampler):
@@ -126,6 +132,8 @@ class MPerClassBatchSampler(_ClassBatchSampler):
         batch_size: a multiple of m, at most m times the number of classes; default: all of them.
         num_batches: batches in an epoch; default: as many as the samples fill, at least one.
         generator: default: torch's default generator.
+        num_replicas, rank, seed: share out the batches among ranks, as in `WeightedBatchSampler`; num_batches is then
+            that of all ranks together, and the first batches follow the last where they do not come out even.
 
     Yields:
         Lists of ints, class after class.
@@ -152,10 +160,14 @@ class MPerClassBatchSampler(_ClassBatchSampler):
         batch_size: int | None = None,
         num_batches: int | None = None,
         generator: Generator | None = None,
+        *,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        seed: int | None = None,
     ) -> None:
         check_positive("m", m)
         m = int(m)
-        classes = self._take_labels(labels, batch_size, num_batches, generator)
+        classes = self._take_labels(labels, batch_size, num_batches)
         batch_size = m * classes if batch_size is None else batch_size
         if batch_size % m != 0 or batch_size > m * classes:
             raise ValueError(
@@ -164,6 +176,7 @@ class MPerClassBatchSampler(_ClassBatchSampler):
             )
         self.m = m
         self._take_length(batch_size, num_batches)
+        self._take_ranks_if_named(num_replicas, rank, seed, generator)
 
     def _shares(self) -> tuple[int, int, int]:
         return self.batch_size // self.m, self.m, 0
@@ -180,7 +193,7 @@ class ClassBalancedBatchSampler(_ClassBatchSampler):
     `WeightedBatchSampler` with `class_weights(labels)[labels]` is balanced on average only.
 
     Args:
-        labels, num_batches, generator: as in `MPerClassBatchSampler`.
+        labels, num_batches, generator, num_replicas, rank, seed: as in `MPerClassBatchSampler`.
         batch_size: > 0.
 
     Yields:
@@ -203,10 +216,15 @@ class ClassBalancedBatchSampler(_ClassBatchSampler):
         batch_size: int,
         num_batches: int | None = None,
         generator: Generator | None = None,
+        *,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        seed: int | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
-        self._take_labels(labels, batch_size, num_batches, generator)
+        self._take_labels(labels, batch_size, num_batches)
         self._take_length(batch_size, num_batches)
+        self._take_ranks_if_named(num_replicas, rank, seed, generator)
 
     def _shares(self) -> tuple[int, int, int]:
         classes = len(self._counts)

@@ -9,8 +9,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ste_ops.data._cursor import Plan
 from ste_ops.data._draws import CHUNK, WeightedSampler, check_bool
-from ste_ops.data._ranks import RankedSampler
-from ste_ops.data._stream import Stream, epoch_seed
+from ste_ops.data._ranks import RankedSampler, epoch_seed_of
+from ste_ops.data._stream import Stream
 
 
 class DistributedWeightedSampler(RankedSampler[int], WeightedSampler[int], DistributedSampler):
@@ -99,8 +99,7 @@ class DistributedWeightedSampler(RankedSampler[int], WeightedSampler[int], Distr
                 drawn += stream((start + i * ranks) % total, 1, 1).tolist()
             return drawn
 
-        opener = self._opener(lambda origin: epoch_seed(origin["seed"], origin["epoch"]))
-        return Plan(position, self._share(position), ranks, total, CHUNK, opener, draw)
+        return Plan(position, self._share(position), ranks, total, CHUNK, self._opener(epoch_seed_of), draw)
 
     def __len__(self) -> int:
         return self.num_samples

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from ste_ops.data._cursor import Plan
 from ste_ops.data._draws import CHUNK, AssignableLength, check_bool, check_positive
+from ste_ops.data._ranks import RankedBatchSampler, epoch_seed_of, seed_of
 from ste_ops.data._stream import Stream
 
 
@@ -69,13 +70,13 @@ class WeightedRandomSampler(AssignableLength[int]):
         def draw(stream: Stream, first: int, count: int) -> list[int]:
             return stream(position + first, count, 1).tolist()
 
-        return Plan(position, self._total - position, 1, self._total, CHUNK, self._opener(), draw)
+        return Plan(position, self._total - position, 1, self._total, CHUNK, self._opener(seed_of), draw)
 
     def __len__(self) -> int:
         return self._total
 
 
-class WeightedBatchSampler(AssignableLength[Any]):
+class WeightedBatchSampler(RankedBatchSampler[Any], AssignableLength[Any]):
     """Draws whole batches of dataset indices in proportion to weights, for the `batch_sampler` of a `DataLoader`.
 
     The batches of `torch.utils.data.BatchSampler` over a `WeightedRandomSampler`, drawn as such: no Python runs for
@@ -88,12 +89,20 @@ class WeightedBatchSampler(AssignableLength[Any]):
         drop_last: whether the last batch of an epoch is left out where it is not full.
         as_tensors: whether a batch is an int64 tensor, on the device of weights, and not a list. Without workers a
             dataset whose `__getitems__` indexes a tensor gains from it; to send one to a worker costs more than a list.
+        num_replicas, rank, seed: where one of the first two is given, ranks share out the batches of one stream, as
+            `DistributedWeightedSampler` does its draws: rank r of W takes batches r, r + W, ... of (seed, epoch), and
+            states resume on another number of ranks. num_samples is then that of all ranks together; the first batches
+            follow the last where W does not divide their number, or with `drop_last` the tail is left out. Whichever is
+            not given is that of the default process group. Without them every rank draws by its own generator.
 
     Yields:
         Lists of ints, or tensors.
 
     Raises:
-        ValueError: as `WeightedRandomSampler` and `BatchSampler` do.
+        ValueError: as `WeightedRandomSampler` and `BatchSampler` do; rank is not in [0, num_replicas), or seed is given
+            without them.
+        AttributeError: a generator is given with them.
+        RuntimeError: only one of num_replicas and rank is given and there is no process group.
 
     Example:
         >>> import torch, ste_ops
@@ -106,7 +115,7 @@ class WeightedBatchSampler(AssignableLength[Any]):
         10
     """
 
-    _fixed = ("replacement", "batch_size", "drop_last", "as_tensors")
+    _fixed = ("replacement", "batch_size", "drop_last", "as_tensors", "num_replicas", "rank", "seed", "epoch")
 
     def __init__(
         self,
@@ -118,6 +127,9 @@ class WeightedBatchSampler(AssignableLength[Any]):
         generator: Generator | None = None,
         *,
         as_tensors: bool = False,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        seed: int | None = None,
     ) -> None:
         check_positive("batch_size", batch_size)
         check_bool("drop_last", drop_last)
@@ -126,12 +138,18 @@ class WeightedBatchSampler(AssignableLength[Any]):
         self.batch_size = int(batch_size)
         self.drop_last = drop_last
         self.as_tensors = as_tensors
-        self.generator = generator
+        self._take_ranks_if_named(num_replicas, rank, seed, generator)
 
     def _plan(self, position: int) -> Plan[Any]:
         size, total, as_tensors = self.batch_size, self._total, self.as_tensors
+        left = _batches(total - position, size, self.drop_last)
+        places = self._places(position, left, _batches(total, size, self.drop_last), size)
+        alone = self.num_replicas == 1
 
         def draw(stream: Stream, first: int, count: int) -> list[Any]:
+            if not alone:
+                own = [stream(start, min(size, total - start), 1) for start in places(first, count)]
+                return [batch.clone() for batch in own] if as_tensors else [batch.tolist() for batch in own]
             start = position + first * size
             drawn = stream(start, min(count * size, total - start), 1)
             if as_tensors:  # each with memory of its own, or a worker is sent the whole chunk
@@ -140,11 +158,15 @@ class WeightedBatchSampler(AssignableLength[Any]):
             batches = drawn[:full].view(-1, size).tolist()
             return [*batches, drawn[full:].tolist()] if full < len(drawn) else batches
 
-        items = _batches(total - position, size, self.drop_last)
-        return Plan(position, items, size, total, max(1, CHUNK // size), self._opener(), draw)
+        seed = epoch_seed_of if self._ranked else seed_of
+        unit = size * self.num_replicas
+        return Plan(position, self._own(left), unit, total, max(1, CHUNK // size), self._opener(seed), draw)
+
+    def _own(self, left: int) -> int:
+        return left // self.num_replicas if self.drop_last else super()._own(left)
 
     def __len__(self) -> int:
-        return _batches(self._total, self.batch_size, self.drop_last)
+        return self._own(_batches(self._total, self.batch_size, self.drop_last))
 
 
 def _batches(draws: int, size: int, drop_last: bool) -> int:
