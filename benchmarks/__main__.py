@@ -1,4 +1,4 @@
-"""python -m benchmarks [--device cpu|cuda] [--only GROUP ...] [--quick] [--out FOLDER]"""
+"""python -m benchmarks [--device cpu|cuda] [--only GROUP ...] [--quick] [--out FOLDER], or --busy"""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from typing import Any
 import torch
 
 import ste_ops
-from benchmarks import binarize, clip, data, draws, memory, resample, sampling, straight_through, sum_tree
+from benchmarks import (
+    binarize,
+    busy,
+    clip,
+    data,
+    draws,
+    imports,
+    memory,
+    resample,
+    sampling,
+    straight_through,
+    sum_tree,
+)
 from benchmarks.measure import Result, keep_memory, measure
 
 GROUPS = {
@@ -27,6 +39,7 @@ GROUPS = {
     "resample": resample.rows,
     "draws": draws.rows,
     "memory": memory.rows,
+    "imports": imports.rows,
 }
 FOLDER = Path(__file__).parent
 
@@ -89,10 +102,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS), metavar="GROUP")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that every row runs")
+    parser.add_argument("--busy", action="store_true", help="1 and 2 threads beside two spinning processes instead")
     parser.add_argument("--out", type=Path, help="where to write NAME.json and NAME.md; default: only print")
     arguments = parser.parse_args()
     keep_memory()
     torch.manual_seed(0)
+    if arguments.busy:
+        print(busy.table(0.1 if arguments.quick else 2.0))
+        return
     about = machine(arguments.device)
     results = []
     for group in arguments.only:
