@@ -163,6 +163,7 @@ ROOMS: dict[str, set[str]] = {
         *("_library", "_torch", "_dtensor", "_dynamo", "_checks", "_random", "_sent", "_fx"),
         *("_functions", "surrogate"),
     },
+    "_patch": {"functional"},
     "nn": {"_torch", "_dtensor", "_checks", "_random", "_sent", "_fx", "surrogate", "functional"},
     "data": {"_library", "_torch", "_checks", "_random", "_sent", "functional"},
     # The leaves.
@@ -171,7 +172,7 @@ ROOMS: dict[str, set[str]] = {
     "gallery": {"", "_names", "surrogate"},
     "demo": {"", "_names"},
     "__main__": {"", "_names", "testing", "gallery", "demo"},
-    "": {"_names", "_library", "functional", "surrogate", "nn", "data", "reference", "testing"},
+    "": {"_names", "_library", "_patch", "functional", "surrogate", "nn", "data", "reference", "testing"},
 }
 
 

@@ -23,6 +23,7 @@ WITHOUT_GRADIENT = {
     "ClipResult",
     "SumTree",
     "__version__",
+    "patch_torch",
     "build_info",
     "check_deferred_errors",
     "clip_grad_agc_",
