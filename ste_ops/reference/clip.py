@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from ste_ops.functional.clip.result import ClipResult
 
 _Tensors = Tensor | Iterable[Tensor]
+_WIDE = (torch.float64, torch.complex128)
 
 __all__ = [
     "clip_grad_agc_",
@@ -48,6 +49,11 @@ def _gradients(parameters: _Tensors) -> list[Tensor]:
     return _distinct(p.grad for p in parameters if p.grad is not None)
 
 
+def _magnitudes(x: Tensor) -> Tensor:
+    """In float64."""
+    return x.detach().to(torch.complex128 if x.is_complex() else torch.float64).abs()
+
+
 def _vector_norm(magnitudes: Tensor, p: float, dims: tuple[int, ...] | None = None) -> Tensor:
     """The p-norm of float64 magnitudes over all of them, or over dims, which stay with size 1."""
     dims = tuple(range(magnitudes.dim())) if dims is None else dims
@@ -73,8 +79,8 @@ def _check_norm_type(operator: str, norm_type: float) -> float:
 
 
 def _norm_of(tensors: Sequence[Tensor], p: float, dtype: torch.dtype) -> Tensor:
-    dense = [t.detach().coalesce().values() if t.is_sparse else t.detach() for t in tensors]
-    magnitudes = torch.cat([t.to(tensors[0].device).double().abs().flatten() for t in dense])
+    dense = [t.detach().coalesce().values() if t.is_sparse else t for t in tensors]
+    magnitudes = torch.cat([_magnitudes(t.to(tensors[0].device)).flatten() for t in dense])
     total_norm = _vector_norm(magnitudes, p).reshape(()) if magnitudes.numel() else torch.tensor(0.0)
     return total_norm.to(dtype).to(tensors[0].device)
 
@@ -86,25 +92,30 @@ def get_total_norm(
     foreach: bool | None = None,
     *,
     return_norms: bool = False,
+    parameters: _Tensors | None = None,
 ) -> Any:
-    """The p-norm of all elements of the distinct tensors, 0 where there is none; with return_norms of each one too."""
+    """The p-norm of all elements of the distinct tensors, 0 where there is none; with return_norms of each one too, or
+    of the gradient of each of the parameters."""
     p = _check_norm_type("get_total_norm", norm_type)
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    owners = [parameters] if isinstance(parameters, Tensor) else list(parameters or ())
     if not tensors:
-        return (torch.tensor(0.0), torch.zeros(0)) if return_norms else torch.tensor(0.0)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        return (torch.tensor(0.0), torch.zeros(len(owners))) if return_norms else torch.tensor(0.0)
+    dtype = torch.float64 if any(t.dtype in _WIDE for t in [*tensors, *owners]) else torch.float32
     total_norm = _norm_of(_distinct(tensors), p, dtype)
     if error_if_nonfinite and not total_norm.isfinite():
         raise RuntimeError(f"The total norm of order {p} for gradients from `parameters` is non-finite")
     if not return_norms:
         return total_norm
-    return total_norm, torch.stack([_norm_of([t], p, dtype).to(total_norm.device) for t in tensors])
+    each = tensors if parameters is None else [tensors[0][:0] if q.grad is None else q.grad for q in owners]
+    return total_norm, torch.stack([_norm_of([t], p, dtype).to(total_norm.device) for t in each])
 
 
 @torch.no_grad()
 def _rewrite(grad: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Replaces a gradient's (coalesced) values by change(values in float32, or float64)."""
-    arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    real = torch.float64 if grad.dtype in _WIDE else torch.float32
+    arithmetic = real.to_complex() if grad.is_complex() else real
     coalesced = grad.coalesce() if grad.is_sparse else grad
     values = coalesced._values() if grad.is_sparse else grad
     values.copy_(change(values.to(arithmetic)))
@@ -172,7 +183,7 @@ def clip_grad_value_(parameters: _Tensors, clip_value: float, foreach: bool | No
 
 def _unit_norms(x: Tensor) -> Tensor:
     """The norm over all dimensions but the first; over all where there are fewer than two. In float64."""
-    return _vector_norm(x.detach().double().abs(), 2.0, tuple(range(1 if x.dim() > 1 else 0, x.dim())))
+    return _vector_norm(_magnitudes(x), 2.0, tuple(range(1 if x.dim() > 1 else 0, x.dim())))
 
 
 def clip_grad_agc_(parameters: _Tensors, clip_factor: float = 0.01, eps: float = 1e-3) -> None:
@@ -186,27 +197,51 @@ def clip_grad_agc_(parameters: _Tensors, clip_factor: float = 0.01, eps: float =
         max_norm = _unit_norms(of_grad[id(grad)]).clamp(min=eps) * clip_factor
         norm = _unit_norms(grad)
         coefficient = torch.where(norm < max_norm, 1.0, max_norm / norm.clamp(min=1e-6))
-        arithmetic = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        arithmetic = torch.float64 if grad.dtype in _WIDE else torch.float32
         _rewrite(grad, functools.partial(torch.mul, coefficient.to(arithmetic)))
 
 
+def _listed(values: Any, names: list[str] | None) -> list[Any]:
+    if isinstance(values, Tensor):
+        return [values]
+    return [values[name] for name in names] if names is not None and isinstance(values, Mapping) else list(values)
+
+
 def clip_per_sample_(
-    grad_samples: _Tensors, max_norm: float, *, out: Sequence[Tensor] | None = None, return_norms: bool = False
+    grad_samples: _Tensors | Mapping[str, Tensor],
+    max_norm: Any,
+    *,
+    out: Any = None,
+    dtype: torch.dtype | None = None,
+    return_norms: bool = False,
 ) -> Any:
-    """The sum over the first dimension, each sample times min(1, max_norm / (its norm over all tensors + 1e-6))."""
-    max_norm = _check("clip_per_sample_", "max_norm", max_norm)
-    grads = [grad_samples] if isinstance(grad_samples, Tensor) else list(grad_samples)
-    sums = [torch.zeros_like(g[:1].sum(0)) for g in grads] if out is None else list(out)
-    if not grads:
-        return (sums, torch.zeros(0)) if return_norms else sums
-    squares = sum(g.detach().double().flatten(1).square().sum(1) if g.dim() > 1 else g.double() ** 2 for g in grads)
-    assert isinstance(squares, Tensor)
-    norms = squares.sqrt()
-    coefficient = (max_norm / (norms + 1e-6)).clamp(max=1)
-    for total, g in zip(sums, grads, strict=True):
-        total.copy_(total.double() + torch.einsum("i,i...->...", coefficient, g.detach().double()))
-    dtype = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
-    return (sums, norms.to(dtype)) if return_norms else sums
+    """The sum over the first dimension, each sample times min(1, max_norm / (its norm over all tensors + 1e-6)); with a
+    bound for each tensor, times that of the tensor over its norm there."""
+    names = list(grad_samples) if isinstance(grad_samples, Mapping) else None
+    grads = _listed(grad_samples, names)
+    sums = [torch.zeros_like(g[:1].sum(0), dtype=_dtype_of_sum(g, dtype)) for g in grads]
+    sums = sums if out is None else _listed(out, names)
+    norms = torch.zeros(0)
+    if grads:
+        of_each = torch.stack([_magnitudes(g).unsqueeze(-1).flatten(1).square().sum(1) for g in grads], 1).sqrt()
+        norms = of_each if _has_many(max_norm) else of_each.square().sum(1).sqrt()
+        bounds = _listed(max_norm, names) if _has_many(max_norm) else [max_norm] * len(grads)
+        for i, (total, g) in enumerate(zip(sums, grads, strict=True)):
+            bound = _check("clip_per_sample_", "max_norm", bounds[i])
+            coefficient = (bound / (norms[:, i] if norms.dim() > 1 else norms).add(1e-6)).clamp(max=1)
+            wide = torch.complex128 if g.is_complex() else torch.float64
+            total.copy_(total.to(wide) + torch.einsum("i,i...->...", coefficient.to(wide), g.detach().to(wide)))
+        norms = norms.to(torch.float64 if any(g.dtype in _WIDE for g in grads) else torch.float32)
+    named = sums if names is None else dict(zip(names, sums, strict=True))
+    return (named, norms) if return_norms else named
+
+
+def _has_many(max_norm: Any) -> bool:
+    return isinstance(max_norm, (list, tuple, Mapping))
+
+
+def _dtype_of_sum(grad: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and grad.dtype in (torch.float16, torch.bfloat16) else grad.dtype
 
 
 class _ClipGradientValue(torch.autograd.Function):

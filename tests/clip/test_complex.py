@@ -9,6 +9,7 @@ import torch
 from support.clip_cases import parameter
 
 import ste_ops
+from ste_ops import reference
 
 
 def gradients(device, dtype=torch.complex64):
@@ -33,6 +34,9 @@ def test_as_torch(device, dtype, p):
     torch.testing.assert_close(norm, expected.to(norm.dtype), rtol=1e-5, atol=0)
     torch.testing.assert_close([q.grad for q in ours], [q.grad for q in theirs], rtol=1e-5, atol=1e-7)
     assert all(q.grad._version > v for q, v in zip(ours, versions, strict=True))
+    slow = [parameter(g.clone()) for g in grads]
+    torch.testing.assert_close(norm, reference.clip_grad_norm_(slow, 0.3, p), rtol=1e-6, atol=0)
+    torch.testing.assert_close([q.grad for q in ours], [q.grad for q in slow], rtol=1e-6, atol=1e-7)
     total, norms = ste_ops.get_total_norm([*grads, grads[0]], p, return_norms=True)
     torch.testing.assert_close(
         norms, torch.stack([torch.linalg.vector_norm(g, p) for g in [*grads, grads[0]]]).to(total)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ste_ops
+from ste_ops import reference
 
 
 def test_each_layer_has_its_bound(device):
@@ -51,6 +52,20 @@ def test_wide_sums(device, dtype):
     for part in ([g[:100] for g in grads], [g[100:] for g in grads]):
         ste_ops.clip_per_sample_(part, 1.0, out=out)
     torch.testing.assert_close(out, expected)
+
+
+def test_equals_the_reference(device):
+    grads = {"a": torch.randn(6, 4, 3), "b": torch.randn(6).to(torch.bfloat16), "c": torch.randn(6, 2) * (1 + 2j)}
+    grads = {name: grad.to(device) for name, grad in grads.items()}
+    for max_norm in (1.3, {"c": 2.0, "a": 0.5, "b": 0.1}):
+        options = {"dtype": torch.float32, "return_norms": True}
+        received, expected = (m.clip_per_sample_(grads, max_norm, **options) for m in (ste_ops, reference))
+        torch.testing.assert_close(received, expected)
+        ours, theirs = ([torch.ones_like(total) for total in received[0].values()] for _ in range(2))
+        for module, out in ((ste_ops, ours), (reference, theirs)):
+            bounds = max_norm if isinstance(max_norm, float) else [max_norm[name] for name in grads]
+            module.clip_per_sample_(grads.values(), bounds, out=out)
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_what_does_not_fit():

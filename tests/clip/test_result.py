@@ -213,3 +213,18 @@ def test_compiled():
 
     expected = step(copies(grads))
     torch.testing.assert_close(torch.compile(step, fullgraph=True)(copies(grads)), expected)
+
+
+def test_norms_of_parameters(device):
+    """A parameter whose gradient is not here, as on another rank, has a norm of 0 in its place."""
+    parameters = [torch.nn.Parameter(torch.randn(n, device=device)) for n in (3, 4, 5)]
+    for held in (parameters[0], parameters[2]):
+        held.grad = torch.randn_like(held)
+    grads = [parameters[2].grad, parameters[0].grad]
+    options = {"return_norms": True, "parameters": parameters}
+    total, norms = ste_ops.get_total_norm(grads, **options)
+    torch.testing.assert_close((total, norms), reference.get_total_norm(grads, **options))
+    assert norms.shape == (3,)
+    assert norms[1] == 0
+    with pytest.raises(ValueError, match="get_total_norm: tensors must be gradients of parameters, got another one at"):
+        ste_ops.get_total_norm([torch.ones(2, device=device)], parameters=parameters)

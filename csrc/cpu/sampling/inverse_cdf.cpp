@@ -16,7 +16,7 @@ constexpr int64_t kSumTile = 128;
 // Draws whose reads overlap.
 constexpr int64_t kOverlap = 16;
 // What the passes take for a weight, and a draw.
-constexpr double kWeightNanoseconds = 2, kDrawNanoseconds = 120;
+constexpr double kWeightNanoseconds = 2, kSearchNanoseconds = 120;
 
 // The masses of a row, summed before each tile.
 template <class T>
@@ -91,7 +91,7 @@ class RowDrawer {
       return total;
     }
     const DrawFromRow<T> draw{{weights, n_, exponent, row.total, before_}, seed, number, out};
-    share_out(num_samples, kDrawNanoseconds, draw);
+    share_out(num_samples, kSearchNanoseconds, draw);
     return total;
   }
 
@@ -133,7 +133,7 @@ void draw_rows(const InverseCdfDraws& call) {
       call.num_samples,
       mutable_typed_data<int64_t>(call.out),
       mutable_typed_data<int64_t>(call.total)};
-  share_rows(rows, kWeightNanoseconds * double(n) + kDrawNanoseconds * double(call.num_samples), draw);
+  share_rows(rows, kWeightNanoseconds * double(n) + kSearchNanoseconds * double(call.num_samples), draw);
 }
 
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {

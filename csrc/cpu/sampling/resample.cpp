@@ -13,7 +13,7 @@ namespace {
 // Particles of one pass over a row, and elements of a merge that a thread takes at a time.
 constexpr int64_t kParticles = 8192;
 // What a particle takes, an element of a merge, and a draw from the residues.
-constexpr double kParticleNanoseconds = 6, kMergeNanoseconds = 4, kDrawNanoseconds = 20;
+constexpr double kParticleNanoseconds = 6, kMergeNanoseconds = 4, kPlaceNanoseconds = 20;
 
 // The masses of a tile become the sums up to each of them.
 inline void sum_up(uint64_t* masses, int64_t count, uint64_t before) {
@@ -107,7 +107,7 @@ class RowResampler {
     tiles_.each([&](int64_t t, int64_t begin, int64_t count) { lay_residues(copies, t, begin, count); });
     if (copied > 0) ancestors(copied_.get(), Positions::counting(copied), int64_t(copied), out);
     const int64_t batches = (int64_t(rest) + kDraws - 1) / kDraws;
-    share_out(batches, kDrawNanoseconds * kDraws, [&](int64_t begin, int64_t end) {
+    share_out(batches, kPlaceNanoseconds * kDraws, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin * kDraws; k < std::min(end * kDraws, int64_t(rest)); k += kDraws) {
         int64_t count = std::min(kDraws, int64_t(rest) - k);
         draw_residues(seed, number, uint64_t(k), count, rest, total, out + int64_t(copied) + k);

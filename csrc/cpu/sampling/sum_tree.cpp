@@ -14,7 +14,7 @@ namespace ste_ops {
 namespace {
 
 // What a node takes, an entry to inspect, and a draw.
-constexpr double kNodeNanoseconds = 16, kInspectNanoseconds = 1, kDrawNanoseconds = 60;
+constexpr double kNodeNanoseconds = 16, kInspectNanoseconds = 1, kDescentNanoseconds = 60;
 // The memory of a listed node is asked for so many nodes ahead.
 constexpr int64_t kAhead = 8;
 
@@ -222,7 +222,7 @@ Tensor sum_tree_sample_cpu(Tensor nodes, int64_t n, Tensor seed, int64_t start, 
   const DrawBatches draw{shape, sums, *unsigned_data(seed), call.start, num_samples, out};
   if (sums[shape.value[shape.levels]] == 0) refuse(kTreeSample, Fault::only_zeros(-1));
   const int64_t batches = (num_samples + kDraws - 1) / kDraws;
-  share_out(batches, kDrawNanoseconds * kDraws, draw);
+  share_out(batches, kDescentNanoseconds * kDraws, draw);
   return call.out;
 }
 
