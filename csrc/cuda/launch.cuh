@@ -26,7 +26,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
 #include <cstdint>
@@ -41,6 +40,7 @@
 #endif
 
 #include "cuda/block.cuh"
+#include "ops/check.h"
 
 namespace ste_ops {
 
@@ -106,10 +106,10 @@ class Launcher {
       void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, Arguments... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "the kernel takes another number of arguments");
     if (grid.x == 0 || grid.y == 0) return;
-    STD_TORCH_CHECK(
+    STE_CHECK(
         grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535, caller_,
         ": a grid has at most 2147483647 x 65535 blocks, got ", grid.x, " x ", grid.y);
-    STD_TORCH_CHECK(
+    STE_CHECK(
         threads > 0 && threads <= 1024 && threads % kWarpSize == 0, caller_,
         ": a block has a multiple of 32 threads, at most 1024, got ", threads);
 #ifdef STE_OPS_EMULATED

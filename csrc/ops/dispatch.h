@@ -3,9 +3,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include "core/dtype.h"
+#include "ops/check.h"
 
 namespace ste_ops {
 
@@ -26,7 +26,7 @@ void dispatch_floating(const char* op, const char* argument, const Tensor& tenso
     case ScalarType::BFloat16: return f(Type<BFloat16>{});
     case ScalarType::Half: return f(Type<Half>{});
     default:
-      STD_TORCH_CHECK(
+      STE_CHECK(
           false, op, ": ", argument, " must be float64, float32, bfloat16 or float16, got ",
           torch::headeronly::toString(tensor.scalar_type()));
   }

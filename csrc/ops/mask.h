@@ -11,13 +11,13 @@ inline uint8_t* mutable_bytes(const Tensor& mask) { return mutable_data<uint8_t>
 inline const uint8_t* const_bytes(const Tensor& mask) { return const_data<uint8_t>(mask); }
 
 inline void check_mask(const char* op, const char* name, const Tensor& mask, const Tensor& grad) {
-  STD_TORCH_CHECK(
+  STE_CHECK(
       mask.scalar_type() == ScalarType::Byte, op, ": ", name, " must be uint8, got ",
       torch::headeronly::toString(mask.scalar_type()));
-  STD_TORCH_CHECK(
+  STE_CHECK(
       mask.numel() == mask_bytes(grad.numel()) && mask.is_contiguous(), op, ": ", name, " must hold ",
       mask_bytes(grad.numel()), " contiguous bytes for ", grad.numel(), " elements, got ", mask.numel());
-  STD_TORCH_CHECK(mask.device() == grad.device(), op, ": grad and ", name, " must be on one device");
+  STE_CHECK(mask.device() == grad.device(), op, ": grad and ", name, " must be on one device");
 }
 
 }  // namespace ste_ops

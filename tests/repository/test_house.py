@@ -225,6 +225,12 @@ def includes(path: Path) -> list[str]:
     return re.findall(r'^\s*#\s*include\s+(["<][^">]+)', path.read_text(), re.MULTILINE)
 
 
+def test_kernels_refuse_in_their_own_words():
+    """STD_TORCH_CHECK puts a C++ function and its file before the message."""
+    used = [path for path in CSRC.rglob("*.*") if "STD_TORCH_CHECK(" in path.read_text()]
+    assert used == []
+
+
 def test_csrc_has_no_header_at_its_root():
     assert {path.name for path in CSRC.iterdir()} == set(INCLUDES)
 

@@ -14,9 +14,8 @@ std::vector<Step<A>> checked_steps(const char* op, const Quantizer& quantizer, i
   for (size_t c = 0; c < steps.size(); ++c) {
     A s = scale.tensor ? scale.data<A>()[c * scale.stride()] : A(scale.number);
     A z = zero_point.tensor ? zero_point.data<A>()[c * zero_point.stride()] : A(zero_point.number);
-    STD_TORCH_CHECK(
-        is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s, " at index ", c);
-    STD_TORCH_CHECK(!quantizer.is_offset || is_finite(z), op, ": offset must be finite, got ", z, " at index ", c);
+    STE_CHECK(is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s, " at index ", c);
+    STE_CHECK(!quantizer.is_offset || is_finite(z), op, ": offset must be finite, got ", z, " at index ", c);
     steps[c] = step_of(s, z);
   }
   return steps;
@@ -206,7 +205,7 @@ template <class T>
 void pact_loop(Type<T>, const Parameter& parameter, int64_t steps, const PactMasks& masks, const Elementwise& call) {
   using A = arithmetic_t<T>;
   const A alpha = *parameter.data<A>();
-  STD_TORCH_CHECK(
+  STE_CHECK(
       Pact<A>::is_alpha(alpha, A(steps)), "pact: alpha must be positive and finite, and ", steps, " / alpha too, got ",
       alpha);
   const PactBatch<A> batch{Pact<A>::of(alpha, A(steps)), mutable_bytes(masks.inside), mutable_bytes(masks.above)};

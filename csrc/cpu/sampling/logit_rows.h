@@ -174,11 +174,11 @@ template <class T>
 void refuse_row(const char* op, const T* x, int64_t n, int64_t row) {
   for (int64_t i = 0; i < n; ++i) {
     const auto value = load(x[row * n + i]);
-    STD_TORCH_CHECK(
+    STE_CHECK(
         value <= kHuge<arithmetic_t<T>>, op, ": logits must be finite or -inf, got ", value, " at index ", i,
         " of row ", row);
   }
-  STD_TORCH_CHECK(false, op, ": logits must have a category above -inf in every row, got only -inf in row ", row);
+  STE_CHECK(false, op, ": logits must have a category above -inf in every row, got only -inf in row ", row);
 }
 
 }  // namespace ste_ops

@@ -80,7 +80,7 @@ struct ChooseInRows {
 template <class T>
 void refuse_few(const char* op, const T* x, int64_t n, int64_t row, int64_t k) {
   const int64_t above = std::count_if(x + row * n, x + (row + 1) * n, is_finite_logit<T>);
-  STD_TORCH_CHECK(
+  STE_CHECK(
       false, op, ": k must be at most ", above, ", the number of categories above -inf in row ", row, ", got ", k);
 }
 

@@ -43,7 +43,7 @@ void raise_deferred_cuda(Tensor on) { raise_deferred_errors(on); }
 DeferredRecord* deferred_record(const Tensor& on) {
   static DeferredRecord* const records = allocate_records();
   int32_t index = on.get_device_index();
-  STD_TORCH_CHECK(index < kMostDevices, "deferred errors: at most ", kMostDevices, " devices, got device ", index);
+  STE_CHECK(index < kMostDevices, "deferred errors: at most ", kMostDevices, " devices, got device ", index);
   return records + (index < 0 ? 0 : index);
 }
 

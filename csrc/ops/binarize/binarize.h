@@ -45,7 +45,7 @@ auto with_binarizer(const char* op, const std::string& step, F&& f) {
   if (step == "heaviside") return f(Heaviside());
   if (step == "heaviside_from_zero") return f(HeavisideFromZero());
   if (step == "sign") return f(Sign());
-  STD_TORCH_CHECK(step == "ternary", op, ": step must be heaviside, heaviside_from_zero, sign or ternary, got ", step);
+  STE_CHECK(step == "ternary", op, ": step must be heaviside, heaviside_from_zero, sign or ternary, got ", step);
   return f(Ternary{0});
 }
 

@@ -23,7 +23,7 @@ inline CurveCall prepare_curve(
   for (auto [name, gradient] : gradients) check_like(op, name, *gradient, "x", x);
   const double* numbers = parameters ? numbers_of(op, "parameters", *parameters, 2, x) : nullptr;
   dispatch_surrogate(op, surrogate, 1, 1, [&](auto s) {
-    STD_TORCH_CHECK(s.saves == Saves::input, op, ": surrogate must be a curve, got ", s.name);
+    STE_CHECK(s.saves == Saves::input, op, ": surrogate must be a curve, got ", s.name);
   });
   const Elementwise call(x);
   CurveCall curve{call.out, call.x, {call.x, call.x}, numbers};

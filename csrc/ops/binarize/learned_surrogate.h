@@ -17,7 +17,7 @@ inline LearnedCall prepare_learned(
     const char* op, const Tensor& grad, const Tensor& x, int64_t surrogate, const Tensor& parameters) {
   check_like(op, "grad", grad, "x", x);
   dispatch_surrogate(op, surrogate, 1, 1, [&](auto s) {
-    STD_TORCH_CHECK(s.parameters > 0, op, ": surrogate must have parameters, got ", s.name);
+    STE_CHECK(s.parameters > 0, op, ": surrogate must have parameters, got ", s.name);
   });
   const double* numbers = numbers_of(op, "parameters", parameters, 2, x);
   Tensor of_parameters = empty_vector(2, ScalarType::Double, x);

@@ -10,7 +10,7 @@ namespace ste_ops {
 
 template <class F>
 void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F&& f) {
-  STD_TORCH_CHECK(
+  STE_CHECK(
       visit_surrogate(surrogate, a, b, f), op, ": surrogate must be in [0, ", std::tuple_size_v<Surrogates>, "), got ",
       surrogate);
 }
@@ -18,7 +18,7 @@ void dispatch_surrogate(const char* op, int64_t surrogate, double a, double b, F
 // Numbers that a tensor holds, which are read when the loop runs, on its device.
 inline const double* numbers_of(
     const char* op, const char* name, const Tensor& numbers, int64_t count, const Tensor& x) {
-  STD_TORCH_CHECK(
+  STE_CHECK(
       numbers.scalar_type() == ScalarType::Double && numbers.numel() == count && numbers.is_contiguous() &&
           numbers.device() == x.device(),
       op, ": ", name, " must be contiguous float64 on x's device, of ", count, " elements, got ", numbers.numel(),

@@ -17,7 +17,7 @@ struct ClipValueBackward {
 
  private:
   static double checked(double clip_value) {
-    STD_TORCH_CHECK(clip_value >= 0, op, ": clip_value must be non-negative, got ", clip_value);
+    STE_CHECK(clip_value >= 0, op, ": clip_value must be non-negative, got ", clip_value);
     return clip_value;
   }
 };
@@ -32,7 +32,7 @@ struct ClipRowsBackward {
 
   ClipRowsBackward(const Tensor& grad, int64_t row_dims, double max_norm, double norm_type)
       : max_norm(max_norm), p(checked_norm_type(op, norm_type)), x(row_major(grad)), out(new_like(x)) {
-    STD_TORCH_CHECK(
+    STE_CHECK(
         row_dims >= 0 && row_dims <= grad.dim(), op, ": row_dims must be in [0, ", grad.dim(), "], got ", row_dims);
     for (int64_t d = grad.dim() - row_dims; d < grad.dim(); ++d) length *= grad.size(d);
     rows = length == 0 ? 0 : grad.numel() / length;

@@ -6,7 +6,7 @@
 namespace ste_ops {
 
 inline NonFinite checked_nonfinite(const char* op, int64_t value) {
-  STD_TORCH_CHECK(
+  STE_CHECK(
       value >= 0 && value <= int64_t(NonFinite::kZero), op,
       ": nonfinite must be 0 (propagate), 1 (skip) or 2 (zero), got ", value);
   return NonFinite(value);
@@ -40,13 +40,13 @@ struct ClipGradsWithNorm {
         grads(kOp, stack[0], Access::kWrite, placed),
         max_norm(to<double>(stack[2])),
         nonfinite(checked_nonfinite(kOp, to<int64_t>(stack[3]))) {
-    STD_TORCH_CHECK(norm.numel() == 1, kOp, ": total_norm must have one element, got ", norm.numel());
-    STD_TORCH_CHECK(
+    STE_CHECK(norm.numel() == 1, kOp, ": total_norm must have one element, got ", norm.numel());
+    STE_CHECK(
         norm.scalar_type() == ScalarType::Float || norm.scalar_type() == ScalarType::Double, kOp,
         ": total_norm must be float32 or float64, got ", torch::headeronly::toString(norm.scalar_type()));
     int32_t type;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(norm.get(), &type));
-    STD_TORCH_CHECK(
+    STE_CHECK(
         type == grads.device_type && norm.get_device_index() == grads.device_index, kOp,
         ": total_norm must be on the gradients' device");
   }

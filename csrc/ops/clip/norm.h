@@ -11,7 +11,7 @@ using torch::stable::detail::from;
 using torch::stable::detail::to;
 
 inline double checked_norm_type(const char* op, double p) {
-  STD_TORCH_CHECK(p >= 0 || p == -INFINITY, op, ": norm_type must be a non-negative number, inf or -inf, got ", p);
+  STE_CHECK(p >= 0 || p == -INFINITY, op, ": norm_type must be a non-negative number, inf or -inf, got ", p);
   return p;
 }
 

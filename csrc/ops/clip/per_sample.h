@@ -26,16 +26,16 @@ class ClipPerSample {
       : max_norm(to<double>(stack[2])),
         grads_(kOp, stack[0], Access::kRead, placed),
         sums_(kOp, stack[1], Access::kWrite, placed) {
-    STD_TORCH_CHECK(
+    STE_CHECK(
         grads_.places.size() == sums_.places.size(), kOp, ": sums must be as many as grad_samples, got ",
         sums_.places.size(), " for ", grads_.places.size());
-    STD_TORCH_CHECK(
+    STE_CHECK(
         grads_.device_type == sums_.device_type && grads_.device_index == sums_.device_index, kOp,
         ": sums must be on the device of grad_samples");
     std::vector<bool> seen(sums_.items.size());
     for (size_t i = 0; i < grads_.places.size(); ++i) {
       const int64_t own = batch_of(i);
-      STD_TORCH_CHECK(
+      STE_CHECK(
           i == 0 || own == batch, kOp, ": all grad_samples must have the same number of samples, got ", batch,
           " at index 0 and ", own, " at index ", i);
       batch = own;
@@ -57,8 +57,7 @@ class ClipPerSample {
   int64_t batch_of(size_t index) const {
     int64_t dims, *sizes;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(grads_.handle(index), &dims));
-    STD_TORCH_CHECK(
-        dims > 0, kOp, ": grad_samples must have a dimension of samples, got a 0-d tensor at index ", index);
+    STE_CHECK(dims > 0, kOp, ": grad_samples must have a dimension of samples, got a 0-d tensor at index ", index);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(grads_.handle(index), &sizes));
     return sizes[0];
   }
@@ -66,15 +65,15 @@ class ClipPerSample {
   void add(size_t index, std::vector<bool>& seen) {
     const TensorData& grad = grads_.items[grads_.places[index]];
     const int32_t place = sums_.places[index];
-    STD_TORCH_CHECK(
+    STE_CHECK(
         place >= 0 && sums_.items[place].numel == grad.numel / batch && sums_.items[place].storage == grad.storage, kOp,
         ": the sum at index ", index, " must have a sample's shape and dtype");
     bool contiguous[2];
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(grads_.handle(index), &contiguous[0]));
     TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(sums_.handle(index), &contiguous[1]));
-    STD_TORCH_CHECK(
+    STE_CHECK(
         contiguous[0] && contiguous[1], kOp, ": grad_samples and sums must be contiguous, got others at index ", index);
-    STD_TORCH_CHECK(!seen[place], kOp, ": sums must be different tensors, got one twice at index ", index);
+    STE_CHECK(!seen[place], kOp, ": sums must be different tensors, got one twice at index ", index);
     seen[place] = true;
     items.push_back({grad.data, sums_.items[place].data, grad.numel / batch, grad.storage});
   }

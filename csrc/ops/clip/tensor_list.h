@@ -61,7 +61,7 @@ inline Storage storage_of(const char* op, size_t index, ScalarType dtype) {
     case ScalarType::Half: return Storage::kHalf;
     case ScalarType::BFloat16: return Storage::kBFloat16;
     default:
-      STD_TORCH_CHECK(
+      STE_CHECK(
           false, op, ": gradients must be float64, float32, bfloat16 or float16, got ",
           torch::headeronly::toString(dtype), " at index ", index);
   }
@@ -136,7 +136,7 @@ class TensorList : public DistinctTensors {
  public:
   TensorList(const char* op, StableIValue list, Access access, Placed placed) : handles_(list) {
     const std::vector<AtenTensorHandle>& tensors = handles_.owned;
-    STD_TORCH_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
+    STE_CHECK(!tensors.empty(), op, ": the list of gradients is empty");
     reserve(tensors.size());
     device_of(tensors[0], device_type, device_index);
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -204,7 +204,7 @@ class TensorList : public DistinctTensors {
   void check_device(const char* op, AtenTensorHandle tensor, size_t index) const {
     int32_t type, device;
     device_of(tensor, type, device);
-    STD_TORCH_CHECK(
+    STE_CHECK(
         type == device_type && device == device_index, op,
         ": gradients of one call must be on one device, got another one at index ", index);
   }
@@ -228,11 +228,11 @@ class TensorList : public DistinctTensors {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dims));
     Strided layout;
-    STD_TORCH_CHECK(
+    STE_CHECK(
         collapse(sizes, strides, dims, layout), op, ": the gradient at index ", index, " has more than ",
         Strided::kMaxDims, " dimensions that are not contiguous with each other");
     if (layout.dims == 0) return nullptr;
-    STD_TORCH_CHECK(
+    STE_CHECK(
         access == Access::kRead || never_overlaps(layout), op, ": the gradient at index ", index,
         " cannot be written in place, because several of its elements share memory (an expanded tensor?); "
         "clone() it first");

@@ -41,7 +41,7 @@ inline Units units_of(const char* op, const TensorData& tensor, AtenTensorHandle
     units.length /= sizes[0];
     units.stride = strides[0];
   }
-  STD_TORCH_CHECK(
+  STE_CHECK(
       collapse(sizes + outer, strides + outer, dims - outer, units.layout), op, ": a unit has more than ",
       Strided::kMaxDims, " dimensions that are not contiguous with each other");
   return units;
@@ -49,10 +49,10 @@ inline Units units_of(const char* op, const TensorData& tensor, AtenTensorHandle
 
 // The pairs of two lists of equal shapes; a gradient that is there twice counts once.
 inline std::vector<WeightAndGradient> pairs_of(const char* op, const TensorList& weights, const TensorList& grads) {
-  STD_TORCH_CHECK(
+  STE_CHECK(
       weights.places.size() == grads.places.size(), op, ": parameters and gradients must be as many, got ",
       weights.places.size(), " and ", grads.places.size());
-  STD_TORCH_CHECK(
+  STE_CHECK(
       weights.device_type == grads.device_type && weights.device_index == grads.device_index, op,
       ": parameters and gradients must be on one device");
   std::vector<WeightAndGradient> pairs;
@@ -62,7 +62,7 @@ inline std::vector<WeightAndGradient> pairs_of(const char* op, const TensorList&
     int64_t *expected, *sizes, dims = dims_of(weight);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(weight, &expected));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(grad, &sizes));
-    STD_TORCH_CHECK(
+    STE_CHECK(
         dims == dims_of(grad) && std::equal(sizes, sizes + dims, expected), op, ": the gradient at index ", i,
         " must have its parameter's shape");
     const int32_t place = grads.places[i];

@@ -22,7 +22,7 @@ inline Groups groups_of_tokens(const Tensor& dense) {
 }
 
 inline int64_t group_count(const char* op, const Tensor& w, bool per_channel) {
-  STD_TORCH_CHECK(!per_channel || w.dim() > 0, op, ": a scale for each channel needs a dimension, got none");
+  STE_CHECK(!per_channel || w.dim() > 0, op, ": a scale for each channel needs a dimension, got none");
   return per_channel ? w.size(0) : 1;
 }
 
@@ -53,10 +53,10 @@ struct ScaledWeightsBackward {
 inline ScaledWeightsBackward prepare_weights_backward(
     const char* op, const Tensor& grad, const Tensor& w, const Tensor& statistic, bool per_channel, int64_t kinds) {
   check_like(op, "grad", grad, "w", w);
-  STD_TORCH_CHECK(statistic.device() == w.device(), op, ": w and the statistic must be on one device");
+  STE_CHECK(statistic.device() == w.device(), op, ": w and the statistic must be on one device");
   const int64_t numbers = kinds * group_count(op, w, per_channel);
   const ScalarType dtype = arithmetic_type(w);
-  STD_TORCH_CHECK(
+  STE_CHECK(
       statistic.numel() == numbers && statistic.is_contiguous() && statistic.scalar_type() == dtype, op,
       ": the statistic must be ", numbers, " contiguous numbers of ", torch::headeronly::toString(dtype), ", got ",
       statistic.numel(), " of ", torch::headeronly::toString(statistic.scalar_type()));
@@ -71,13 +71,13 @@ inline Tensor new_gradient_of_mean(const ScaledWeightsBackward& call, bool held)
 
 // 2^bits - 1.
 inline double dorefa_levels(int64_t bits) {
-  STD_TORCH_CHECK(bits >= 2 && bits <= 24, "dorefa_weight: bits must be in [2, 24] here, got ", bits);
+  STE_CHECK(bits >= 2 && bits <= 24, "dorefa_weight: bits must be in [2, 24] here, got ", bits);
   return double((int64_t(1) << bits) - 1);
 }
 
 // 2^(bits - 1) - 1.
 inline double bitnet_levels(int64_t bits) {
-  STD_TORCH_CHECK(bits >= 2 && bits <= 24, "bitnet_activation: bits must be in [2, 24], got ", bits);
+  STE_CHECK(bits >= 2 && bits <= 24, "bitnet_activation: bits must be in [2, 24], got ", bits);
   return double((int64_t(1) << (bits - 1)) - 1);
 }
 

@@ -15,8 +15,8 @@ struct Neighbours {
 inline Neighbours neighbours_of(const char* op, const Tensor& dense, int64_t n, int64_t m) {
   const int64_t dim = dense.dim() > 1 ? 1 : 0;
   const int64_t size = dense.dim() > 0 ? dense.size(dim) : 1;
-  STD_TORCH_CHECK(n >= 1 && n <= m, op, ": n must be in [1, m = ", m, "], got ", n);
-  STD_TORCH_CHECK(size % m == 0, op, ": m must divide the size of dim ", dim, ", which is ", size, ", got ", m);
+  STE_CHECK(n >= 1 && n <= m, op, ": n must be in [1, m = ", m, "], got ", n);
+  STE_CHECK(size % m == 0, op, ": m must divide the size of dim ", dim, ", which is ", size, ", got ", m);
   // A dimension of size 1 may have any stride.
   const int64_t inner = size > 1 ? dense.stride(dim) : 1;
   return {dense.numel() / (m * inner), m, inner, n};

@@ -25,10 +25,10 @@ struct Parameter {
       : number(number) {
     if (!given) return;
     const int64_t count = axis < 0 ? 1 : x.size(axis);
-    STD_TORCH_CHECK(
+    STE_CHECK(
         given->numel() == count || given->numel() == 1, op, ": ", name, " must have ", count,
         count == 1 ? " element" : " elements", ", got ", given->numel());
-    STD_TORCH_CHECK(given->device() == x.device(), op, ": ", name, " and x must be on one device");
+    STE_CHECK(given->device() == x.device(), op, ": ", name, " and x must be on one device");
     const ScalarType dtype = arithmetic_type(x);
     tensor = row_major(given->scalar_type() == dtype ? *given : torch::stable::to(*given, dtype));
   }
@@ -60,7 +60,7 @@ struct Quantizer {
         quant_max(quant_max),
         axis(axis),
         is_offset(is_offset) {
-    STD_TORCH_CHECK(
+    STE_CHECK(
         quant_min < quant_max, op, ": quant_min must be less than quant_max, got ", quant_min, " and ", quant_max);
   }
 
@@ -88,14 +88,14 @@ struct Quantizer {
 
  private:
   static int64_t checked(const char* op, int64_t axis, const Tensor& x) {
-    STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), op, ": axis must be in [-1, ", x.dim(), "), got ", axis);
+    STE_CHECK(axis >= -1 && axis < x.dim(), op, ": axis must be in [-1, ", x.dim(), "), got ", axis);
     return axis;
   }
 };
 
 // 2^bits - 1.
 inline int64_t steps_of_bits(const char* op, int64_t bits) {
-  STD_TORCH_CHECK(bits >= 1 && bits <= 24, op, ": bits must be in [1, 24], got ", bits);
+  STE_CHECK(bits >= 1 && bits <= 24, op, ": bits must be in [1, 24], got ", bits);
   return (int64_t(1) << bits) - 1;
 }
 
@@ -128,7 +128,7 @@ inline LsqBackward prepare_lsq_backward(
     const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, const Quantizer& quantizer,
     std::optional<double> grad_scale, bool of_sample) {
   check_like(op, "grad", grad, "x", x);
-  STD_TORCH_CHECK(
+  STE_CHECK(
       grad_scale || quantizer.quant_max > 0, op,
       ": grad_scale must be given where quant_max is not positive, got quant_max ", quantizer.quant_max);
   Tensor of_scale = new_like(scale);
@@ -156,7 +156,7 @@ inline LsqPlusBackward prepare_lsq_plus_backward(
     const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& offset, const Quantizer& quantizer,
     std::optional<double> grad_scale, bool of_sample) {
   constexpr const char* op = "lsq_plus_backward";
-  STD_TORCH_CHECK(
+  STE_CHECK(
       scale.numel() == offset.numel(), op, ": scale and offset must have as many elements, got ", scale.numel(),
       " and ", offset.numel());
   const ScalarType a = scale.scalar_type(), b = offset.scalar_type();

@@ -29,23 +29,23 @@ inline AliasDraws prepare_alias_draws(
     const Tensor& table, const Tensor& capacity, const Tensor& seed, int64_t start, int64_t num_samples,
     int64_t stride) {
   constexpr const char* op = "alias_sample";
-  STD_TORCH_CHECK(
+  STE_CHECK(
       (table.dim() == 1 || table.dim() == 2) && table.scalar_type() == ScalarType::Long && table.is_contiguous(), op,
       ": table must be a contiguous int64 tensor, 1-D or 2-D, as alias_table makes it");
   Distributions shape(table);
-  STD_TORCH_CHECK(
+  STE_CHECK(
       capacity.scalar_type() == ScalarType::Long && capacity.is_contiguous() && capacity.numel() == shape.rows &&
           capacity.device() == table.device(),
       op, ": capacity must hold one int64 for each of ", shape.rows, " rows on table's device, got ", capacity.numel());
   check_one_seed(op, seed, table, "table");
-  STD_TORCH_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
-  STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
-  STD_TORCH_CHECK(stride >= 1, op, ": stride must be >= 1, got ", stride);
-  STD_TORCH_CHECK(
+  STE_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
+  STE_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
+  STE_CHECK(stride >= 1, op, ": stride must be >= 1, got ", stride);
+  STE_CHECK(
       num_samples <= (INT64_MAX - start) / stride, op, ": the draws must have numbers below 2^63, got start ", start,
       ", num_samples ", num_samples, ", stride ", stride);
   Tensor out = empty_draws(table, num_samples);
-  STD_TORCH_CHECK(shape.n > 0 || out.numel() == 0, op, ": table must not be empty");
+  STE_CHECK(shape.n > 0 || out.numel() == 0, op, ": table must not be empty");
   return {table, capacity, seed, shape.rows, shape.n, uint64_t(start), uint64_t(stride), num_samples, out};
 }
 

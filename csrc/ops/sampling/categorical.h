@@ -8,11 +8,11 @@
 namespace ste_ops {
 
 inline RowShape row_shape(const char* op, const Tensor& logits, const Tensor& seed) {
-  STD_TORCH_CHECK(logits.dim() > 0, op, ": logits must have at least one dimension, got none");
+  STE_CHECK(logits.dim() > 0, op, ": logits must have at least one dimension, got none");
   const int64_t n = logits.size(logits.dim() - 1);
-  STD_TORCH_CHECK(n > 0, op, ": logits must have at least one category, got none");
+  STE_CHECK(n > 0, op, ": logits must have at least one category, got none");
   const int64_t rows = logits.numel() / n, seeds = seed_rows(op, seed, logits, "logits");
-  STD_TORCH_CHECK(seeds == 1 || logits.dim() > 1, op, ": one row of logits has one seed, got ", seeds);
+  STE_CHECK(seeds == 1 || logits.dim() > 1, op, ": one row of logits has one seed, got ", seeds);
   return RowShape(rows, n, rows > 0 ? rows / seeds : 1);
 }
 
@@ -34,7 +34,7 @@ void dispatch_logits(const char* op, const Logits& logits, F&& f) {
 }
 
 inline double check_tau(const char* op, double tau) {
-  STD_TORCH_CHECK(tau >= 1e-30 && tau <= 1e30, op, ": tau must be in [1e-30, 1e30], got ", tau);
+  STE_CHECK(tau >= 1e-30 && tau <= 1e30, op, ": tau must be in [1e-30, 1e30], got ", tau);
   return 1 / tau;
 }
 
@@ -65,10 +65,10 @@ inline CategoricalGradient prepare_categorical_gradient(
   constexpr const char* op = CategoricalGradient::op;
   const Logits logits(op, x, seed);
   check_like(op, "grad", grad, "logits", x);
-  STD_TORCH_CHECK(estimator >= 0 && estimator <= kReinMax, op, ": estimator must be 0, 1 or 2, got ", estimator);
+  STE_CHECK(estimator >= 0 && estimator <= kReinMax, op, ": estimator must be 0, 1 or 2, got ", estimator);
   const bool one_for_each_row = index.numel() == logits.shape.rows && index.scalar_type() == ScalarType::Long &&
       index.is_contiguous() && index.device() == x.device();
-  STD_TORCH_CHECK(
+  STE_CHECK(
       estimator == kStraightThrough || one_for_each_row, op, ": index must hold ", logits.shape.rows,
       " int64 on logits' device");
   const double inv_tau = check_tau(op, tau);

@@ -19,7 +19,7 @@ inline InverseCdfDraws prepare_inverse_cdf_draws(const Tensor& x, const Tensor& 
   constexpr const char* op = InverseCdfDraws::op;
   const Weights weights(op, x);
   check_one_seed(op, seed, x, "weights");
-  STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
+  STE_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   return {weights, seed, num_samples, empty_draws(x, num_samples), empty_row_state(x)};
 }
 

@@ -23,7 +23,7 @@ inline DistinctDraws prepare_distinct_draws(
   const char* op = name.c_str();
   const Weights weights(op, x);
   check_one_seed(op, seed, x, "weights");
-  STD_TORCH_CHECK(
+  STE_CHECK(
       num_samples >= 1 && num_samples <= weights.n, op, ": num_samples must be in [1, ", weights.n, "], got ",
       num_samples);
   return {name, weights, seed, num_samples, empty_draws(x, num_samples)};

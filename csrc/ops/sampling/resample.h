@@ -27,7 +27,7 @@ inline ResampleCall prepare_resample(
     const char* op, Resampling scheme, const Tensor& x, const Tensor& seed, int64_t num_samples) {
   const Weights weights(op, x);
   check_one_seed(op, seed, x, "weights");
-  STD_TORCH_CHECK(
+  STE_CHECK(
       num_samples >= 1 && num_samples <= kMostResampled, op, ": num_samples must be in [1, ", kMostResampled, "], got ",
       num_samples);
   return {op, scheme, weights, seed, num_samples, empty_draws(x, num_samples), empty_row_state(x)};

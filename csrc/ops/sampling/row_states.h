@@ -16,10 +16,10 @@ struct RowStates {
 inline RowStates prepare_row_states(const Tensor& x, const Tensor& states) {
   constexpr const char* op = RowStates::op;
   const Weights weights(op, x);
-  STD_TORCH_CHECK(
+  STE_CHECK(
       states.scalar_type() == ScalarType::Long && states.is_contiguous() && states.numel() == weights.rows, op,
       ": states must hold one int64 for each of ", weights.rows, " rows");
-  STD_TORCH_CHECK(states.device() == x.device(), op, ": states and weights must be on one device");
+  STE_CHECK(states.device() == x.device(), op, ": states and weights must be on one device");
   return {weights, states, new_like(states)};
 }
 

@@ -7,7 +7,7 @@
 namespace ste_ops {
 
 inline void check_k(const char* op, int64_t k, int64_t n) {
-  STD_TORCH_CHECK(k >= 1 && k <= n, op, ": k must be in [1, ", n, "], the number of categories, got ", k);
+  STE_CHECK(k >= 1 && k <= n, op, ": k must be in [1, ", n, "], the number of categories, got ", k);
 }
 
 // k distinct draws from each row: their k-hot vector in `out`.

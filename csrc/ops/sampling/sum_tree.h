@@ -11,8 +11,8 @@ namespace ste_ops {
 inline Tensor empty_verdict(const Tensor& like) { return empty_int64({}, like); }
 
 inline void check_tree(const char* op, const Tensor& nodes, int64_t n) {
-  STD_TORCH_CHECK(n > 0 && n <= kMaxCategories, op, ": a tree has between 1 and ", kMaxCategories, " weights, got ", n);
-  STD_TORCH_CHECK(
+  STE_CHECK(n > 0 && n <= kMaxCategories, op, ": a tree has between 1 and ", kMaxCategories, " weights, got ", n);
+  STE_CHECK(
       nodes.scalar_type() == ScalarType::Long && nodes.dim() == 1 && nodes.is_contiguous() &&
           nodes.numel() == TreeShape(n).numel,
       op, ": nodes must be those that sum_tree made for ", n, " weights, got ", nodes.numel());
@@ -28,7 +28,7 @@ struct TreeBuild {
 
 inline TreeBuild prepare_tree_build(const Tensor& x) {
   constexpr const char* op = TreeBuild::op;
-  STD_TORCH_CHECK(x.dim() == 1, op, ": weights must be 1-D, got ", x.dim(), "-D");
+  STE_CHECK(x.dim() == 1, op, ": weights must be 1-D, got ", x.dim(), "-D");
   const Weights weights(op, x);
   const TreeShape shape(weights.n);
   Tensor nodes = torch::stable::new_zeros(weights.dense, {shape.numel}, ScalarType::Long);
@@ -73,14 +73,14 @@ struct TreeUpdateCall {
 inline TreeUpdateCall prepare_tree_update(
     const Tensor& weights, const Tensor& nodes, const Tensor& indices, const Tensor& values) {
   constexpr const char* op = TreeUpdateCall::op;
-  STD_TORCH_CHECK(weights.dim() == 1 && weights.is_contiguous(), op, ": weights must be 1-D and contiguous");
+  STE_CHECK(weights.dim() == 1 && weights.is_contiguous(), op, ": weights must be 1-D and contiguous");
   check_tree(op, nodes, weights.numel());
-  STD_TORCH_CHECK(indices.dim() == 1 && indices.scalar_type() == ScalarType::Long, op, ": indices must be 1-D int64");
-  STD_TORCH_CHECK(
+  STE_CHECK(indices.dim() == 1 && indices.scalar_type() == ScalarType::Long, op, ": indices must be 1-D int64");
+  STE_CHECK(
       values.dim() == 1 && values.numel() == indices.numel(), op, ": values must be 1-D, one for each of ",
       indices.numel(), " indices, got ", values.numel());
-  STD_TORCH_CHECK(values.scalar_type() == weights.scalar_type(), op, ": values must have the dtype of weights");
-  STD_TORCH_CHECK(
+  STE_CHECK(values.scalar_type() == weights.scalar_type(), op, ": values must have the dtype of weights");
+  STE_CHECK(
       nodes.device() == weights.device() && indices.device() == weights.device() && values.device() == weights.device(),
       op, ": all tensors must be on one device");
   return {weights, nodes, row_major(indices), row_major(values), TreeShape(weights.numel())};
@@ -100,8 +100,8 @@ inline TreeDraws prepare_tree_draws(
   constexpr const char* op = "sum_tree_sample";
   check_tree(op, nodes, n);
   check_one_seed(op, seed, nodes, "nodes");
-  STD_TORCH_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
-  STD_TORCH_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
+  STE_CHECK(start >= 0, op, ": start must be >= 0, got ", start);
+  STE_CHECK(num_samples >= 0, op, ": num_samples must be >= 0, got ", num_samples);
   return {nodes, seed, TreeShape(n), uint64_t(start), num_samples, empty_int64({&num_samples, 1}, nodes)};
 }
 

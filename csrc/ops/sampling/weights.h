@@ -32,11 +32,10 @@ inline const uint64_t* unsigned_data(const Tensor& x) { return typed_data<uint64
 inline uint64_t* mutable_unsigned_data(const Tensor& x) { return mutable_typed_data<uint64_t>(x); }
 
 inline void check_weights(const char* op, const Tensor& weights) {
-  STD_TORCH_CHECK(
-      weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(), "-D");
+  STE_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be 1-D or 2-D, got ", weights.dim(), "-D");
   int64_t n = Distributions(weights).n;
-  STD_TORCH_CHECK(n > 0, op, ": weights must not be empty");
-  STD_TORCH_CHECK(n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ", n);
+  STE_CHECK(n > 0, op, ": weights must not be empty");
+  STE_CHECK(n <= kMaxCategories, op, ": weights must have at most ", kMaxCategories, " categories, got ", n);
 }
 
 // One int64 for each row.
