@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import ste_ops
 from ste_ops import _dynamo
@@ -38,6 +39,18 @@ def test_a_graph_ends_before_what_waits_for_the_device():
     explanation = torch._dynamo.explain(lambda x: (x + 1, ste_ops.check_deferred_errors(), x + 2))(torch.ones(2))
     assert explanation.graph_break_count == 1
     assert "torch.compiler.disable" in str(explanation.break_reasons[0])
+
+
+def test_nothing_is_compiled_within_what_is_never_compiled():
+    def inner(x):
+        return x.sin() + 1
+
+    torch._dynamo.reset()
+    outside = _dynamo.never_compiled(lambda x: inner(x))
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x: outside(x), backend=counter)
+    assert torch.equal(compiled(torch.ones(2)), inner(torch.ones(2)))
+    assert counter.frame_count == 0
 
 
 @pytest.fixture

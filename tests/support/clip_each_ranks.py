@@ -70,6 +70,9 @@ def groups(rank, world):
         norm = ste_ops.clip_grad_norm_(parameters, 1e9, process_group=dist.group.WORLD)
         assert norm.dtype == torch.float64
         same_on_every_rank(norm)
+    norm = ste_ops.clip_grad_norm_([p] if rank == 0 else [], 1e9, process_group=dist.group.WORLD)
+    assert norm.dtype == torch.float32
+    same_on_every_rank(norm)
 
 
 def compiled(rank, world):
