@@ -61,6 +61,7 @@ def test_every_recipe_is_found():
         "Gradient accumulation",
         "Experts that differ by rank",
         "Trainers that clip by themselves",
+        "Hugging Face's Trainer",
         "Lightning",
         "Accelerate",
     ]
