@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import add, le
 
 import torch
 from torch import Tensor
@@ -107,17 +108,77 @@ def _check_layout(operator: str, tensor: Tensor, index: int, writes: bool) -> No
     sizes, strides = tensor.shape, tensor.stride()
     if not all(type(n) is int for n in (*sizes, *strides)) or tensor.numel() == 0 or tensor.is_contiguous():
         return
-    kept = sorted(((step, size) for size, step in zip(sizes, strides, strict=True) if size != 1), reverse=True)
     _require(
-        len(kept) <= _MAX_DIMS,
+        sum(size != 1 for size in sizes) <= _MAX_DIMS,
         f"{operator}: the gradient at index {index} has more than {_MAX_DIMS} dimensions that are not contiguous with "
         "each other",
     )
+    _require(
+        not writes or not shares_memory(sizes, strides),
+        f"{operator}: the gradient at index {index} cannot be written in place, because several of its elements "
+        "share memory (an expanded tensor?); clone() it first",
+    )
+
+
+def shares_memory(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements of a tensor may share memory: where a stride does not reach past all that smaller ones span."""
     span = 0
-    for step, size in reversed(kept):  # each stride reaches past all that the smaller ones span
-        _require(
-            not writes or step > span,
-            f"{operator}: the gradient at index {index} cannot be written in place, because several of its elements "
-            "share memory (an expanded tensor?); clone() it first",
-        )
+    for step, size in sorted(zip(strides, sizes, strict=True)):
+        if size > 1 and step <= span:
+            return True
         span += (size - 1) * step
+    return False
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether its elements fill the memory from the first one to the last, in whatever order."""
+    return x.is_contiguous() or (_bytes(x) == x.nbytes and not shares_memory(x.shape, x.stride()))
+
+
+def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """The indices of two tensors that have a byte in common, None where each has memory of its own."""
+    starts, sizes = [*map(Tensor.data_ptr, tensors)], [*map(_bytes, tensors)]
+    # Spans are apart where each ends before the next begins, so the ends have the order of the starts.
+    ends = sorted(map(add, starts, sizes))
+    if all(map(le, ends, sorted(starts)[1:])):
+        return None
+    spans = sorted((start, index) for index, start in enumerate(starts))
+    end = 0
+    before: list[int] = []  # the tensors that may reach into the next one, and `end` is where they all end
+    for start, index in spans:
+        if start >= end:
+            before = []
+        for other in before:
+            if _meet(tensors[other], tensors[index]):
+                return min(other, index), max(other, index)
+        if start > 0 and sizes[index] > 0:  # a meta tensor lies nowhere
+            before.append(index)
+            end = max(end, start + sizes[index])
+    return None
+
+
+def _meet(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have a byte in common, of which the first does not begin later."""
+    offset = second.data_ptr() - first.data_ptr()
+    if second.numel() == 0 or offset >= _bytes(first):
+        return False
+    if is_dense(first) and is_dense(second):
+        return True
+    taken = torch.zeros(max(_bytes(first), offset + _bytes(second)), dtype=torch.bool, device="cpu")
+    _places(taken, first, 0).fill_(True)
+    return bool(_places(taken, second, offset).any())
+
+
+def _places(of_bytes: Tensor, x: Tensor, offset: int) -> Tensor:
+    """The bytes of x, from an offset on."""
+    size = x.element_size()
+    return of_bytes.as_strided((*x.shape, size), (*(step * size for step in x.stride()), 1), offset)
+
+
+def _bytes(x: Tensor) -> int:
+    """From the first to the last, those between its elements included."""
+    if x.is_contiguous() or x.numel() == 0:
+        size: int = x.nbytes
+        return size
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return (last + 1) * x.element_size()

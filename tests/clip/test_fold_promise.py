@@ -47,11 +47,15 @@ def accumulate(ps, which):
     ps[which].sum().backward()
 
 
+def replace_data(ps, which):
+    ps[which].grad.data = ps[which].grad * 1000.0
+
+
 def drop(ps, which):
     ps[which].grad = None
 
 
-CHANGES = pytest.mark.parametrize("change", [replace, scale, accumulate, drop], ids=lambda f: f.__name__)
+CHANGES = pytest.mark.parametrize("change", [replace, scale, accumulate, replace_data, drop], ids=lambda f: f.__name__)
 
 
 @CHANGES
@@ -65,6 +69,19 @@ def test_refuses_a_step_with_other_gradients(decided, change, which):
     assert is_clean(optimizer)
     optimizer.step()  # the refusal has thrown the coefficient away
     torch.testing.assert_close(ps[1 - which].detach(), torch.tensor([-3.0, -4.0]))
+
+
+@pytest.mark.parametrize("data", [torch.ones(3), torch.ones(2, dtype=torch.float64), torch.ones(4)[::2]])
+def test_data_of_a_parameter_that_its_gradient_does_not_fit(decided, data):
+    ps, optimizer = folded()
+    ps[1].data = data
+    with pytest.raises(RuntimeError, match="a parameter's data was replaced after the call by some that its gradient"):
+        optimizer.step()
+    assert is_clean(optimizer)
+    ps, optimizer = folded(math.sqrt(0.5))
+    ps[1].data = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(ps[1].detach(), torch.tensor([0.7, 0.6]))
 
 
 @pytest.mark.parametrize("registered", ["before the call", "after the call", "between two calls"])

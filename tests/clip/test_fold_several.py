@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD, AdamW
 
 import ste_ops
+from ste_ops.functional.clip import fold as clip_fold
 
 
 def parameters(dtype=torch.float32):
@@ -102,6 +103,15 @@ def test_a_skipped_step_does_not_lower_the_loss_scale(decided):
         assert scaler.get_scale() == 8.0
 
 
+def test_a_negative_norm_that_the_host_cannot_see_skips_the_step(monkeypatch):
+    monkeypatch.setattr(clip_fold, "_known_to_host", lambda norm: False)
+    ps = parameters()
+    optimizer = sgd(*ps)
+    ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor(-5.0))
+    optimizer.step()
+    assert not any(p.any() for p in ps)
+
+
 def test_refuses_other_norms_and_bounds():
     optimizer = sgd(*parameters())
     with pytest.raises(TypeError, match="total_norm must be a tensor, got float"):
@@ -110,6 +120,12 @@ def test_refuses_other_norms_and_bounds():
         ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor([5.0]))
     with pytest.raises(ValueError, match="total_norm is the norm over all ranks already"):
         ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor(5.0), process_group=object())
+    with pytest.raises(TypeError, match=r"total_norm must be real, got torch\.complex64"):
+        ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor(5j))
+    with pytest.raises(ValueError, match="total_norm must hold a number, got a meta tensor for cpu"):
+        ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor(5.0, device="meta"))
+    with pytest.raises(ValueError, match=r"total_norm must be a norm, >= 0 or NaN, got -5\.0"):
+        ste_ops.fold_grad_clip_(optimizer, 1.0, total_norm=torch.tensor(-5.0))
     for bad in (-1.0, math.nan):
         with pytest.raises(ValueError, match="fold_grad_clip_: skip_above must be a non-negative number"):
             ste_ops.fold_grad_clip_(optimizer, 1.0, skip_above=bad)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+import types
 
 import pytest
 import torch
@@ -88,6 +90,58 @@ def test_a_subclass_with_torchs_step_clips(first):
         ste_ops.fold_grad_clip_(optimizer, 1.0)
         optimizer.step()
         torch.testing.assert_close(p.detach(), CLIPPED)
+
+
+def own_step(optimizer, closure=None):
+    raise AssertionError("a step that was refused")
+
+
+STEPS = {
+    "a method": lambda optimizer: types.MethodType(own_step, optimizer),
+    "a function": lambda optimizer: functools.partial(own_step, optimizer),
+    "another optimizer's": lambda optimizer: sgd(parameter()).step,
+    "another optimizer's, wrapped": lambda optimizer: functools.wraps(step := sgd(parameter()).step)(lambda: step()),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_of_its_own_on_the_object_is_refused(name):
+    optimizer = sgd(parameter())
+    optimizer.step = STEPS[name](optimizer)
+    with pytest.raises(TypeError, match="got SGD, which steps in a way of its own"):
+        ste_ops.fold_grad_clip_(optimizer, 1.0)
+    optimizer.optimizer = optimizer
+    with pytest.raises(TypeError, match="got SGD, which steps in a way of its own"):
+        ste_ops.fold_grad_clip_(optimizer, 1.0)
+
+
+def test_wrappers_around_the_step_of_the_object_clip():
+    """Of schedulers, two of them too, of torch's own step put on the object, and of one that counts."""
+    p = parameter()
+    optimizer = sgd(p)
+    optimizer.step = optimizer.step
+    for _ in range(2):
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    step, calls = optimizer.step, []
+
+    @functools.wraps(step)
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return step(*args, **kwargs)
+
+    optimizer.step = counted
+    ste_ops.fold_grad_clip_(optimizer, 1.0)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), CLIPPED)
+    assert calls == [1]
+
+
+def test_wrappers_in_a_circle_are_refused():
+    outer = Delegates(sgd(parameter()), "optimizer")
+    outer.optimizer = Delegates(sgd(parameter()), "optimizer")
+    outer.optimizer.optimizer = outer
+    with pytest.raises(TypeError, match="got Delegates, which steps in a way of its own"):
+        ste_ops.fold_grad_clip_(outer, 1.0)
 
 
 def test_errors_name_the_optimizer_within():

@@ -24,12 +24,18 @@ def bound_of(operator: str, max_norm: float | Tensor) -> float | Tensor:
     return number
 
 
+def number_on(operator: str, argument: str, number: Tensor, device: torch.device) -> Tensor:
+    if number.is_meta and device.type != "meta":
+        raise ValueError(f"{operator}: {argument} must hold a number, got a meta tensor for {device}")
+    return number.to(device)
+
+
 def against_one(total_norm: Tensor, max_norm: Tensor, nonfinite: int) -> Tensor:
     """The norm that a bound of 1 scales by as max_norm does by total_norm: the kernels take their bound as a number.
 
     1 / (x + 1e-6) = max_norm / (total_norm + 1e-6), in float64. A negative bound, which nobody refuses here, is a NaN.
     """
-    bound = max_norm.to(total_norm.device, torch.float64)
+    bound = max_norm.double()
     ratio = (total_norm.double() + 1e-6) / bound
     if nonfinite == _SKIP:  # a bound of 0 is no norm that is infinite
         ratio = torch.where(total_norm.isfinite(), ratio.clamp(max=torch.finfo(torch.float64).max), ratio)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
+from ste_ops.functional.clip._stepping import alike, versions_of
+from ste_ops.functional.clip.distributed import to_local
 from ste_ops.functional.clip.with_norm import clip_grads_with_norm_
 
 if TYPE_CHECKING:
@@ -22,6 +24,16 @@ _NAMES = ("grad_scale", "found_inf")
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def with_gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that have a gradient, and the gradients."""
+    parameters = parameters_of(optimizer)
+    grads = [parameter.grad for parameter in parameters]
+    held = [grad for grad in grads if grad is not None]
+    if len(held) < len(grads):
+        parameters = [parameter for parameter, grad in zip(parameters, grads, strict=True) if grad is not None]
+    return parameters, held
 
 
 def has_unscaled(scaler: GradScaler, optimizer: Optimizer) -> bool:
@@ -42,7 +54,8 @@ class Pending:
 
     Args:
         optimizer: the one that steps.
-        grads: its gradients, which are not kept alive: a step may be left out.
+        parameters: those of it that have a gradient.
+        grads: their gradients, which are not kept alive: a step may be left out.
         grad_scale, found_inf: what the step is to find, None where that is nothing.
         excess: the norm of which the gradients are to be clipped to 1 before the step divides them, or None.
         scaler: the one that has yet to unscale the gradients; when, is its own affair.
@@ -51,6 +64,7 @@ class Pending:
     def __init__(
         self,
         optimizer: Optimizer,
+        parameters: Sequence[Tensor],
         grads: Sequence[Tensor],
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
@@ -62,7 +76,11 @@ class Pending:
         self.excess = excess
         self.scaler = scaler
         self.scaler_cleans_up = False
-        self.seen = [(weakref.ref(grad), grad._version) for grad in grads]
+        self.seen = [weakref.ref(grad) for grad in grads]
+        self.versions = versions_of(grads)
+        # Where .data is replaced there is no new version.
+        self.places = [*map(Tensor.data_ptr, grads)]
+        self.places_of_parameters = [*map(Tensor.data_ptr, parameters)]
         self.without_momentum = _without_momentum(optimizer)
 
     def install(self, optimizer: Any) -> None:
@@ -92,14 +110,20 @@ class Pending:
             return "optimizer.grad_scale and found_inf must stay until step() as the call has set them"
         elif self.scaler is not None and not has_unscaled(self.scaler, optimizer):
             return "the gradients are still scaled; call grad_scaler.step(optimizer), and outside of compiled functions"
-        if not self._sees_its_gradients(optimizer):
+        parameters, grads = with_gradients(optimizer)
+        if not self._has_seen(grads):
             return "the gradients are not those whose norm was taken; call it after backward(), right before step()"
+        replaced = [*map(Tensor.data_ptr, parameters)] != self.places_of_parameters
+        if replaced and not all(map(alike, to_local(parameters), to_local(grads))):
+            return "a parameter's data was replaced after the call by some that its gradient does not fit"
         return ""
 
-    def _sees_its_gradients(self, optimizer: Optimizer) -> bool:
-        grads = [grad for parameter in parameters_of(optimizer) if (grad := parameter.grad) is not None]
-        return len(grads) == len(self.seen) and all(
-            seen() is grad and grad._version == version for grad, (seen, version) in zip(grads, self.seen, strict=True)
+    def _has_seen(self, grads: Sequence[Tensor]) -> bool:
+        return (
+            len(grads) == len(self.seen)
+            and all(seen() is grad for grad, seen in zip(grads, self.seen, strict=True))
+            and [grad._version for grad in grads] == self.versions
+            and [*map(Tensor.data_ptr, grads)] == self.places
         )
 
     def give(self, optimizer: Any) -> None:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import checked_norm_type, checked_number
-from ste_ops._dtensor import is_dtensor
 from ste_ops._dynamo import never_compiled
-from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of
+from ste_ops.functional.clip._bound import number_on
+from ste_ops.functional.clip._handover import Pending, has_unscaled, hooks_of, parameters_of, with_gradients
 from ste_ops.functional.clip._lists import gradients_of
 from ste_ops.functional.clip._stepping import check_divisible, checked_optimizer
 from ste_ops.functional.clip.total_norm import norm_of_ranks, norms_of, spans_ranks
+from ste_ops.functional.clip.with_norm import checked_total_norm
 
 if TYPE_CHECKING:
     from torch.amp import GradScaler
@@ -36,18 +37,14 @@ def _norm(parameters: Sequence[Tensor], grads: list[Tensor], p: float, process_g
     return norms_of(_OPERATOR, grads, p, each=False)[0]
 
 
-def _checked_total_norm(total_norm: Tensor | None, process_group: ProcessGroup | None) -> Tensor | None:
-    if total_norm is None:
-        return None
-    if not isinstance(total_norm, Tensor):
-        raise TypeError(f"{_OPERATOR}: total_norm must be a tensor, got {type(total_norm).__name__}")
-    if total_norm.dim() != 0:
-        raise ValueError(f"{_OPERATOR}: total_norm must be 0-d, got the shape {tuple(total_norm.shape)}")
+def _given_norm(total_norm: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """A norm that the caller knows. A negative one that the host cannot see skips the step, as a NaN does."""
+    total_norm = checked_total_norm(_OPERATOR, total_norm)
     if process_group is not None:
         raise ValueError(f"{_OPERATOR}: total_norm is the norm over all ranks already, got a process_group beside it")
-    if is_dtensor(total_norm):  # torch's own norm of DTensors is one, and not yet reduced
-        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
-    return total_norm.detach() if total_norm.dtype == torch.float64 else total_norm.detach().float()
+    if _known_to_host(total_norm) and total_norm < 0:
+        raise ValueError(f"{_OPERATOR}: total_norm must be a norm, >= 0 or NaN, got {total_norm.item()}")
+    return total_norm
 
 
 def _yet_to_unscale(scaler: GradScaler | None, optimizer: Optimizer) -> GradScaler | None:
@@ -79,7 +76,7 @@ def _decided(norm: Tensor, max_norm: float, skip_above: float, loss_scale: Tenso
     if _known_to_host(norm):
         limit = _LARGEST / max(1.0, 1.0 if loss_scale is None else loss_scale.item())
         return _decided_by_host(norm.item(), max_norm, skip_above, limit)
-    skip = ~norm.isfinite() | (norm > skip_above)
+    skip = ~(norm.isfinite() & (norm >= 0) & (norm <= skip_above))
     reciprocal = ((norm.double() + 1e-6) / max_norm).clamp(min=1)
     if norm.dtype != torch.float64 and not 0 < max_norm < 1:  # no norm in float32 is too large for such a bound
         return _Decision(reciprocal.float(), skip.float())
@@ -143,14 +140,14 @@ def fold_grad_clip_(
 
     Raises:
         TypeError: it is another optimizer, or one with a step of its own; a gradient is sparse, integer or complex;
-            total_norm is no tensor.
+            total_norm is no tensor, or complex.
         ValueError: a parameter group is not fused; max_norm or norm_type as in `clip_grad_norm_`; skip_above is
-            negative or NaN; total_norm is not 0-d, or stands beside a process_group.
-        RuntimeError: two gradients are one tensor, or one's elements share memory (an expanded tensor), also where
-            nothing would be clipped. ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From
-            ``optimizer.step``: it finds other gradients than the call saw, which its closure may have taken or a hook
-            changed, another ``grad_scale``, or a GradScaler that the call was not told of. From copying or pickling
-            the optimizer before that step.
+            negative or NaN; total_norm is not 0-d, negative, or stands beside a process_group.
+        RuntimeError: gradients, or the elements of one (an expanded tensor), share memory; one does not lie in memory
+            as its parameter does, or has torch's negative bit; also where nothing would be clipped.
+            ``optimizer.grad_scale`` or ``found_inf`` is set by someone else. From ``optimizer.step``: it finds other
+            gradients than the call saw, which its closure may have taken or a hook changed, another ``grad_scale``, or
+            a GradScaler that the call was not told of. From copying or pickling the optimizer before that step.
 
     Example:
         >>> import torch, ste_ops
@@ -167,7 +164,7 @@ def fold_grad_clip_(
     max_norm = checked_number(_OPERATOR, "max_norm", max_norm)
     p = checked_norm_type(_OPERATOR, norm_type)
     skip_above = checked_number(_OPERATOR, "skip_above", skip_above)
-    total_norm = _checked_total_norm(total_norm, process_group)
+    known = None if total_norm is None else _given_norm(total_norm, process_group)
     hooks = hooks_of(optimizer)
     hooks.discard(optimizer)
     for name in ("grad_scale", "found_inf"):
@@ -175,18 +172,19 @@ def fold_grad_clip_(
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
     parameters = parameters_of(optimizer)
     grads = gradients_of(_OPERATOR, parameters)
-    if not grads and total_norm is None and not spans_ranks(parameters, grads, process_group):
+    if not grads and known is None and not spans_ranks(parameters, grads, process_group):
         return torch.tensor(0.0)
     with torch.no_grad():
-        norm = _norm(parameters, grads, p, process_group) if total_norm is None else total_norm
+        norm = _norm(parameters, grads, p, process_group) if known is None else known
         if grads:
-            norm = norm.to(grads[0].device)
-        check_divisible(grads)
+            norm = number_on(_OPERATOR, "total_norm", norm, grads[0].device)
+        owners = parameters if len(grads) == len(parameters) else with_gradients(optimizer)[0]
+        check_divisible(owners, grads)
         scaler, loss_scale = _yet_to_unscale(grad_scaler, optimizer), None
         if scaler is not None:
             loss_scale = scaler.scale(torch.ones((), device=norm.device))  # get_scale() would wait for the device
             norm = (norm.double() / loss_scale).to(norm.dtype)
-        pending = Pending(optimizer, grads, *_decided(norm, max_norm, skip_above, loss_scale), scaler)
+        pending = Pending(optimizer, owners, grads, *_decided(norm, max_norm, skip_above, loss_scale), scaler)
     pending.install(optimizer)
     hooks.pending = pending
     return norm

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ste_ops._dtensor import has_dtensor
+from ste_ops._dtensor import is_dtensor
 from ste_ops._library import ops
 from ste_ops.functional.clip import _lists, distributed
-from ste_ops.functional.clip._bound import against_one, bound_of
+from ste_ops.functional.clip._bound import against_one, bound_of, number_on
 from ste_ops.functional.clip._lists import (
     Tensors,
     as_stored,
@@ -50,29 +50,35 @@ def clip_grads_with_norm_(
         tensor([0.6000, 0.8000])
     """
     max_norm = bound_of("clip_grads_with_norm_", max_norm)
-    if not isinstance(total_norm, Tensor):
-        raise TypeError(f"clip_grads_with_norm_: total_norm must be a tensor, got {type(total_norm).__name__}")
-    if total_norm.dim() != 0:
-        raise ValueError(f"clip_grads_with_norm_: total_norm must be 0-d, got the shape {tuple(total_norm.shape)}")
+    total_norm = checked_total_norm("clip_grads_with_norm_", total_norm)
     parameters = listed("clip_grads_with_norm_", "parameters", parameters)
     grads = gradients_of("clip_grads_with_norm_", parameters)
     if not grads:
         return
-    if has_dtensor([total_norm]):  # torch's own norm of DTensors is one, and not yet reduced
-        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
-    if total_norm.dtype != torch.float64:
-        total_norm = total_norm.float()
     device = next((grad.device for grad in grads if not grad.is_meta), grads[0].device)
-    if total_norm.is_meta and device.type != "meta":
-        raise ValueError(f"clip_grads_with_norm_: total_norm must hold a number, got a meta tensor for {device}")
     with torch.no_grad():
-        scale_gradients("clip_grads_with_norm_", grads, total_norm.detach().to(device), max_norm)
+        total_norm = number_on("clip_grads_with_norm_", "total_norm", total_norm, device)
+        scale_gradients("clip_grads_with_norm_", grads, total_norm, max_norm)
+
+
+def checked_total_norm(operator: str, total_norm: Tensor) -> Tensor:
+    """The norm as a float32 or float64 number."""
+    if not isinstance(total_norm, Tensor):
+        raise TypeError(f"{operator}: total_norm must be a tensor, got {type(total_norm).__name__}")
+    if total_norm.dim() != 0:
+        raise ValueError(f"{operator}: total_norm must be 0-d, got the shape {tuple(total_norm.shape)}")
+    if total_norm.is_complex():
+        raise TypeError(f"{operator}: total_norm must be real, got {total_norm.dtype}")
+    if is_dtensor(total_norm):  # torch's own norm of DTensors is one, and not yet reduced
+        total_norm = total_norm.full_tensor()  # type: ignore[attr-defined]
+    return total_norm.detach() if total_norm.dtype == torch.float64 else total_norm.detach().float()
 
 
 def scale_gradients(
     operator: str, grads: list[Tensor], total_norm: Tensor, max_norm: float | Tensor, nonfinite: int = 0
 ) -> None:
     if isinstance(max_norm, Tensor):
+        max_norm = number_on(operator, "max_norm", max_norm, total_norm.device)
         total_norm, max_norm = against_one(total_norm, max_norm, nonfinite), 1.0
 
     def in_parts() -> None:
