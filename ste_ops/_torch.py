@@ -40,9 +40,6 @@ tree_leaves = torch.utils._pytree.tree_leaves
 # A view of the other sign: of a tensor with the negative bit what its memory holds.
 negative_view = torch._neg_view
 
-# A copy that shares memory until one of the two is written.
-lazy_clone = torch._lazy_clone
-
 # The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
 all_operator_names = torch._C._dispatch_get_all_op_names
 
@@ -52,6 +49,14 @@ def asking_dataset(frame: FrameType) -> Any:
     sampler of it. torchdata's loaders inherit the call."""
     asks = frame.f_code.co_name == "_next_index" and frame.f_globals.get("__name__") == "torch.utils.data.dataloader"
     return frame.f_locals["self"]._dataset if asks else None
+
+
+def lazy_clone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that shares memory until one of the two is written; at once, of memory that torch did not allocate."""
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:  # NumPy's, another process's
+        return tensor.clone()
 
 
 def tracked(tensor: torch.Tensor) -> bool:

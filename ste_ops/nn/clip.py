@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ste_ops import functional
 from ste_ops._checks import checked_norm_type, checked_number
 from ste_ops._fx import one_node
-from ste_ops._torch import jit_tracing, lazy_clone
+from ste_ops._torch import differentiated_around, dispatch_modes, jit_tracing, lazy_clone
 
 
 def _map(clip: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -28,12 +28,10 @@ def _writable(x: Tensor) -> Tensor:
     """x for a layer that may work in place (``ReLU(inplace=True)``), which autograd refuses of a Function's view.
 
     Nothing is copied until something is written, and nothing then either where the layer before has let go of its own.
+    What is recorded or differentiated on the way has no such copy; a compiler leaves out one that nobody needs.
     """
-    if type(x) is not Tensor or not x.requires_grad:
-        return x
-    if torch.compiler.is_compiling():
-        return x.clone()  # the compiler leaves out what nobody needs
-    return x if jit_tracing() else lazy_clone(x)
+    recorded = torch.compiler.is_compiling() or jit_tracing() or differentiated_around() or dispatch_modes()
+    return x.clone() if recorded or type(x) is not Tensor else lazy_clone(x)
 
 
 class ClipGradientValue(nn.Module):

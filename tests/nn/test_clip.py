@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import pack_sequence
 
 import ste_ops
@@ -116,3 +117,26 @@ def test_the_next_layer_may_work_in_place(clip):
     clip(leaf).mul_(2).sum().backward()
     assert leaf.tolist() == [1.0, 1.0, 1.0]
     assert leaf.grad.norm() <= 0.2
+
+
+@pytest.mark.parametrize("clip", [ClipGradientNorm(0.1), ClipGradientValue(0.1)])
+def test_the_next_layer_may_work_in_place_wherever_it_is_called(clip):
+    """Where a copy that shares memory is not to be had: in recorded programs and forward mode, of NumPy's memory."""
+    x = torch.randn(5, 3)
+    before, expected = x.clone(), x.relu()
+    net = torch.nn.Sequential(clip, torch.nn.ReLU(inplace=True))
+    learning = torch.nn.Sequential(torch.nn.Linear(3, 3), clip, torch.nn.ReLU(inplace=True))
+    same = torch.nn.Sequential(learning[0], torch.nn.ReLU())
+    for recorded in (torch.export.export(learning, (x,)).module(), torch.jit.trace(learning, (x,))):
+        torch.testing.assert_close(recorded(x), same(x))
+    for found, wanted in zip(*(torch.func.jvp(f, (x,), (before,)) for f in (learning, same)), strict=True):
+        torch.testing.assert_close(found, wanted)
+    with FakeTensorMode() as mode:
+        assert net(mode.from_tensor(x).requires_grad_() * 1).shape == (5, 3)
+    for without in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with without():
+            assert torch.equal(net(x), expected)
+            assert torch.equal(x, before)
+    of_numpy = torch.from_numpy(before.numpy().copy()).requires_grad_()
+    assert torch.equal(net(of_numpy), expected)
+    assert torch.equal(of_numpy, before)
