@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,3 +87,66 @@ def test_what_does_not_fit():
     ]:
         with pytest.raises(ValueError, match=f"clip_per_sample_: {message}"):
             call()
+
+
+def expanded():
+    return torch.zeros(1).expand(3)
+
+
+OUTS = {
+    "another device": (lambda: [torch.zeros(3), torch.zeros(3, device="meta")], "out must be on the device of grad"),
+    "one tensor twice": (lambda: [torch.zeros(3)] * 2, "memory of their own, got one place for those at index 0 and 1"),
+    "overlapping": (lambda: [(x := torch.zeros(5))[:3], x[2:]], "memory of their own, got one place for those at"),
+    "rows and a column": (lambda: [(x := torch.zeros(3, 3))[:, 1], x[2]], "memory of their own, got one place for"),
+    "expanded": (lambda: [torch.zeros(3), expanded()], "got one whose elements share memory at index 1"),
+}
+
+
+@pytest.mark.parametrize("bounds", [1.0, [1.0, 1.0]], ids=str)
+@pytest.mark.parametrize("name", OUTS)
+def test_sums_that_cannot_be_written_are_refused_before_any_is(bounds, name):
+    make, message = OUTS[name]
+    out = make()
+    with pytest.raises((ValueError, RuntimeError), match=f"clip_per_sample_: .*{message}"):
+        ste_ops.clip_per_sample_([torch.ones(2, 3)] * 2, bounds, out=out)
+    assert all(total.is_meta or not total.any() for total in out)
+
+
+def test_samples_on_several_devices_are_refused_before_any_is_read():
+    out = [torch.zeros(3), torch.zeros(3, device="meta")]
+    with pytest.raises(RuntimeError, match="one device, got cpu at index 0 and meta at index 1"):
+        ste_ops.clip_per_sample_([torch.ones(2, 3), torch.ones(2, 3, device="meta")], [1.0, 1.0], out=out)
+    assert not out[0].any()
+
+
+@pytest.mark.parametrize("bounds", [1.0, [1.0, 1.0]], ids=str)
+def test_sums_may_be_columns_of_one_buffer(bounds):
+    columns = torch.zeros(3, 2)
+    grads = [torch.randn(4, 3), torch.randn(4, 3)]
+    ste_ops.clip_per_sample_(grads, bounds, out=[columns[:, 0], columns[:, 1]])
+    torch.testing.assert_close(columns.t(), torch.stack(ste_ops.clip_per_sample_(grads, bounds)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.float64, torch.float16, "float32"], ids=str)
+def test_another_dtype_than_sums_can_have(dtype):
+    for grads in ([torch.ones(2, 3)], [torch.ones(2, 3).bfloat16(), torch.ones(2, 3)]):
+        for out in (None, [torch.zeros(3, dtype=grad.dtype) for grad in grads]):
+            with pytest.raises(ValueError, match="clip_per_sample_: dtype must be float32 or that of the gradients"):
+                ste_ops.clip_per_sample_(grads, 1.0, dtype=dtype, out=out)
+
+
+def test_dtype_is_that_of_out_too():
+    half, out = torch.ones(2, 3).half(), [torch.zeros(3).half()]
+    with pytest.raises(ValueError, match=r"one sample, \(3,\) torch\.float32, got \(3,\) torch\.float16 at index 0"):
+        ste_ops.clip_per_sample_([half], 1.0, dtype=torch.float32, out=out)
+    with pytest.raises(ValueError, match=r"torch\.float16, got \(3,\) torch\.float32 at index 0"):
+        ste_ops.clip_per_sample_([half], 1.0, dtype=torch.float16, out=[torch.zeros(3)])
+    assert ste_ops.clip_per_sample_([half], 1.0, dtype=torch.float16, out=out)[0] is out[0]
+
+
+def test_a_bound_may_be_an_array_without_dimensions():
+    grads = [torch.randn(4, 3), torch.randn(4)]
+    for bound in (np.array(0.5), np.float32(0.5), torch.tensor(0.5)):
+        torch.testing.assert_close(
+            ste_ops.clip_per_sample_(grads, bound), ste_ops.clip_per_sample_(grads, 0.5), rtol=0, atol=0
+        )

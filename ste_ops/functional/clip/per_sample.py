@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ste_ops._checks import COMPLEX, FLOATING, check_plain, checked_number
 from ste_ops._dtensor import has_dtensor
+from ste_ops._functions.tensor_list import shares_memory, sharing
 from ste_ops._library import ops
+from ste_ops._torch import dispatch_modes, functorch_active
 from ste_ops.functional.clip._lists import as_stored, listed, written
 from ste_ops.functional.clip.distributed_samples import clip_own_samples
 
 _OPERATOR = "clip_per_sample_"
-
+_HALVES = (torch.float16, torch.bfloat16)
 
 Bounds = float | Tensor | Sequence[float] | Mapping[str, float]
 Sums = Sequence[Tensor] | Mapping[str, Tensor]
@@ -92,7 +94,7 @@ def clip_per_sample_(
             sum of the squared bounds.
         out: tensors of the shapes and dtypes of one sample that the sums are added to, in place, for batches that come
             in parts. New ones by default. A sum of float16 or bfloat16 may be float32.
-        dtype: of new sums of float16 and bfloat16 gradients: float32, of which a copy is made then.
+        dtype: of the sums of float16 and bfloat16 gradients: float32, of which a copy is made then.
         return_norms: give the samples' norms before clipping too.
 
     Returns:
@@ -102,7 +104,7 @@ def clip_per_sample_(
 
     Raises:
         ValueError: max_norm is negative or NaN; batch sizes differ; a tensor has no dimension; ``out``, ``dtype`` or
-            the bounds do not fit; a `DTensor` is divided otherwise than by samples.
+            the bounds do not fit; tensors of ``out`` share memory; a `DTensor` is divided otherwise than by samples.
         TypeError: a tensor is integer or sparse.
         RuntimeError: the tensors are on several devices. Nothing has been written to ``out`` then.
 
@@ -134,14 +136,13 @@ def _clip(
         sums = [torch.zeros(g.shape[1:], dtype=_dtype_of_sum(g, dtype), device=g.device) for g in grads]
     else:
         sums = out
-        _check_out(grads, sums)
+        _check_out(grads, sums, dtype)
     return sums, _add_clipped(grads, sums, bounds) if grads else torch.zeros(0)
 
 
 def _add_clipped(grads: list[Tensor], sums: list[Tensor], bounds: float | list[float]) -> Tensor:
     with torch.no_grad():
-        dense = [s if _is_plain(s) else torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in sums]
-        real = [as_stored(d) for d in dense]
+        real = [as_stored(s) if _is_plain(s) else _real_zeros(s) for s in sums]
         rows = [
             as_stored(g.resolve_conj().resolve_neg()).to(r.dtype).contiguous() for g, r in zip(grads, real, strict=True)
         ]
@@ -151,10 +152,10 @@ def _add_clipped(grads: list[Tensor], sums: list[Tensor], bounds: float | list[f
             each = [ops.clip_per_sample_([x], [r], c) for x, r, c in zip(rows, real, bounds, strict=True)]
             widest = torch.float64 if any(n.dtype == torch.float64 for n in each) else torch.float32
             norms = torch.stack([n.to(widest) for n in each], 1)
-        written([s for s, d in zip(sums, dense, strict=True) if s is d])
-        for s, d in zip(sums, dense, strict=True):
-            if s is not d:
-                s.add_(d)
+        written([s for s in sums if _is_plain(s)])
+        for s, r in zip(sums, real, strict=True):
+            if not _is_plain(s):
+                s.add_(torch.view_as_complex(r) if s.is_complex() else r)
     return norms
 
 
@@ -170,8 +171,9 @@ def _in_order(argument: str, values: Any, names: list[str] | None) -> list[Any]:
 
 def _bounds(max_norm: Bounds, names: list[str] | None, count: int) -> float | list[float]:
     """One bound for all, or one for each."""
-    if isinstance(max_norm, (Tensor, str)) or not isinstance(max_norm, Iterable):
-        return checked_number(_OPERATOR, "max_norm", max_norm)
+    bound: Any = max_norm
+    if isinstance(bound, (Tensor, str)) or not isinstance(bound, Iterable) or getattr(bound, "ndim", 1) == 0:
+        return checked_number(_OPERATOR, "max_norm", bound)
     bounds = _in_order("max_norm", max_norm, names)
     if len(bounds) != count:
         raise ValueError(f"{_OPERATOR}: max_norm must be one bound or one for each of {count}, got {len(bounds)}")
@@ -179,15 +181,21 @@ def _bounds(max_norm: Bounds, names: list[str] | None, count: int) -> float | li
 
 
 def _dtype_of_sum(grad: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype is None or dtype == grad.dtype or grad.dtype not in (torch.float16, torch.bfloat16):
-        return grad.dtype
-    if dtype != torch.float32:
-        raise ValueError(f"{_OPERATOR}: dtype must be float32 or that of the gradients, got {dtype}")
-    return dtype
+    if dtype not in (None, torch.float32, grad.dtype):
+        raise ValueError(f"{_OPERATOR}: dtype must be float32 or that of the gradients, {grad.dtype}, got {dtype}")
+    return torch.float32 if dtype == torch.float32 and grad.dtype in _HALVES else grad.dtype
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.is_contiguous() and (torch.compiler.is_compiling() or not (x.is_conj() or x.is_neg()))
+    """Whether the kernels can write x: of what a graph writes there is no real view."""
+    if torch.compiler.is_compiling():
+        return x.is_contiguous() and not x.is_complex()
+    return x.is_contiguous() and not (x.is_conj() or x.is_neg())
+
+
+def _real_zeros(x: Tensor) -> Tensor:
+    dtype = {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(x.dtype, x.dtype)
+    return torch.zeros((*x.shape, 2) if x.is_complex() else x.shape, dtype=dtype, device=x.device)
 
 
 def _check(grads: list[Tensor]) -> None:
@@ -202,6 +210,11 @@ def _check(grads: list[Tensor]) -> None:
             )
         if grad.dim() == 0:
             raise ValueError(f"{_OPERATOR}: grad_samples must have a dimension of samples, got a 0-d tensor at {index}")
+        if grad.device != grads[0].device:
+            raise RuntimeError(
+                f"{_OPERATOR}: gradients of one call must be on one device, got {grads[0].device} at index 0 and "
+                f"{grad.device} at index {index}"
+            )
         if len(grad) != len(grads[0]):
             raise ValueError(
                 f"{_OPERATOR}: grad_samples must have one batch size, got {len(grads[0])} at index 0 and {len(grad)} "
@@ -209,15 +222,38 @@ def _check(grads: list[Tensor]) -> None:
             )
 
 
-def _check_out(grads: list[Tensor], sums: list[Tensor]) -> None:
+def _check_out(grads: list[Tensor], sums: list[Tensor], dtype: torch.dtype | None) -> None:
     if len(sums) != len(grads):
         raise ValueError(
             f"{_OPERATOR}: out must have a tensor for each of grad_samples, got {len(sums)} for {len(grads)}"
         )
     for index, (total, grad) in enumerate(zip(sums, grads, strict=True)):
-        widened = total.dtype == torch.float32 and grad.dtype in (torch.float16, torch.bfloat16)
-        if total.shape != grad.shape[1:] or not (total.dtype == grad.dtype or widened):
+        own = _dtype_of_sum(grad, dtype)
+        widened = dtype is None and total.dtype == torch.float32 and grad.dtype in _HALVES
+        if total.shape != grad.shape[1:] or not (total.dtype == own or widened):
             raise ValueError(
-                f"{_OPERATOR}: out must have the shape and dtype of one sample, {tuple(grad.shape[1:])} {grad.dtype}, "
+                f"{_OPERATOR}: out must have the shape and dtype of one sample, {tuple(grad.shape[1:])} {own}, "
                 f"got {tuple(total.shape)} {total.dtype} at index {index}"
             )
+        if total.device != grad.device:
+            raise RuntimeError(
+                f"{_OPERATOR}: out must be on the device of grad_samples, {grad.device}, got {total.device} at index "
+                f"{index}"
+            )
+    if not (torch.compiler.is_compiling() or functorch_active() or dispatch_modes()):  # where nobody knows of memory
+        _check_memory(sums)
+
+
+def _check_memory(sums: list[Tensor]) -> None:
+    for index, total in enumerate(sums):
+        if total.numel() > 0 and shares_memory(total.shape, total.stride()):
+            raise ValueError(
+                f"{_OPERATOR}: out must have an element for each of a sample, got one whose elements share memory at "
+                f"index {index} (an expanded tensor?)"
+            )
+    shared = sharing(sums)
+    if shared is not None:
+        raise ValueError(
+            f"{_OPERATOR}: out must be tensors with memory of their own, got one place for those at index {shared[0]} "
+            f"and {shared[1]}"
+        )
