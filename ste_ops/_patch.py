@@ -20,7 +20,8 @@ class patch_torch:
     For trainers that clip by ``torch.nn.utils``: Hugging Face's, Lightning, Fabric and Accelerate look there at each
     step. As a call it holds until `restore`; as a context, until its end. Modules that took the functions by
     ``from torch.nn.utils import clip_grad_norm_`` before are led here too, under that name; what has another name, or
-    lies in a closure, keeps torch's. A second call finds nothing to replace, and gives nothing back.
+    lies in a closure, keeps torch's. A second call finds nothing to replace, and gives nothing back; one object may be
+    entered again, before its end, which is that of the outermost context, and after it.
 
     Attributes:
         replaced: the full names that it replaced; its ``repr`` says them too.
@@ -38,6 +39,10 @@ class patch_torch:
 
     def __init__(self) -> None:
         self._places: list[tuple[Any, str, Any, Any]] = []
+        self._entered = 0
+        self._replace_all()
+
+    def _replace_all(self) -> None:
         for ours in _OURS:
             name = ours.__name__
             theirs = getattr(torch.nn.utils, name)
@@ -59,12 +64,17 @@ class patch_torch:
         self._places.clear()
 
     def __enter__(self) -> patch_torch:
+        if not self._places:  # given back since
+            self._replace_all()
+        self._entered += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.restore()
+        self._entered -= 1
+        if not self._entered:
+            self.restore()
 
     def __repr__(self) -> str:
         return f"patch_torch() replaced {', '.join(self.replaced) or 'nothing'}"

@@ -53,6 +53,27 @@ def test_a_call_leaves_what_others_put_there(monkeypatch):
     assert torch.nn.utils.clip_grad_norm_ is not ste_ops.clip_grad_norm_
 
 
+@pytest.mark.parametrize("given", ["one object", "two objects"])
+def test_a_context_within_a_context(given):
+    theirs = {name: getattr(torch.nn.utils, name) for name in NAMES}
+
+    def is_ours():
+        assert len({getattr(torch.nn.utils, name) is theirs[name] for name in NAMES}) == 1
+        return torch.nn.utils.clip_grad_norm_ is ste_ops.clip_grad_norm_
+
+    outer = ste_ops.patch_torch()
+    inner = outer if given == "one object" else ste_ops.patch_torch()
+    for _ in range(2):
+        with outer:
+            with inner:
+                assert is_ours()
+            assert is_ours()
+        assert not is_ours()
+    outer.restore()
+    inner.restore()
+    assert not is_ours()
+
+
 def test_accelerate():
     accelerate = pytest.importorskip("accelerate")
     with ste_ops.patch_torch():
@@ -61,8 +82,11 @@ def test_accelerate():
 
 def test_lightning():
     precision = pytest.importorskip("pytorch_lightning").plugins.Precision()
-    for clips, expected in ((precision.clip_grad_by_norm, [0.6, 0.8]), (precision.clip_grad_by_value, [1.0, 1.0])):
-        parameters = shared_gradient()
-        with ste_ops.patch_torch():
-            clips(torch.optim.SGD(parameters), 1.0)
-        assert parameters[0].grad.tolist() == pytest.approx(expected)
+    parameters = shared_gradient()
+    with ste_ops.patch_torch():
+        precision.clip_grad_by_norm(torch.optim.SGD(parameters), 1.0)
+    assert parameters[0].grad.tolist() == pytest.approx([0.6, 0.8])
+    p = parameter(torch.tensor([3.0, 0.5]).to_sparse())  # which torch does not clamp
+    with ste_ops.patch_torch():
+        precision.clip_grad_by_value(torch.optim.SGD([p]), 1.0)
+    assert p.grad.to_dense().tolist() == [1.0, 0.5]
