@@ -85,3 +85,21 @@ def test_units_and_samples(device):
     expected, same = ste_ops.clip_per_sample_(real, 1.0, return_norms=True)
     assert torch.equal(norms, same)
     torch.testing.assert_close(sums, [torch.view_as_complex(expected[0]).conj().resolve_conj(), expected[1]])
+
+
+def test_compiled():
+    """Complex tensors with and without the conjugate bit, which a graph cannot ask for."""
+
+    def step(x, out):
+        norms = torch.stack([ste_ops.get_total_norm([x, x[0].conj()], p) for p in (2.0, 1.0)])
+        ste_ops.clip_per_sample_([x], 1.0, out=[out])
+        return norms, ste_ops.clip_per_sample_([x], 1.0)[0]
+
+    x = torch.randn(5, 3, dtype=torch.complex64)
+    for given in (x, x.conj()):
+        torch._dynamo.reset()
+        outs = [torch.ones(3, dtype=torch.complex64) for _ in range(2)]
+        expected = step(given, outs[0])
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(given, outs[1]), expected)
+        torch.testing.assert_close(outs[1], outs[0])

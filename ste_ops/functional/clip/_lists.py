@@ -121,13 +121,18 @@ def as_stored(x: Tensor) -> Tensor:
     Those bits are of views such as ``z.conj().imag``; a 2-norm, a factor and a clamp are the same on both sides of 0. A
     complex tensor becomes one of real numbers with a last dimension of 2.
     """
-    if torch.compiler.is_compiling():  # a graph cannot ask for bits, and torch refuses a view of one that has them
-        return torch.view_as_real(x) if x.is_complex() else x
+    if torch.compiler.is_compiling():  # a graph cannot ask for bits, and writes no complex tensor
+        return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     if x.is_neg():
         x = negative_view(x)
     if x.is_complex():
         return torch.view_as_real(x.conj() if x.is_conj() else x)
     return x
+
+
+def real_units(x: Tensor) -> Tensor:
+    """A complex tensor as a real one with the same units; a tensor with fewer than two dimensions is one."""
+    return as_stored(x.unsqueeze(0) if x.is_complex() and x.dim() < 2 else x)
 
 
 def magnitudes(grads: Sequence[Tensor], p: float) -> list[Tensor]:

@@ -90,14 +90,9 @@ def _clip_in_parts(weights: list[Tensor], grads: list[Tensor], clip_factor: floa
         check_plain(operator, "gradients", grad, index)
         if grad.is_sparse:
             raise TypeError(f"{operator}: gradients must be strided, got {grad.layout} at index {index}")
-    weights, grads = ([_units(x) for x in tensors] for tensors in (weights, grads))
+    weights, grads = ([_lists.real_units(x) for x in tensors] for tensors in (weights, grads))
     groups = _lists.by_device(operator, grads)
     check_writable(operator, groups)
     weight_of = dict(zip(grads, weights, strict=True))
     for group in groups:
         ops.clip_grad_agc_([weight_of[grad] for grad in group], group, clip_factor, eps)
-
-
-def _units(x: Tensor) -> Tensor:
-    """A complex tensor as a real one with the same units."""
-    return _lists.as_stored(x.unsqueeze(0) if x.is_complex() and x.dim() < 2 else x)

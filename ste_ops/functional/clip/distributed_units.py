@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ste_ops._dtensor import is_dtensor
 from ste_ops.functional.clip import distributed
+from ste_ops.functional.clip._lists import real_units
 
 Pair = tuple[Any, Any]  # a parameter and its gradient
 
@@ -50,8 +51,8 @@ def clip_divided(pairs: Sequence[Pair], clip_factor: float, eps: float) -> None:
 def _clip_on(mesh: Any, pairs: Sequence[Pair], clip_factor: float, eps: float) -> None:
     norms = []
     for parameter, grad in pairs:
-        of_weights = _unit_norms(parameter.to_local())
-        of_grad = torch.zeros_like(of_weights) if grad is None else _unit_norms(grad.to_local())
+        of_weights = _unit_norms(real_units(parameter.to_local()))
+        of_grad = torch.zeros_like(of_weights) if grad is None else _unit_norms(real_units(grad.to_local()))
         norms.append(torch.stack([of_weights, of_grad]))
     for dim in range(mesh.ndim):
         places = [place for place, (parameter, _) in enumerate(pairs) if _divided_dims(parameter)[dim]]
@@ -62,7 +63,7 @@ def _clip_on(mesh: Any, pairs: Sequence[Pair], clip_factor: float, eps: float) -
                 norms[place] = norm.view(2, -1)
     for (_, grad), (of_weights, of_grad) in zip(pairs, norms, strict=True):
         if grad is not None:
-            _scale(grad.to_local(), of_weights, of_grad, clip_factor, eps)
+            _scale(real_units(grad.to_local()), of_weights, of_grad, clip_factor, eps)
 
 
 def _scale(grad: Tensor, of_weights: Tensor, of_grad: Tensor, clip_factor: float, eps: float) -> None:
