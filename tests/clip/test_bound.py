@@ -41,7 +41,7 @@ def test_what_cannot_be_refused_is_seen(device, bound):
     assert p.grad.isnan().all()
 
 
-def test_on_the_device_the_bound_stays(device):
+def test_a_bound_elsewhere_than_on_the_cpu_stays_there():
     bound = torch.tensor([0.5], device="meta")
     assert _bound.bound_of("clip_grad_norm_", bound).shape == ()
     assert _bound.bound_of("clip_grad_norm_", torch.tensor(0.5)) == 0.5

@@ -43,6 +43,16 @@ def test_a_coefficient_below_float32(decided, dtype, value, max_norm, scale):
     torch.testing.assert_close(p.grad, -p.detach())
 
 
+def test_a_step_that_skips_a_large_norm_leaves_the_gradients(decided):
+    p = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.tensor([1e50, -1e50], dtype=torch.float64)
+    optimizer = SGD([p], lr=1.0, fused=True)
+    ste_ops.fold_grad_clip_(optimizer, 1.0, skip_above=1e40)
+    optimizer.step()
+    assert not p.any()
+    assert p.grad.tolist() == [1e50, -1e50]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_step_that_is_skipped_leaves_the_gradients(decided, bad):
     p = torch.zeros(2, dtype=torch.float64, requires_grad=True)

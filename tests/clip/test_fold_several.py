@@ -103,6 +103,20 @@ def test_a_skipped_step_does_not_lower_the_loss_scale(decided):
         assert scaler.get_scale() == 8.0
 
 
+def test_a_scaler_that_found_infinities_on_two_devices_skips_the_step(decided):
+    """Its found_inf is a sum over devices, 2 here, of which torch's fused kernels skip 1 alone."""
+    ps = parameters()
+    optimizer = sgd(*ps)
+    ps[0].grad[0] = math.inf
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    ste_ops.fold_grad_clip_(optimizer, 1.0, grad_scaler=scaler)
+    scaler.unscale_(optimizer)
+    scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]["another"] = torch.ones(())
+    scaler.step(optimizer)
+    assert not any(p.any() for p in ps)
+
+
 def test_a_negative_norm_that_the_host_cannot_see_skips_the_step(monkeypatch):
     monkeypatch.setattr(clip_fold, "_known_to_host", lambda norm: False)
     ps = parameters()

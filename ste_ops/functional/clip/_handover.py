@@ -131,6 +131,7 @@ class Pending:
         if self.scaler_cleans_up and self.found_inf is not None:
             theirs = optimizer.found_inf
             ours = self.found_inf.to(theirs.device, non_blocking=True)
+            # Theirs is a sum over devices, and fused kernels skip where it is 1, not where it is 2.
             optimizer.found_inf = torch.maximum(theirs, ours).clamp(max=1)
         if self.excess is not None:
             clip_grads_with_norm_(parameters_of(optimizer), 1.0, self.excess)

@@ -82,7 +82,7 @@ def _decided(norm: Tensor, max_norm: float, skip_above: float, loss_scale: Tenso
         return _Decision(reciprocal.float(), skip.float())
     scale = torch.ones_like(reciprocal) if loss_scale is None else loss_scale.double().clamp(min=1)
     excess = reciprocal * scale / _LARGEST
-    exceeds = (excess > 1) & excess.isfinite() & ~skip
+    exceeds = (excess > 1) & ~skip
     grad_scale = torch.where(exceeds, _LARGEST / scale, reciprocal)
     return _Decision(grad_scale.float(), skip.float(), torch.where(exceeds, excess - 1e-6, 0.0))
 
