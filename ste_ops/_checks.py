@@ -86,6 +86,8 @@ def held_number(operator: str, name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     check_held(operator, name, value)
+    if value.is_meta:
+        raise ValueError(f"{operator}: {name} must hold a number, got a meta tensor")
     return value.item()
 
 
@@ -272,10 +274,11 @@ def refuse_invalid(operator: str, weights: Tensor, states: Tensor, error: type[E
 
 def _as_float(operator: str, argument: str, value: Any) -> float:
     """As torch takes it, a string like "inf" too."""
+    number = held_number(operator, argument, value)
     try:
-        return float(held_number(operator, argument, value))
-    except TypeError:
-        raise TypeError(f"{operator}: {argument} must be a number, got {value!r}") from None
+        return float(number)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise type(error)(f"{operator}: {argument} must be a number, got {value!r}") from None
 
 
 def checked_number(operator: str, argument: str, value: float | Tensor) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.clip_cases import parameter
@@ -46,6 +48,30 @@ def test_silent_where_there_may_be_nothing_to_do(name):
         CLIPS[name]([torch.zeros(2), parameter(torch.ones(2))])
 
 
+def test_an_optimizer_none_of_whose_parameters_can_have_a_gradient():
+    p, q = torch.zeros(2, requires_grad=True), torch.zeros(2)
+    optimizer = torch.optim.SGD([p, q], lr=1.0, fused=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ste_ops.fold_grad_clip_(optimizer, 1.0)  # before the first backward
+        p.requires_grad_(False).grad = torch.ones(2)
+        ste_ops.fold_grad_clip_(optimizer, 1.0)
+        p.grad = None
+    message = "fold_grad_clip_: none of the 2 tensors of the optimizer has a gradient or requires one, no gradient"
+    with pytest.warns(UserWarning, match=message) as caught:
+        ste_ops.fold_grad_clip_(optimizer, 1.0)
+    assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_graph_holds_no_warning(name):
+    torch._dynamo.reset()
+    grads = [torch.tensor([3.0, 4.0])]
+    for given in (lambda: grads, lambda: (g for g in [])):
+        torch.compile(lambda given=given: CLIPS[name](given()), fullgraph=True, backend="eager")()
+    assert grads[0].tolist() == [3.0, 4.0]
+
+
 @pytest.mark.parametrize("kind", EMPTY)
 @pytest.mark.parametrize("name", [*CLIPS, "get_total_norm"])
 def test_an_iterator_that_is_empty(name, kind):
@@ -75,6 +101,7 @@ def test_what_holds_parameters_and_is_none(name):
         (named, r"got the module ParameterDict; its parameters\(\)"),
         (linear.named_parameters(), r"got a tuple; named_parameters\(\)"),
         (linear.state_dict(), r"got a OrderedDict; the values\(\)"),
+        (types.MappingProxyType({"w": linear.weight}), r"got a mappingproxy; the values\(\)"),
         (torch.optim.SGD(linear.parameters()).param_groups, r"got a dict; the values\(\)"),
         (3, "got 'int'"),
     ]:
@@ -90,19 +117,36 @@ def test_a_list_of_parameters_that_is_a_module():
     assert ste_ops.clip_grad_norm_(torch.nn.ParameterList([p]), 1.0) == 5
 
 
-def test_no_bound():
+META = torch.tensor(1.0, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "must be a number, got None"),
+        ("ab", "must be a number, got 'ab'"),
+        (10**400, "must be a number, got 1000"),
+        (np.array([1.0, 2.0]), "must be a number, got array"),
+        (META, "must hold a number, got a meta tensor"),
+    ],
+    ids=["None", "a word", "an integer too large", "two numbers", "a meta tensor"],
+)
+def test_no_bound(bad, message):
     p = parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([p], lr=1.0, fused=True)
     for call, argument in [
-        (lambda: ste_ops.clip_grad_norm_(p, None), "clip_grad_norm_: max_norm"),
-        (lambda: ste_ops.clip_grads_with_norm_(p, None, torch.tensor(1.0)), "clip_grads_with_norm_: max_norm"),
-        (lambda: ste_ops.clip_grad_value_(p, None), "clip_grad_value_: clip_value"),
-        (lambda: ste_ops.clip_grad_agc_(p, None), "clip_grad_agc_: clip_factor"),
-        (lambda: ste_ops.clip_gradient_norm(p, None), "clip_gradient_norm: max_norm"),
-        (lambda: ste_ops.clip_gradient_value(p, None), "clip_gradient_value: clip_value"),
-        (lambda: ste_ops.get_total_norm(p, None), "get_total_norm: norm_type"),
+        (lambda: ste_ops.clip_grad_norm_(p, bad), "clip_grad_norm_: max_norm"),
+        (lambda: ste_ops.clip_grads_with_norm_(p, bad, torch.tensor(1.0)), "clip_grads_with_norm_: max_norm"),
+        (lambda: ste_ops.fold_grad_clip_(optimizer, bad), "fold_grad_clip_: max_norm"),
+        (lambda: ste_ops.clip_grad_value_(p, bad), "clip_grad_value_: clip_value"),
+        (lambda: ste_ops.clip_grad_agc_(p, bad), "clip_grad_agc_: clip_factor"),
+        (lambda: ste_ops.clip_gradient_norm(p, bad), "clip_gradient_norm: max_norm"),
+        (lambda: ste_ops.clip_gradient_value(p, bad), "clip_gradient_value: clip_value"),
+        (lambda: ste_ops.get_total_norm(p, bad), "get_total_norm: norm_type"),
     ]:
-        with pytest.raises(TypeError, match=f"{argument} must be a number, got None"):
+        with pytest.raises((TypeError, ValueError, OverflowError), match=f"{argument} {message}"):
             call()
+    assert p.grad.tolist() == [1.0, 1.0]
 
 
 def with_negative_bit(values, device):

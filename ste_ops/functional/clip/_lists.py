@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,17 @@ Tensors = Tensor | Iterable[Tensor]
 _T = TypeVar("_T")
 
 
-# What does nothing says so. Both functions warn at the line that called their caller, the public function.
+# What does nothing says so.
+
+
+def _warn(message: str) -> None:
+    """A warning at the line that called the public function, however many calls away. In a graph it would end it."""
+    if torch.compiler.is_compiling():
+        return
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("ste_ops.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def listed(operator: str, argument: str, tensors: Tensors) -> list[Tensor]:
@@ -28,18 +39,17 @@ def listed(operator: str, argument: str, tensors: Tensors) -> list[Tensor]:
         return tensors
     if isinstance(tensors, Tensor):
         return [tensors]
-    unnamed = not isinstance(tensors, (torch.nn.Module, dict)) or isinstance(tensors, torch.nn.ParameterList)
+    unnamed = not isinstance(tensors, (torch.nn.Module, Mapping)) or isinstance(tensors, torch.nn.ParameterList)
     if not isinstance(tensors, Iterable) or not unnamed:
         raise TypeError(f"{operator}: {argument} must be a tensor or an iterable of tensors, got {_described(tensors)}")
     found = list(tensors)
     if not found and isinstance(tensors, Iterator):  # a generator, a filter, a chain: used up, as a rule
-        message = f"`{argument}` is an empty {type(tensors).__name__}, no gradient clipping will occur."
-        warnings.warn(message, stacklevel=3)
+        _warn(f"`{argument}` is an empty {type(tensors).__name__}, no gradient clipping will occur.")
     return found
 
 
-def gradients_of(operator: str, parameters: list[Tensor]) -> list[Tensor]:
-    """The gradients there are; a warning where gradients were given in place of parameters."""
+def gradients_of(operator: str, parameters: list[Tensor], *, of_optimizer: bool = False) -> list[Tensor]:
+    """The gradients there are; a warning where there can be none, as of gradients that were given as parameters."""
     grads = []
     try:
         for parameter in parameters:  # each gradient is asked for once: the attribute is what this loop costs
@@ -51,11 +61,12 @@ def gradients_of(operator: str, parameters: list[Tensor]) -> list[Tensor]:
             f"{operator}: parameters must be a tensor or an iterable of tensors, got {_described(parameter)}"
         ) from None
     if parameters and not grads and not any(parameter.requires_grad for parameter in parameters):
-        message = (
-            f"{operator}: none of the {len(parameters)} tensors in `parameters` has a gradient or requires one, no "
-            "gradient clipping will occur. It takes the parameters, not their gradients."
+        holder = "of the optimizer" if of_optimizer else "in `parameters`"
+        hint = "" if of_optimizer else " It takes the parameters, not their gradients."
+        _warn(
+            f"{operator}: none of the {len(parameters)} tensors {holder} has a gradient or requires one, no gradient "
+            f"clipping will occur.{hint}"
         )
-        warnings.warn(message, stacklevel=3)
     return grads
 
 
@@ -66,7 +77,7 @@ def _described(value: Any) -> str:
         return f"the module {kind}; its parameters() are an iterable"
     if isinstance(value, tuple):
         return "a tuple; named_parameters() gives tuples where parameters() gives tensors"
-    if isinstance(value, (dict, str)):
+    if isinstance(value, (Mapping, str)):
         return f"a {kind}; the values() of a dict may be tensors, its keys are not"
     return repr(kind)
 

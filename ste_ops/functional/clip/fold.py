@@ -171,7 +171,7 @@ def fold_grad_clip_(
         if getattr(optimizer, name, None) is not None:
             raise RuntimeError(f"{_OPERATOR}: optimizer.{name} must not be set, got {getattr(optimizer, name)}")
     parameters = parameters_of(optimizer)
-    grads = gradients_of(_OPERATOR, parameters)
+    grads = gradients_of(_OPERATOR, parameters, of_optimizer=True)
     if not grads and known is None and not spans_ranks(parameters, grads, process_group):
         return torch.tensor(0.0)
     with torch.no_grad():
