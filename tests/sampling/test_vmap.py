@@ -32,9 +32,9 @@ def draw(request, device):
     return DRAWS[request.param]
 
 
-def seeded(call, *arguments) -> Tensor:
+def seeded(call, *arguments, **options) -> Tensor:
     torch.manual_seed(3)
-    return call(*arguments)
+    return call(*arguments, **options)
 
 
 @pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
@@ -74,6 +74,55 @@ def test_nested(device, draw):
     w = torch.rand(2, 3, 40, device=device)
     once = torch.vmap(draw, randomness="different")
     assert seeded(torch.vmap(once, randomness="different"), w).shape == (2, 3, draw(w[0, 0]).shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+def test_nested_under_one_seed(device, draw, shape):
+    w = torch.rand(2, 3, *shape, device=device)
+    once = torch.vmap(draw, in_dims=-1, out_dims=-1, randomness="same")
+    drawn = seeded(torch.vmap(once, randomness="same"), w.movedim(1, -1)).movedim(-1, 1)
+    assert torch.equal(drawn, torch.stack([torch.stack([seeded(draw, one) for one in of_one]) for of_one in w]))
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_empty_batch(device, draw, shape, randomness):
+    w = torch.rand(*shape, device=device)
+    drawn = torch.vmap(draw, randomness=randomness)(w.new_empty(0, *shape))
+    assert drawn.shape == (0, *draw(w).shape)
+    assert drawn.dtype == torch.int64
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+@pytest.mark.parametrize("of_seed", [(), (1,)], ids=["number", "vector"])
+def test_each_seed_that_is_given_names_its_stream(device, shape, of_seed):
+    table = ste_ops.AliasTable(torch.rand(*shape, device=device))
+    seeds = torch.tensor([7, 5, -3, 7, 2, 9], device=device)
+
+    def at(seed):
+        return table.sample_at(seed, 4, 9, stride=2)
+
+    expected = torch.stack([at(int(seed)) for seed in seeds])
+    assert torch.equal(torch.vmap(at)(seeds.view(6, *of_seed)), expected)
+    nested = torch.vmap(torch.vmap(at, in_dims=-1))(seeds.view(2, 3, *of_seed).movedim(1, -1))
+    assert torch.equal(nested, expected.view(2, 3, *expected.shape[1:]))
+    assert torch.vmap(at)(seeds[:0].view(0, *of_seed)).shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40)], ids=["rows", "matrices"])
+def test_samples_take_turns_in_the_stream_of_one_table(device, shape):
+    table = ste_ops.AliasTable(torch.rand(*shape, device=device))
+
+    def sample(_):
+        return table.sample(9)
+
+    drawn = seeded(torch.vmap(sample, randomness="different"), torch.zeros(6, device=device))
+    seed = seeded(torch.randint, 2**63 - 1, (6, 1), device=device)[0]
+    of_row = table.sample_at(seed, 0, 54).view(*shape[:-1], 6, 9)
+    assert torch.equal(drawn, of_row.movedim(-2, 0))
+    same = seeded(torch.vmap(sample, randomness="same"), torch.zeros(6, device=device))
+    assert torch.equal(same, seeded(table.sample, 9).expand_as(same))
+    assert torch.vmap(sample, randomness="different")(torch.zeros(0, device=device)).shape == (0, *shape[:-1], 9)
 
 
 def test_compiled(device):

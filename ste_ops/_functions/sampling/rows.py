@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -28,28 +29,43 @@ def _rule(name: str) -> Callable[..., Any]:
     held, seed = _ARGUMENTS[name]
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        if info.batch_size > 0 and seed is not None and _each_alone(in_dims[seed], args[seed]):
+            return _one_by_one(name, info, in_dims, args)
         places = list(held)
         rows = batch_first(info, tuple(in_dims[p] for p in places), *(args[p] for p in places))
-        if seed is not None and in_dims[seed] is None:
-            return _under_one_seed(name, places, rows, args)
         flat = list(args)
         for place, tensor in zip(places, rows, strict=True):
-            flat[place] = tensor.reshape(-1, *tensor.shape[tensor.dim() - held[place] :]).contiguous()
+            own = tensor.shape[tensor.dim() - held[place] :]
+            flat[place] = tensor.reshape(prod(tensor.shape[: tensor.dim() - held[place]]), *own).contiguous()
         if seed is not None:
-            flat[seed] = args[seed].select(in_dims[seed], 0)
+            flat[seed] = _first_seed(info, in_dims[seed], args[seed])
         shape = rows[0].shape[: rows[0].dim() - held[places[0]]]
         return _with_dims(getattr(ops, name)(*flat), lambda out: out.reshape(*shape, *out.shape[1:]))
 
     return rule
 
 
-def _under_one_seed(name: str, places: list[int], rows: list[Tensor], args: tuple[Any, ...]) -> Any:
-    """randomness="same": each of the batch draws what it would draw alone, from the streams of its own rows."""
+def _each_alone(dim: int | None, seed: Tensor) -> bool:
+    """Whether each of the batch draws what it would draw alone: under the one seed of randomness="same", and under
+    seeds that a user gave, which have no dimension of their own. Of the seeds that randomness="different" draws, the
+    first serves all, as every row has a stream of its own."""
+    return dim is None or seed.dim() == 1
+
+
+def _first_seed(info: Any, dim: int | None, seed: Tensor) -> Tensor:
+    if info.batch_size == 0:
+        return seed.new_zeros(1)
+    assert dim is not None
+    return seed.select(dim, 0)
+
+
+def _one_by_one(name: str, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> Any:
+    batched = [(place, dim) for place, dim in enumerate(in_dims) if dim is not None]
     outs = []
-    for of_one in zip(*rows, strict=True):
+    for i in range(info.batch_size):
         alone = list(args)
-        for place, tensor in zip(places, of_one, strict=True):
-            alone[place] = tensor
+        for place, dim in batched:
+            alone[place] = args[place].select(dim, i)
         outs.append(getattr(ops, name)(*alone))
     if isinstance(outs[0], tuple):
         return tuple(torch.stack(parts) for parts in zip(*outs, strict=True)), (0,) * len(outs[0])
@@ -60,6 +76,25 @@ def _with_dims(out: Any, unfold: Callable[[Tensor], Tensor]) -> Any:
     return (tuple(map(unfold, out)), (0,) * len(out)) if isinstance(out, tuple) else (unfold(out), 0)
 
 
+def _from_one_table(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    table: Tensor,
+    capacity: Tensor,
+    seed: Tensor,
+    start: int,
+    num_samples: int,
+    stride: int = 1,
+) -> Any:
+    """Draws from a table that is not batched take turns in its stream: the table is not copied for each of them."""
+    if in_dims[0] is not None or in_dims[1] is not None or _each_alone(in_dims[2], seed):
+        return _of_rows(info, in_dims, table, capacity, seed, start, num_samples, stride)
+    one_seed = _first_seed(info, in_dims[2], seed)
+    drawn = ops.alias_sample(table, capacity, one_seed, start, info.batch_size * num_samples, stride)
+    return drawn.reshape(*drawn.shape[:-1], info.batch_size, num_samples), drawn.dim() - 1
+
+
 RULES = {name: _rule(name) for name in _ARGUMENTS}
+_of_rows, RULES["alias_sample"] = RULES["alias_sample"], _from_one_table
 for _name, _of_name in RULES.items():
     torch.library.register_vmap(f"ste_ops::{_name}", _of_name)

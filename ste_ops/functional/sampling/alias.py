@@ -97,7 +97,8 @@ class AliasTable:
         own.
 
         Args:
-            seed: an int (its lower 64 bits count) or an int64 tensor of one element on the table's device.
+            seed: an int (its lower 64 bits count) or an int64 tensor of one element on the table's device. Under
+                `torch.vmap` each of a batch of seeds names its own stream.
             start: number of the first draw, >= 0.
             num_samples: draws from each row, >= 0.
             stride: from the number of one draw to that of the next, >= 1.
@@ -120,6 +121,8 @@ class AliasTable:
         if not isinstance(seed, Tensor):
             signed = (int(seed) + 2**63) % 2**64 - 2**63
             seed = torch.full((1,), signed, dtype=torch.int64, device=self.device)
+        elif seed.numel() == 1:
+            seed = seed.reshape(())  # by which vmap tells it from one that was drawn
         return ops.alias_sample(self._table, self._capacity, seed, start, num_samples, stride)
 
     def mass(self) -> Tensor:

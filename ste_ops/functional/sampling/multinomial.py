@@ -24,7 +24,7 @@ def multinomial(
     which one draw after the other would take them.
 
     Under `torch.vmap` a batch is more rows with randomness="different"; with "same" each of it draws what it would draw
-    alone, and with "error", the default, the call is refused.
+    alone, and with "error", the default, the call is refused. Errors count the rows of a batch from its first sample.
 
     Args:
         weights: shape [n] or [rows, n]; float64, float32, bfloat16, float16, an integer dtype or bool. Integers are
