@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -53,9 +54,7 @@ class Draws:
                 f"{kind}: weights must be numbers, got {type(weights).__name__}. Lightning makes a batch sampler anew "
                 "in this way to share it out: give num_replicas and rank, and Trainer(use_distributed_sampler=False)"
             )
-        own = torch.as_tensor(weights, dtype=torch.double).detach()
-        if not isinstance(weights, (list, tuple)):
-            own = own.clone()
+        own = _as_doubles(kind, weights)
         if len(own.shape) != 1:
             raise ValueError(f"weights should be a 1d sequence but given weights have shape {tuple(own.shape)}")
         table = AliasTable._for(kind, own) if replacement else None
@@ -86,6 +85,37 @@ class Draws:
         if table is not None:
             return lambda origin: endless(table, seed(origin))
         return lambda origin: ordered(weights, total, seed(origin))
+
+
+def _as_doubles(kind: str, weights: Any) -> Tensor:
+    """In memory that nobody else holds."""
+    if isinstance(weights, Tensor) and not weights.is_complex():
+        return weights.detach().to(torch.double, copy=True)
+    got = _unlike_numbers(weights)
+    if got is None:
+        try:
+            if hasattr(weights, "__array__"):
+                array = np.asarray(weights)
+                # Of any order in memory and of its bytes. Among objects NumPy would read strings and None as numbers.
+                given: Any = array.tolist() if array.dtype.kind == "O" else np.array(array, dtype=np.float64, order="C")
+            else:
+                given = weights if isinstance(weights, (list, tuple)) else list(weights)
+            return torch.as_tensor(given, dtype=torch.double).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            got = f"{type(weights).__name__}: {error}"
+    raise TypeError(f"{kind}: weights must be numbers, one for each sample, got {got}")
+
+
+def _unlike_numbers(weights: Any) -> str | None:
+    """What is given in the place of numbers; None where they may be some."""
+    if isinstance(weights, Tensor):
+        return str(weights.dtype)
+    if isinstance(weights, (str, bytes, Mapping, Set)) or not isinstance(weights, Iterable):
+        return type(weights).__name__
+    if np.ma.isMaskedArray(weights):
+        return "a masked array"
+    dtype = np.asarray(weights).dtype if hasattr(weights, "__array__") else None
+    return None if dtype is None or dtype.kind in "biufO" else f"an array of {dtype}"
 
 
 class WeightedSampler(ResumableSampler[T]):

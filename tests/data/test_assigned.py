@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import pickle
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -107,6 +110,66 @@ def test_a_loaded_place_is_not_carried_to_other_weights() -> None:
     sampler = WeightedRandomSampler(torch.ones(9), 9)
     list(islice(sampler, 4))
     state = sampler.state_dict()
+@each
+def test_arrays_in_any_memory(name: str) -> None:
+    expected = [0.0, 1.0, 2.0, 4.0]
+    array = np.array(expected)
+    given: list[Any] = [
+        array[::-1].copy()[::-1],
+        array.astype(">f8"),
+        array.astype(">f2"),
+        array.astype(np.longdouble),
+        array.astype(object),
+        np.stack([array, array], 1)[:, 0],
+        array.astype(np.uint16),
+        (weight for weight in expected),
+        dict(enumerate(expected)).values(),
+        range(5),
+        deque(expected),
+        memoryview(array),
+    ]
+    for weights in given:
+        sampler = SAMPLERS[name](weights, True)
+        assert sampler.weights.tolist() == ([0, 1, 2, 3, 4] if isinstance(weights, range) else expected)
+        array[:] = 7  # none of the memory given is drawn from
+        assert sampler.weights.tolist() == ([0, 1, 2, 3, 4] if isinstance(weights, range) else expected)
+        array[:] = expected
+
+
+@each
+@pytest.mark.parametrize(
+    ("weights", "got"),
+    [
+        ("123", "str"),
+        (3.0, "float"),
+        ({0: 1.0}, "dict"),
+        ({1.0, 2.0}, "set"),
+        (torch.ones(3, dtype=torch.complex64), "torch.complex64"),
+        (np.ones(3, dtype=complex), "an array of complex128"),
+        (np.array(["1", "2"]), "an array of <U1"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), "a masked array"),
+        ([1.0, "2"], "list: "),
+        ([1.0, None], "list: "),
+        (np.array([1.0, None]), "ndarray: "),
+    ],
+)
+def test_what_is_no_number_is_refused(name: str, weights: Any, got: str) -> None:
+    sampler = SAMPLERS[name]([1.0, 2.0], True)
+    message = f"^{type(sampler).__name__}: weights must be numbers, one for each sample, got {got}"
+    with pytest.raises(TypeError, match=message):
+        SAMPLERS[name](weights, True)
+    with pytest.raises(TypeError, match=message):
+        sampler.weights = weights
+
+
+def test_weights_that_are_shown_are_no_inference_tensor() -> None:
+    sampler = WeightedRandomSampler([1.0, 2.0], 1)
+    with torch.inference_mode():
+        shown = sampler.weights
+    shown.mul_(2)
+    assert sampler.weights.tolist() == [2.0, 4.0]
+
+
     sampler.load_state_dict(state)
     for name, value in (("weights", torch.rand(9)), ("num_samples", 3)):
         with pytest.raises(RuntimeError, match="weights and num_samples must not change between load_state_dict and"):
