@@ -122,7 +122,7 @@ class WeightedSampler(ResumableSampler[T]):
     """Base of the weighted samplers: weights that may be assigned, and an epoch's stream of draws from them."""
 
     replacement: bool
-    _shown: tuple[Tensor, int] | None = None
+    _shown: Tensor | None = None
 
     def _take_weights(self, weights: Sequence[float] | Tensor, num_samples: int | None, replacement: bool) -> None:
         if num_samples is not None:
@@ -135,9 +135,9 @@ class WeightedSampler(ResumableSampler[T]):
     def weights(self) -> Tensor:
         """float64. What is assigned, or written into this tensor, holds from the next iteration on."""
         if self._shown is None:
-            shown = self._draws.weights.clone()
-            self._shown = shown, shown._version
-        return self._shown[0]
+            with torch.inference_mode(False):
+                self._shown = self._draws.weights.clone()
+        return self._shown
 
     @weights.setter
     def weights(self, weights: Sequence[float] | Tensor) -> None:
@@ -154,8 +154,9 @@ class WeightedSampler(ResumableSampler[T]):
 
     @property
     def _source(self) -> Draws:
-        if self._shown is not None and self._shown[0]._version != self._shown[1]:
-            self.weights = self._shown[0]
+        # By value: not everything that writes into a tensor counts as a version of it.
+        if self._shown is not None and not torch.equal(self._shown, self._draws.weights):
+            self.weights = self._shown
         return self._draws
 
     @property

@@ -35,19 +35,39 @@ def drawn(sampler: Any, epochs: int = 12) -> set[int]:
     return {int(np.ravel(item)[0]) for _ in range(epochs) for item in sampler}
 
 
+OTHERS = torch.tensor([0.0, 0.0, 2.0, 2.0], dtype=torch.float64)
+
+
+def assign(sampler: Any) -> None:
+    sampler.weights = OTHERS.tolist()
+
+
+def write_array(sampler: Any) -> None:
+    sampler.weights.numpy()[:] = OTHERS.numpy()
+
+
+def write_data(sampler: Any) -> None:
+    sampler.weights.data.copy_(OTHERS)
+
+
+def write_in_inference(sampler: Any) -> None:
+    with torch.inference_mode():
+        sampler.weights.copy_(OTHERS)
+
+
+EDITS = [assign, lambda sampler: sampler.weights.copy_(OTHERS), write_array, write_data, write_in_inference]
+
+
 @each
 @cases
-@pytest.mark.parametrize("edit", [False, True])
-def test_weights_follow(name: str, replacement: bool, edit: bool) -> None:
+@pytest.mark.parametrize("edit", EDITS, ids=["assign", "copy_", "numpy", "data", "inference_mode"])
+def test_weights_follow(name: str, replacement: bool, edit: Callable[[Any], Any]) -> None:
     sampler = SAMPLERS[name]([1.0, 1.0, 0.0, 0.0], replacement)
     assert drawn(sampler) <= {0, 1}
     old = sampler.state_dict()["weights"]
     running = iter(sampler)
     next(running)
-    if edit:
-        sampler.weights.copy_(torch.tensor([0.0, 0.0, 2.0, 2.0]))
-    else:
-        sampler.weights = [0.0, 0.0, 2.0, 2.0]
+    edit(sampler)
     assert sampler.weights.tolist() == [0.0, 0.0, 2.0, 2.0]
     # The iteration that runs goes on with the weights of its start, and its state says so.
     assert running.state_dict()["weights"] == sampler.state_dict()["weights"] == old
@@ -90,26 +110,6 @@ def test_what_was_given_is_not_shared(name: str, replacement: bool, kind: Callab
     assert sampler.weights.tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
-@cases
-def test_the_length_follows(replacement: bool) -> None:
-    for sampler in (SAMPLERS["random"](torch.ones(9), replacement), SAMPLERS["batch"](torch.ones(9), replacement)):
-        running = iter(sampler)
-        next(running)
-        sampler.num_samples = 3
-        assert (len(list(running)), sampler.num_samples, len(sampler), len(list(sampler))) == (1, 3, 3, 3)
-        for wrong in (0, True, 1.5):
-            with pytest.raises(ValueError, match="num_samples should be a positive integer value"):
-                sampler.num_samples = wrong
-        if not replacement:
-            with pytest.raises(ValueError, match="num_samples must be at most 9, the number of positive weights"):
-                sampler.num_samples = 10
-        assert len(list(sampler)) == 3
-
-
-def test_a_loaded_place_is_not_carried_to_other_weights() -> None:
-    sampler = WeightedRandomSampler(torch.ones(9), 9)
-    list(islice(sampler, 4))
-    state = sampler.state_dict()
 @each
 def test_arrays_in_any_memory(name: str) -> None:
     expected = [0.0, 1.0, 2.0, 4.0]
@@ -170,6 +170,26 @@ def test_weights_that_are_shown_are_no_inference_tensor() -> None:
     assert sampler.weights.tolist() == [2.0, 4.0]
 
 
+@cases
+def test_the_length_follows(replacement: bool) -> None:
+    for sampler in (SAMPLERS["random"](torch.ones(9), replacement), SAMPLERS["batch"](torch.ones(9), replacement)):
+        running = iter(sampler)
+        next(running)
+        sampler.num_samples = 3
+        assert (len(list(running)), sampler.num_samples, len(sampler), len(list(sampler))) == (1, 3, 3, 3)
+        for wrong in (0, True, 1.5):
+            with pytest.raises(ValueError, match="num_samples should be a positive integer value"):
+                sampler.num_samples = wrong
+        if not replacement:
+            with pytest.raises(ValueError, match="num_samples must be at most 9, the number of positive weights"):
+                sampler.num_samples = 10
+        assert len(list(sampler)) == 3
+
+
+def test_a_loaded_place_is_not_carried_to_other_weights() -> None:
+    sampler = WeightedRandomSampler(torch.ones(9), 9)
+    list(islice(sampler, 4))
+    state = sampler.state_dict()
     sampler.load_state_dict(state)
     for name, value in (("weights", torch.rand(9)), ("num_samples", 3)):
         with pytest.raises(RuntimeError, match="weights and num_samples must not change between load_state_dict and"):
