@@ -159,6 +159,17 @@ class WeightedSampler(ResumableSampler[T]):
             self.weights = self._shown
         return self._draws
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        kept, draws = self._loaded, self._draws
+        self._loaded = None  # a place that is replaced does not keep weights from changing
+        try:
+            super().load_state_dict(state_dict)
+        except BaseException:
+            self._loaded = kept if self._draws is draws else None
+            raise
+
+    load_state_dict.__doc__ = ResumableSampler.load_state_dict.__doc__
+
     @property
     def _total(self) -> int:
         return self._draws.total

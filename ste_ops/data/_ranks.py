@@ -54,6 +54,8 @@ class RankedSampler(ResumableSampler[T]):
                 "out. Accelerate, which sets one, would share them out once more: leave the loader out of prepare(), "
                 "or prepare one whose sampler knows no ranks"
             )
+        if name == "epoch" and name in vars(self):
+            raise AttributeError(f"{self._kind}: epoch is set by set_epoch({value!r})")
         super().__setattr__(name, value)
 
     def set_epoch(self, epoch: int) -> None:

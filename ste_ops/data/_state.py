@@ -55,12 +55,14 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     """A sampler whose state is the seed of an epoch and a position in it, O(1) whatever the epoch is.
 
     A sampler says what it is (`_describe`), how many draws an epoch has (`_total`), and how an epoch goes on from a
-    position (`_plan`). Attributes named in `_fixed` are set once.
+    position (`_plan`). Attributes named in `_fixed` are set once; those in `_read_once`, of which it was made and which
+    it does not keep, never.
     """
 
     generator: Generator | None = None
     _fixed: tuple[str, ...] = ()
     _source: Any = None
+    _read_once: tuple[str, ...] = ()
     _cursor: Cursor[T] | None = None
     _resumed: Cursor[T] | None = None
     _loaded: tuple[Origin, int] | None = None
@@ -105,6 +107,8 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
                 f"{self._kind}: {name} must stay {vars(self)[name]!r}, got {value!r}; make a new sampler instead"
             )
         super().__setattr__(name, value)
+        if name in self._read_once:
+            raise AttributeError(f"{self._kind}: {name} cannot be assigned; make a new sampler instead")
 
     def __iter__(self) -> Iterator[T]:
         # A loader may make an iterator that it never reads, so nothing is spent on one here.

@@ -22,7 +22,8 @@ from ste_ops.data.labels import Labels, as_classes
 class _ClassBatchSampler(RankedBatchSampler[list[int]]):
     """Batch number b takes its random numbers from a place of its own in the stream, so any batch can be the first."""
 
-    _fixed = ("batch_size", "num_batches", "m", "num_replicas", "rank", "seed", "epoch")
+    _read_once = ("labels",)
+    _fixed = ("batch_size", "num_batches", "m", "num_replicas", "rank", "seed")
     batch_size: int
     num_batches: int
 

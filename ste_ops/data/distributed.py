@@ -62,7 +62,6 @@ class DistributedWeightedSampler(RankedSampler[int], WeightedSampler[int], Distr
         "seed",
         "drop_last",
         "shuffle",
-        "epoch",
     )
 
     def __init__(

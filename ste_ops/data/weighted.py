@@ -115,7 +115,7 @@ class WeightedBatchSampler(RankedBatchSampler[Any], AssignableLength[Any]):
         10
     """
 
-    _fixed = ("replacement", "batch_size", "drop_last", "as_tensors", "num_replicas", "rank", "seed", "epoch")
+    _fixed = ("replacement", "batch_size", "drop_last", "as_tensors", "num_replicas", "rank", "seed")
 
     def __init__(
         self,

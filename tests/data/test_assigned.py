@@ -201,22 +201,62 @@ def test_a_loaded_place_is_not_carried_to_other_weights() -> None:
     assert len(list(sampler)) == 3
 
 
-@pytest.mark.parametrize(
-    ("sampler", "names"),
-    [
-        (WeightedRandomSampler([1.0], 1), "replacement"),
-        (WeightedBatchSampler([1.0], 1), "replacement batch_size drop_last as_tensors"),
-        (
-            DistributedWeightedSampler([1.0], 1, 1, 0),
-            "replacement num_samples total_size num_replicas rank seed epoch drop_last",
-        ),
-        (MPerClassBatchSampler([0, 1], 1), "batch_size num_batches m"),
-        (ClassBalancedBatchSampler([0, 1], 1), "batch_size num_batches"),
-    ],
-)
+@each
+def test_a_place_that_is_replaced_does_not_hold_the_weights(name: str) -> None:
+    sampler = SAMPLERS[name]([1.0, 1.0, 0.0, 0.0], True)
+    next(iter(sampler))
+    first = sampler.state_dict()
+    sampler.weights = OTHERS
+    next(iter(sampler))
+    second = sampler.state_dict()
+    sampler.load_state_dict(second)
+    with pytest.raises(ValueError, match="the state must be that of"):
+        sampler.load_state_dict(first)
+    assert sampler.state_dict() == second  # the loaded place is still there
+    sampler.weights.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    sampler.load_state_dict(first)
+    assert sampler.state_dict() == first
+    assert {int(np.ravel(item)[0]) for item in sampler} <= {0, 1}
+    sampler.load_state_dict(first)
+    sampler.weights.copy_(OTHERS)
+    with pytest.raises(ValueError, match="the state must be that of"):
+        sampler.load_state_dict(first)
+    assert drawn(sampler, 1) <= {2, 3}  # the place was one of other weights
+
+
+NOT_ASSIGNED: list[tuple[Any, str]] = [
+    (WeightedRandomSampler([1.0], 1), "replacement"),
+    (WeightedBatchSampler([1.0], 1), "replacement batch_size drop_last as_tensors num_replicas rank seed"),
+    (WeightedBatchSampler([1.0], 1, rank=0, num_replicas=1), "as_tensors num_replicas rank seed"),
+    (
+        DistributedWeightedSampler([1.0], 1, 1, 0),
+        "replacement num_samples total_size num_replicas rank seed drop_last shuffle",
+    ),
+    (MPerClassBatchSampler([0, 1], 1), "batch_size num_batches m num_replicas rank seed"),
+    (ClassBalancedBatchSampler([0, 1], 1), "batch_size num_batches num_replicas rank seed"),
+]
+
+
+@pytest.mark.parametrize(("sampler", "names"), NOT_ASSIGNED, ids=lambda value: type(value).__name__)
 def test_everything_else_is_fixed(sampler: Any, names: str) -> None:
     for name in names.split():
         before = getattr(sampler, name)
-        with pytest.raises(AttributeError, match=f"{type(sampler).__name__}: {name} must"):
+        with pytest.raises(AttributeError, match=f"{type(sampler).__name__}: {name} must stay"):
             setattr(sampler, name, before)
         assert getattr(sampler, name) == before
+    arguments = set(inspect.signature(type(sampler)).parameters) - {"weights", "num_samples", "generator"}
+    for name in arguments - set(names.split()):
+        with pytest.raises(AttributeError, match=f"{type(sampler).__name__}: {name} (must stay|cannot be assigned)"):
+            setattr(sampler, name, None)
+
+
+@pytest.mark.parametrize("sampler", [sampler for sampler, _ in NOT_ASSIGNED[1:]], ids=lambda s: type(s).__name__)
+def test_the_epoch_is_set_by_its_method(sampler: Any) -> None:
+    for of_it in (sampler, copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        with pytest.raises(AttributeError, match=rf"^{type(sampler).__name__}: epoch is set by set_epoch\(3\)"):
+            of_it.epoch = 3
+        assert of_it.epoch == 0
+        of_it.set_epoch(3)
+        assert of_it.epoch == (3 if of_it._ranked else 0)
+        of_it.load_state_dict({**of_it.state_dict(), **({"epoch": 0} if of_it._ranked else {})})
+        assert of_it.epoch == 0
