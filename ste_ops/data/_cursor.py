@@ -62,7 +62,7 @@ class Cursor(Generic[T]):
         return self.named
 
     def ended(self, consumed: int | None) -> bool:
-        return self.begun and (self.finished if consumed is None else consumed >= self.plan.items)
+        return self.begun and (self.handed if consumed is None else consumed) >= self.plan.items
 
     @property
     def handed(self) -> int:

@@ -69,7 +69,8 @@ class RankedSampler(ResumableSampler[T]):
             return
         ended = self._cursor if self._cursor is not None and self._cursor.finished else None
         drawn = ended is not None and self._unnamed and ended.named["epoch"] == epoch
-        saved_at_its_end = self._loaded is not None and self._loaded[1] == 0 and epoch == self.epoch - 1
+        at_its_start = self._unnamed and self._loaded is not None and self._loaded[1] == 0
+        saved_at_its_end = at_its_start and epoch == self.epoch - 1
         if drawn or saved_at_its_end:
             warnings.warn(
                 f"{self._kind}: epoch {epoch} is drawn once more. A state that is saved at the end of an epoch is the "

@@ -13,6 +13,7 @@ import torch
 from torch import Generator
 from torch.utils.data import Sampler
 
+from ste_ops._checks import is_integer
 from ste_ops._random import draw_seed
 from ste_ops._sent import SendsGenerator
 from ste_ops.data._cursor import Cursor, Origin, Plan
@@ -61,8 +62,8 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
 
     generator: Generator | None = None
     _fixed: tuple[str, ...] = ()
-    _source: Any = None
     _read_once: tuple[str, ...] = ()
+    _source: Any = None
     _cursor: Cursor[T] | None = None
     _resumed: Cursor[T] | None = None
     _loaded: tuple[Origin, int] | None = None
@@ -106,9 +107,9 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
             raise AttributeError(
                 f"{self._kind}: {name} must stay {vars(self)[name]!r}, got {value!r}; make a new sampler instead"
             )
-        super().__setattr__(name, value)
         if name in self._read_once:
             raise AttributeError(f"{self._kind}: {name} cannot be assigned; make a new sampler instead")
+        super().__setattr__(name, value)
 
     def __iter__(self) -> Iterator[T]:
         # A loader may make an iterator that it never reads, so nothing is spent on one here.
@@ -153,10 +154,10 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
         """Where the last iteration stands, in numbers and strings: fit for json and ``torch.load(weights_only=True)``.
 
-        The time it takes does not depend on the position; the first call also hashes the weights. After the end of an
-        epoch, also by `consumed`, and before the first, it is the start of the next one. The state of `generator`,
-        where one was given, is part of it, so that later epochs come out the same too; torch's default generator is
-        yours to save.
+        The time it takes does not depend on the position; the first call also hashes the weights. After the last item
+        of an epoch, also by `consumed`, and before the first, it is the start of the next one. The state of
+        `generator`, where one was given, is part of it, so that later epochs come out the same too; torch's default
+        generator is yours to save.
 
         Args:
             consumed: how many items of this iteration training has used, where something draws ahead: a `DataLoader`
@@ -172,6 +173,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
         if consumed is not None and (cursor is None or not _is_count(consumed)):
             expected = "an int >= 0" if cursor is not None else "None before the first iteration"
             raise ValueError(f"{self._kind}.state_dict: consumed must be {expected}, got {consumed!r}")
+        consumed = None if consumed is None else int(consumed)
         if cursor is not None and cursor.ended(consumed):
             origin, position = self._following(cursor.named), 0
             cursor = None
@@ -225,7 +227,7 @@ class ResumableSampler(SendsGenerator, Sampler[T]):
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_integer(value) and value >= 0
 
 
 def _draw(operator: str, device: torch.device, generator: Generator | None) -> int:

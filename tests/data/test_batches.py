@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.chi_square import fits
+from support.samplers import seeded
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from ste_ops.data import (
@@ -18,10 +19,6 @@ from ste_ops.data import (
     WeightedRandomSampler,
 )
 from ste_ops.data._subsets import FEW, subsets
-
-
-def seeded(seed: int = 5) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

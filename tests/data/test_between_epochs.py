@@ -7,8 +7,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from support.samplers import seeded
 
 from ste_ops.data import (
     ClassBalancedBatchSampler,
@@ -20,10 +22,6 @@ from ste_ops.data import (
 
 WEIGHTS = torch.rand(50, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(50) % 7
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
 
 
 # An epoch of each is eight items.
@@ -48,7 +46,7 @@ def epochs_of(sampler: Any, count: int) -> list[list[Any]]:
     return epochs
 
 
-@pytest.mark.parametrize("consumed", [None, 8])
+@pytest.mark.parametrize("consumed", [None, 8, np.int64(8), np.uint8(9)], ids=repr)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_next_epoch_comes(name: str, consumed: int | None) -> None:
     _, second, third = epochs_of(SAMPLERS[name](), 3)
@@ -64,6 +62,35 @@ def test_the_next_epoch_comes(name: str, consumed: int | None) -> None:
     if "epoch" in state:
         resumed.set_epoch(2)
     assert list(resumed) == third
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_item_ends_the_epoch(name: str) -> None:
+    """A loop that counts its items does not ask for one more, and so never sees the end."""
+    _, second, _ = epochs_of(SAMPLERS[name](), 3)
+    sampler = SAMPLERS[name]()
+    running = iter(sampler)
+    items = [next(running) for _ in range(8)]
+    assert len(items) == 8
+    state = sampler.state_dict()
+    assert state == sampler.state_dict(consumed=8)
+    assert state["position"] == 0
+    assert state.get("epoch", 1) == 1
+    resumed = SAMPLERS[name]()
+    resumed.load_state_dict(state)
+    assert list(resumed) == second
+
+
+@pytest.mark.parametrize("consumed", [3, np.int64(3), np.uint8(3)], ids=repr)
+def test_a_count_may_be_numpys(consumed: Any) -> None:
+    sampler = SAMPLERS["batch"]()
+    next(iter(sampler))
+    state = sampler.state_dict(consumed)
+    assert type(state["position"]) is int
+    assert state == sampler.state_dict(3)
+    for wrong in (np.int64(-1), True, 1.0, np.float64(1)):
+        with pytest.raises(ValueError, match="consumed must be an int >= 0, got"):
+            sampler.state_dict(wrong)
 
 
 def test_epochs_are_counted_from_the_state() -> None:
@@ -107,6 +134,16 @@ def test_an_epoch_that_is_drawn_once_more_is_named() -> None:
         sampler.load_state_dict(state)
         sampler.set_epoch(1)
         assert list(sampler) == second
+
+
+def test_an_epoch_that_was_only_asked_for_is_not_named() -> None:
+    sampler = SAMPLERS["distributed"]()
+    sampler.set_epoch(1)
+    iter(sampler)
+    sampler.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler.set_epoch(0)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from support.samplers import Indices, seeded
+from torch.utils.data import DataLoader
 
 from ste_ops.data import (
     ClassBalancedBatchSampler,
@@ -20,10 +21,6 @@ from ste_ops.data import (
 
 WEIGHTS = torch.rand(101, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(101) % 7
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
 
 
 # Each with DataLoader's arguments for it; five batches are trained on before the state is saved.
@@ -40,11 +37,6 @@ LOADERS: dict[str, Callable[[], dict[str, Any]]] = {
     "m-per-class": lambda: {"batch_sampler": MPerClassBatchSampler(LABELS, 2, 8, 13, generator=seeded())},
     "balanced": lambda: {"batch_sampler": ClassBalancedBatchSampler(LABELS, 8, 13, generator=seeded())},
 }
-
-
-class Indices(Dataset):
-    def __getitem__(self, index: Any) -> Any:
-        return index
 
 
 def as_they_are(items: Any) -> Any:

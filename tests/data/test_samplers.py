@@ -9,14 +9,11 @@ from itertools import islice
 import pytest
 import torch
 from support.chi_square import fits
+from support.samplers import seeded
 from torch.utils.data import BatchSampler, DataLoader, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler as TorchSampler
 
 from ste_ops.data import WeightedRandomSampler, class_weights
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_imbalanced_labels_come_out_even(device: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from support.samplers import Indices, seeded
 
 from ste_ops.data import (
     ClassBalancedBatchSampler,
@@ -39,18 +39,9 @@ SAMPLERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-class Indices(Dataset):
-    def __init__(self) -> None:
-        self.read = 0
-
-    def __getitem__(self, index: Any) -> int:
-        self.read += 1
-        return int(index)
-
-
 def loader(name: str, workers: int, own_generator: bool = True, **options: Any) -> Any:
     make, argument = SAMPLERS[name]
-    options[argument] = make(torch.Generator().manual_seed(5) if own_generator else None)
+    options[argument] = make(seeded() if own_generator else None)
     if argument == "sampler":
         options["batch_size"] = 4
     return loaders.StatefulDataLoader(Indices(), num_workers=workers, **options)

@@ -10,22 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader
 
 import ste_ops
+from support.samplers import Indices
 
 PAGE = (Path(__file__).parents[2] / "docs" / "trainers.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in SECTIONS.items()}
 SHARED_OUT = "would share them out once more: leave the loader out"
-
-
-class Indices(Dataset):
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: Any) -> int:
-        return int(index)
 
 
 def recipe(name: str, rank: int, world: int) -> None:
