@@ -232,7 +232,10 @@ def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor
 def as_array_tensor(operator: str, argument: str, expected: str, given: Any) -> Tensor:
     """Numbers, a list or an array, in any memory, as a tensor; lists are read in double precision."""
     try:
-        values = np.array(given, order="C") if hasattr(given, "__array__") else given
+        values = given
+        if hasattr(given, "__array__"):
+            array = np.asarray(given)
+            values = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
         made = torch.as_tensor(values)
         is_list_of_floats = not isinstance(values, np.ndarray) and made.is_floating_point()
         return torch.as_tensor(values, dtype=torch.float64) if is_list_of_floats else made

@@ -23,9 +23,10 @@ def as_labels(operator: str, labels: Labels) -> Tensor:
     values = _read(operator, labels)
     if isinstance(values, Tensor):
         return values
+    along = "axis=0, " if isinstance(values[0], tuple) else ""
     raise ValueError(
         f"{operator}: labels must be class numbers from 0, got {values[0]!r} at index 0; "
-        "numpy.unique(labels, return_inverse=True)[1] numbers the classes"
+        f"numpy.unique(labels, {along}return_inverse=True)[1] numbers the classes"
     )
 
 
@@ -50,11 +51,7 @@ def _read(operator: str, labels: Labels) -> Tensor | list[Hashable]:
     least = int(values.min())
     if least < 0 and given.dtype == torch.uint64:
         return given.tolist()
-    if least < 0:
-        raise ValueError(
-            f"{operator}: labels must be >= 0, got {least}; where that says that a sample has no class, leave it out, "
-            "with torch.utils.data.Subset and the labels of those that stay"
-        )
+    _check_not_negative(operator, least)
     return values
 
 
@@ -66,25 +63,50 @@ def _as_tensor(operator: str, labels: Any) -> Tensor | list[Hashable]:
             f"{operator}: labels must be a sequence with the label of every sample, got {type(labels).__name__}"
         )
     if hasattr(labels, "__array__"):
-        array = np.asarray(labels)
-        _check_shape(operator, array.shape)
-        return _of_objects(operator, array.tolist()) if array.dtype.kind not in "iubfc" else torch.tensor(array)
+        return _of_array(operator, labels)
     labels = labels if isinstance(labels, Sequence) else list(labels)
+    if labels and isinstance(labels[0], tuple):
+        return _of_objects(operator, list(labels))
     try:
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):  # no numbers, or larger ones
         return _of_objects(operator, list(labels))
 
 
+def _of_array(operator: str, labels: Any) -> Tensor | list[Hashable]:
+    if np.ma.isMaskedArray(labels):
+        raise ValueError(
+            f"{operator}: labels must be a plain array, got a masked one; compressed() leaves out the masked"
+        )
+    array = np.asarray(labels)
+    _check_shape(operator, array.shape)
+    if array.dtype.kind in "fc":
+        raise ValueError(f"{operator}: labels must be integers, got {array.dtype}")
+    if array.dtype.kind not in "iub":
+        return _of_objects(operator, array.tolist())
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
 def _of_objects(operator: str, labels: list[Any]) -> Tensor | list[Hashable]:
     for index, label in enumerate(labels):
-        if label is None or isinstance(label, (float, complex)) or not isinstance(label, Hashable):
+        if is_integer(label):
+            _check_not_negative(operator, int(label))
+            continue
+        if label is None or isinstance(label, (float, complex, np.inexact)) or not isinstance(label, Hashable):
             raise ValueError(
                 f"{operator}: labels must be integers, strings or other objects that can be compared, got {label!r} at "
                 f"index {index}"
             )
-    small = all(is_integer(label) and abs(int(label)) < 2**63 for label in labels)
+    small = all(is_integer(label) and int(label) < 2**63 for label in labels)
     return torch.tensor([int(label) for label in labels]) if small else labels
+
+
+def _check_not_negative(operator: str, label: int) -> None:
+    if label < 0:
+        raise ValueError(
+            f"{operator}: labels must be >= 0, got {label}; where that says that a sample has no class, leave it out, "
+            "with torch.utils.data.Subset and the labels of those that stay"
+        )
 
 
 def _check_shape(operator: str, shape: tuple[int, ...]) -> None:

@@ -29,11 +29,12 @@ PLAIN = [0, 1, 1, 0, 1]
 INTEGERS = [
     PLAIN,
     tuple(PLAIN),
-    (label for label in PLAIN),
     np.array(PLAIN, dtype=object),
     np.array(PLAIN, dtype=np.uint16),
     np.array(PLAIN, dtype=np.uint64),
-    np.array(PLAIN)[::-1][::-1],
+    np.array(PLAIN[::-1])[::-1],
+    np.array(PLAIN, dtype=">i4"),
+    np.array([PLAIN, PLAIN]).T[:, 0],
     [np.int64(label) for label in PLAIN],
     [torch.tensor(label) for label in PLAIN],
     torch.tensor(PLAIN, dtype=torch.uint16),
@@ -44,7 +45,6 @@ INTEGERS = [
 
 @pytest.mark.parametrize("labels", INTEGERS, ids=lambda labels: type(labels).__name__)
 def test_integers_of_every_kind(labels: Any) -> None:
-    labels = list(labels) if hasattr(labels, "send") else labels
     assert torch.equal(class_weights(labels), class_weights(torch.tensor(PLAIN)))
     assert classes_of(labels) == [{0, 3}, {1, 2, 4}]
 
@@ -74,13 +74,14 @@ def classes_of(labels: Any) -> list[set[int]]:
         (Animal.CAT, Animal.DOG),
         ((0, 1), (1, 0)),
         (1, "1"),
+        ((0, 1), 1),
     ],
     ids=str,
 )
 def test_equal_labels_are_a_class(names: tuple) -> None:
     of_object = np.empty(5, dtype=object)
     of_object[:] = [names[label] for label in PLAIN]
-    kinds = [of_object] if isinstance(names[0], tuple) else [of_object.tolist(), of_object]
+    kinds = [of_object.tolist(), of_object]
     if isinstance(names[0], (str, bytes)):
         kinds.append(np.array(of_object.tolist()))
     for labels in kinds:
@@ -103,6 +104,10 @@ NUMBERED = r"; numpy.unique\(labels, return_inverse=True\)\[1\] numbers the clas
     [
         (["cat", "dog"], "must be class numbers from 0, got 'cat' at index 0" + NUMBERED),
         (np.array(["cat", "dog"]), "must be class numbers from 0, got 'cat' at index 0" + NUMBERED),
+        (
+            [(0, 1), (1, 0)],
+            r"must be class numbers from 0, got \(0, 1\) at index 0; numpy.unique\(labels, axis=0, return",
+        ),
         ([2**64], "must be class numbers from 0, got 18446744073709551616 at index 0" + NUMBERED),
         (
             [10**12, 3],
@@ -124,7 +129,15 @@ def test_a_weight_needs_a_number(labels: Any, message: str) -> None:
         ([0, None], "must be integers, strings or other objects that can be compared, got None at index 1"),
         (np.array(["a", float("nan")], dtype=object), "must be integers, strings or .*, got nan at index 1"),
         ([[0], [1, 2]], r"must be integers, strings or .*, got \[0\] at index 0"),
-        (np.array([0.5]), "must be integers, got torch.float64"),
+        (["cat", -1], "must be >= 0, got -1; where that says that a sample has no class"),
+        ([2**70, np.int64(-1)], "must be >= 0, got -1"),
+        (np.array(["a", np.float32("nan")], dtype=object), "must be integers, strings or .*nan.* at index 1"),
+        (np.array([0.5]), "must be integers, got float64"),
+        (np.array([0.5], dtype=np.longdouble), "must be integers, got float128"),
+        (np.array([0.5], dtype=">f4"), "must be integers, got >f4"),
+        (np.array([1j]), "must be integers, got complex128"),
+        (torch.tensor([0.5]), "must be integers, got torch.float32"),
+        (np.ma.masked_array([0, 1], [True, False]), "must be a plain array, got a masked one"),
         (torch.eye(3).long(), r"must be 1-D and not empty, got shape \(3, 3\); argmax\(1\) makes them of one-hot rows"),
         (np.array([["a"]]), r"must be 1-D and not empty, got shape \(1, 1\); .* flatten\(\) of a column"),
         (np.array([], dtype=str), r"must be 1-D and not empty, got shape \(0,\)"),
