@@ -166,11 +166,11 @@ STE_OPS_LIBRARY(m) {
   // invalid or too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no
   // category is left for, and a report.
   m.def("multinomial_without_replacement(Tensor weights, Tensor seed, int num_samples, str op) -> Tensor");
-  // Sums over weights that change (csrc/core/sampling/sum_tree.h). `verdict` is 1, or -1 - i where weight i is the
-  // first that is invalid. An update with a bad entry writes nothing; of equal indices the last one counts. Draws
-  // start, start + 1,
-  // ... from a tree over n weights; -1 where all are zero and that is found late.
-  m.def("sum_tree(Tensor weights) -> (Tensor nodes, Tensor verdict)");
+  // Sums over weights that change (csrc/core/sampling/sum_tree.h). `held` is a copy of the weights; `verdict` is 1, or
+  // -1 - i where weight i is the first that is invalid. An update with a bad entry writes nothing; of equal indices the
+  // last one counts. Draws start, start + 1, ... from a tree over n weights; -1 where all are zero and that is found
+  // late.
+  m.def("sum_tree(Tensor weights) -> (Tensor held, Tensor nodes, Tensor verdict)");
   m.def("sum_tree_update_(Tensor(a!) weights, Tensor(b!) nodes, Tensor indices, Tensor values) -> ()");
   m.def("sum_tree_sample(Tensor nodes, int n, Tensor seed, int start, int num_samples) -> Tensor");
   // The ancestors of num_samples particles a row (csrc/core/sampling/resample.h), -1 where there are none and that is

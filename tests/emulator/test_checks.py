@@ -179,10 +179,10 @@ def large() -> list[tuple]:
         *((name, weights, seed, 5000) for name in ("systematic_resample", "stratified_resample", "residual_resample")),
         ("sum_tree", weights),
         *(
-            ("sum_tree_update_", weights, ops.sum_tree(weights)[0], torch.arange(n) % 700, torch.rand(n))
+            ("sum_tree_update_", weights, ops.sum_tree(weights)[1], torch.arange(n) % 700, torch.rand(n))
             for n in (20, 3000)
         ),
-        ("sum_tree_sample", ops.sum_tree(weights)[0], 5000, seed, 0, 3000),
+        ("sum_tree_sample", ops.sum_tree(weights)[1], 5000, seed, 0, 3000),
         *((name, x[:, :1500], seed) for name in ("categorical", "gumbel_noise")),
         *(("categorical_backward", x[:, :1500], x[:, :1500], seed, torch.tensor([3, 9, 2]), e, 0.5) for e in range(3)),
         ("subset", x[:, :1500], seed, 3),

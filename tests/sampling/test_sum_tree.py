@@ -284,7 +284,7 @@ def test_layouts(device: str) -> None:
 def test_the_shape_of_the_nodes(device: str) -> None:
     # The fake kernel knows it, and probabilities() reads the nodes by it.
     for n in (1, 16, 17, 256, 257, 70_000):
-        nodes, _ = ops.sum_tree(torch.zeros(n, device=device))
+        _, nodes, _ = ops.sum_tree(torch.zeros(n, device=device))
         counts = tree_levels(n)
         assert nodes.numel() == sum(FANOUT * (count + -(-count // FANOUT)) for count in counts)
 
@@ -295,7 +295,7 @@ def test_compiles_whole(device: str) -> None:
         return ops.sum_tree_sample(nodes, tree_weights.shape[0], seed, 0, 50) + 1
 
     w = torch.rand(100, device=device)
-    (nodes, _), expected = ops.sum_tree(w), ste_ops.SumTree(w)
+    (_, nodes, _), expected = ops.sum_tree(w), ste_ops.SumTree(w)
     index, values = torch.tensor([3, 99, 3], device=device), torch.tensor([1.0, 5.0, 2.0], device=device)
     seed = torch.tensor([4], device=device)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")

@@ -247,7 +247,7 @@ def trees(dtype: torch.dtype) -> Iterator[Case]:
     levels = [up(n, 16), up(n, 256), up(n, 4096), 1]
     of_levels = [{"nodes": nodes, "label": "above" if i else "level 1"} for i, nodes in enumerate(levels)]
     yield Case("sum_tree", (weights,), {"n": n}, {"sum_level_kernel": of_levels})
-    nodes = ops.sum_tree(weights)[0]
+    nodes = ops.sum_tree(weights)[1]
     index, values = torch.arange(count) % 9, torch.rand(count).to(dtype)
     # The levels that have no more nodes than entries are summed as a whole.
     whole = [level for level in of_levels if level["nodes"] <= count]

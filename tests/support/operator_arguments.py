@@ -119,7 +119,7 @@ def tables(device: str) -> list[Arguments]:
 def trees(device: str) -> list[Arguments]:
     index, values = torch.tensor([3, 0, 3], device=device), torch.rand(3, device=device)
     return [
-        (w, ops.sum_tree(w)[0], index, values.to(w.dtype))
+        (w, ops.sum_tree(w)[1], index, values.to(w.dtype))
         for w in (torch.rand(40, device=device), torch.rand(4, device=device, dtype=torch.float16))
     ]
 

@@ -13,7 +13,7 @@
 namespace ste_ops {
 namespace {
 
-// What a node takes, an entry to inspect, and a draw.
+// What a node takes, an entry to inspect, or to copy, and a draw.
 constexpr double kNodeNanoseconds = 16, kInspectNanoseconds = 1, kDescentNanoseconds = 60;
 // The memory of a listed node is asked for so many nodes ahead.
 constexpr int64_t kAhead = 8;
@@ -116,23 +116,44 @@ int64_t first_wrong(const bits_t<T>* weights, const int64_t* index, int64_t coun
   return first;
 }
 
+// torch would share out a copy, and zeros, from 32,768 elements on.
+template <class T>
+void copy_weights(const bits_t<T>* weights, int64_t n, bits_t<T>* held) {
+  share_out(n, kInspectNanoseconds, [&](int64_t begin, int64_t end) {
+    std::copy(weights + begin, weights + end, held + begin);
+  });
+}
+
+// The sums of a level end with zeros, up to a whole node of the level above.
+void pad_levels(const TreeShape& shape, uint64_t* nodes) {
+  for (int level = 1; level <= shape.levels; ++level) {
+    const int64_t end = level < shape.levels ? shape.value[level + 1] : shape.numel;
+    std::fill(nodes + shape.value[level] + shape.count[level], nodes + end, 0);
+  }
+}
+
 template <class T>
 void build_tree(const TreeBuild& call) {
   const TreeShape& shape = call.shape;
   const bits_t<T>* weights = call.weights.bits<T>();
+  uint64_t* nodes = mutable_unsigned_data(call.nodes);
   const int64_t n = shape.count[0], wrong = first_wrong<T>(weights, nullptr, n, n);
   *mutable_typed_data<int64_t>(call.verdict) = wrong < n ? -1 - wrong : 1;
-  if (wrong < n) return;
-  uint64_t* nodes = mutable_unsigned_data(call.nodes);
+  copy_weights<T>(weights, n, mutable_typed_data<bits_t<T>>(call.held));
+  if (wrong < n) {
+    std::fill(nodes, nodes + shape.numel, 0);
+    return;
+  }
+  pad_levels(shape, nodes);
   for (int level = 1; level <= shape.levels; ++level) {
     sum_level<T>(shape, weights, nodes, level, nullptr, shape.count[level]);
   }
 }
 
-std::tuple<Tensor, Tensor> sum_tree_cpu(Tensor weights) {
+std::tuple<Tensor, Tensor, Tensor> sum_tree_cpu(Tensor weights) {
   const TreeBuild call = prepare_tree_build(weights);
   dispatch_weights(call.op, call.weights, [&](auto type) { build_tree<typename decltype(type)::type>(call); });
-  return {call.nodes, call.verdict};
+  return {call.held, call.nodes, call.verdict};
 }
 
 // The distinct parents of the listed children, each marked when it is met for the first time.

@@ -122,11 +122,13 @@ void build_tree(const Launcher& launch, const TreeBuild& call) {
   }
 }
 
-std::tuple<Tensor, Tensor> sum_tree_cuda(Tensor weights) {
+std::tuple<Tensor, Tensor, Tensor> sum_tree_cuda(Tensor weights) {
   Launcher launch(weights);
-  const TreeBuild call = prepare_tree_build(weights);
+  TreeBuild call = prepare_tree_build(weights);
+  torch::stable::copy_(call.held, call.weights.dense);
+  torch::stable::zero_(call.nodes);  // the kernels write no padding, and nothing where a weight is invalid
   dispatch_weights(call.op, call.weights, [&](auto type) { build_tree<typename decltype(type)::type>(launch, call); });
-  return {call.nodes, call.verdict};
+  return {call.held, call.nodes, call.verdict};
 }
 
 // The last entry wins among equal indices. Until its node is summed anew, the prefix sum of a weight that changes holds

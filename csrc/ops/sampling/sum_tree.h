@@ -18,12 +18,12 @@ inline void check_tree(const char* op, const Tensor& nodes, int64_t n) {
       op, ": nodes must be those that sum_tree made for ", n, " weights, got ", nodes.numel());
 }
 
-// A tree to build; the nodes come in as zeros.
+// A tree to build. `held` is to become a copy of the weights, which the tree is then of.
 struct TreeBuild {
   static constexpr const char* op = "sum_tree";
   Weights weights;
   TreeShape shape;
-  Tensor nodes, verdict;
+  Tensor held, nodes, verdict;
 };
 
 inline TreeBuild prepare_tree_build(const Tensor& x) {
@@ -31,8 +31,9 @@ inline TreeBuild prepare_tree_build(const Tensor& x) {
   STE_CHECK(x.dim() == 1, op, ": weights must be 1-D, got ", x.dim(), "-D");
   const Weights weights(op, x);
   const TreeShape shape(weights.n);
-  Tensor nodes = torch::stable::new_zeros(weights.dense, {shape.numel}, ScalarType::Long);
-  return {weights, shape, nodes, empty_verdict(x)};
+  return {
+      weights, shape, empty_vector(weights.n, x.scalar_type(), x), empty_vector(shape.numel, ScalarType::Long, x),
+      empty_verdict(x)};
 }
 
 // An update as the backends take it.

@@ -19,10 +19,11 @@ def tree_levels(n: int) -> list[int]:
 
 
 @fake("sum_tree")
-def _(weights: Tensor) -> tuple[Tensor, Tensor]:
+def _(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # As TreeShape of csrc/core/sampling/sum_tree.h: prefix sums and padded values.
     numel = sum(FANOUT * (count + -(-count // FANOUT)) for count in tree_levels(weights.shape[0]))
-    return weights.new_empty(numel, dtype=torch.int64), weights.new_empty((), dtype=torch.int64)
+    nodes, verdict = weights.new_empty(numel, dtype=torch.int64), weights.new_empty((), dtype=torch.int64)
+    return weights.new_empty(weights.shape[0]), nodes, verdict
 
 
 @fake("sum_tree_update_")

@@ -66,13 +66,12 @@ class SumTree:
         values = as_weights("SumTree", weights, ValueError)
         if values.dim() != 1:
             raise ValueError(f"SumTree: weights must be 1-D, got shape {tuple(values.shape)}")
-        self._set(values.clone(memory_format=torch.contiguous_format), "SumTree")
+        self._set(values, "SumTree")
 
     def _set(self, weights: Tensor, operator: str) -> None:
-        """Takes weights over, which nobody else holds."""
-        nodes, verdict = ops.sum_tree(weights)
+        held, nodes, verdict = ops.sum_tree(weights)
         refuse_invalid(operator, weights, verdict, ValueError)
-        self._weights, self._nodes = weights, nodes
+        self._weights, self._nodes = held, nodes
 
     @property
     def device(self) -> torch.device:
@@ -251,4 +250,4 @@ class SumTree:
                 f"SumTree.load_state_dict: weights must be {self.dtype} of shape {tuple(self._weights.shape)}, got "
                 f"{weights.dtype} of shape {tuple(weights.shape)}"
             )
-        self._set(weights.to(self.device, copy=True), "SumTree.load_state_dict")
+        self._set(weights.to(self.device), "SumTree.load_state_dict")
