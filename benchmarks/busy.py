@@ -57,6 +57,12 @@ def calls() -> Iterator[Call]:
     yield from _sampling()
     yield from _elementwise(torch.randn(2**14))
     yield from _elementwise(torch.randn(2**17))
+    x, slope = torch.randn(2 * 10**5, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    y = ste_ops.sign(x, ste_ops.surrogate.Sigmoid(slope))
+    ones = torch.ones_like(y)
+    yield Call(
+        "learned sigmoid, backward, 200000", lambda: torch.autograd.grad(y, (x, slope), ones, retain_graph=True)
+    )
 
 
 def _sampling() -> Iterator[Call]:
@@ -80,8 +86,13 @@ def _sampling() -> Iterator[Call]:
         yield Call(f"{resample.__name__}, n = 100000", lambda resample=resample: resample(particles, 10**5))  # type: ignore[misc]
     yield Call("SumTree, n = 100000", lambda: ste_ops.SumTree(particles))
     yield Call("SumTree.sample, k = 1000", lambda: tree.sample(1000))
-    p = torch.rand(10**4)
-    yield Call("bernoulli_ste, 10000", lambda: ste_ops.bernoulli_ste(p), lambda: torch.bernoulli(p))
+    for p in (torch.rand(10**4), particles):
+        yield Call(
+            f"bernoulli_ste, {len(p)}",
+            lambda p=p: ste_ops.bernoulli_ste(p),  # type: ignore[misc]
+            lambda p=p: torch.bernoulli(p),  # type: ignore[misc]
+        )
+    yield Call("stochastic_round, 100000", lambda: ste_ops.stochastic_round(particles))
     yield Call("categorical_ste, 1024 x 10", lambda: ste_ops.categorical_ste(of_rows))
     yield Call("subset_ste, 1024 x 10, k = 3", lambda: ste_ops.subset_ste(of_rows, 3))
 

@@ -49,9 +49,9 @@ constexpr int64_t kPart = 32768;
 // Calls f(begin, end) over [0, numel), at least `grain` a thread, with every boundary but the last a multiple of
 // `align`, so that threads never share a byte of a mask.
 template <class F>
-void parallel_aligned(int64_t numel, int64_t align, const F& f, int64_t grain = kGrain) {
+void parallel_aligned(int64_t numel, int64_t align, const F& f) {
   int64_t units = (numel + align - 1) / align;
-  torch::stable::parallel_for(0, units, grain / align, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, units, kGrain / align, [&](int64_t begin, int64_t end) {
     f(begin * align, end * align < numel ? end * align : numel);
   });
 }

@@ -6,11 +6,14 @@
 
 #include "core/sampling/philox.h"
 #include "cpu/loop.h"
+#include "cpu/share.h"
 
 namespace ste_ops {
 
 // Draws of one pass over the registers.
 constexpr int64_t kDraws = 128;
+// An element, with its draw.
+constexpr double kDrawnNanoseconds = 3;
 
 // What of a row follows each other in memory: elements [begin, begin + count), the first of them number `first` of the
 // row.
@@ -40,19 +43,19 @@ STE_OPS_CLONES F each_drawn(F f, SeededStretch stretch) {
   return f;
 }
 
-// Calls loop(stretch) for all stretches of `rows` rows of `in_row` elements, in parallel.
+// Calls loop(stretch) for all stretches of `rows` rows of `in_row` elements, shared out to threads.
 template <class Loop>
 void for_each_stretch(const uint64_t* seeds, int64_t rows, int64_t in_row, const Loop& loop) {
-  parallel_aligned(
-      rows * in_row, kDraws,
-      [&](int64_t begin, int64_t end) {
-        while (begin < end) {
-          const int64_t row = begin / in_row, first = begin % in_row, count = std::min(in_row - first, end - begin);
-          loop(SeededStretch{seeds[row], uint64_t(first), begin, count});
-          begin += count;
-        }
-      },
-      kGrain / 8);
+  const int64_t numel = rows * in_row;
+  share_out((numel + kDraws - 1) / kDraws, kDrawnNanoseconds * kDraws, [&](int64_t batch, int64_t last) {
+    int64_t begin = batch * kDraws;
+    const int64_t end = std::min(numel, last * kDraws);
+    while (begin < end) {
+      const int64_t row = begin / in_row, first = begin % in_row, count = std::min(in_row - first, end - begin);
+      loop(SeededStretch{seeds[row], uint64_t(first), begin, count});
+      begin += count;
+    }
+  });
 }
 
 }  // namespace ste_ops

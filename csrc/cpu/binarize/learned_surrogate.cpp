@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/reduce.h"
+#include "cpu/share.h"
 #include "cpu/widen.h"
 #include "ops/library.h"
 
@@ -14,6 +15,7 @@ namespace {
 
 // A task is so many tiles that its sums are few beside its elements; the shape alone says which elements are in it.
 constexpr int64_t kLearnedTile = 1024, kTask = kPart;
+constexpr double kLearnedNanoseconds = 3;  // an element
 
 // grad times a slope, 0 where the slope is.
 template <class A>
@@ -78,7 +80,7 @@ void learned_loop(Type<T>, const S&, const LearnedCall& call) {
       mutable_data<T>(call.of_x)};
   const int64_t numel = call.x.numel(), tasks = (numel + kTask - 1) / kTask;
   std::vector<double> sums(2 * tasks);
-  torch::stable::parallel_for(0, tasks, 4, [&](int64_t begin, int64_t end) {
+  share_out(tasks, kLearnedNanoseconds * kTask, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) task(k * kTask, std::min(numel, (k + 1) * kTask), &sums[2 * k]);
   });
   double* totals = mutable_data<double>(call.of_parameters);
