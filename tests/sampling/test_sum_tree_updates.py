@@ -15,6 +15,7 @@ TAKEN = [
     (np.array([1, 2]), np.array([0.5, 0.25])),
     (np.array([2, 1])[::-1], np.array([0.25, 0.5])[::-1]),
     (np.array([1, 2], dtype=np.uint16), [0.5, 0.25]),
+    (np.array([1, 2], dtype=">i4"), np.array([0.5, 0.25], dtype=">f8")),
     ([1, 2], np.array([0.5, 0.25], dtype=np.float32)),
     (range(1, 3), (0.5, 0.25)),
     (slice(1, 3), [0.5, 0.25]),
