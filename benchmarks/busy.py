@@ -60,9 +60,7 @@ def calls() -> Iterator[Call]:
     x, slope = torch.randn(2 * 10**5, requires_grad=True), torch.tensor(1.0, requires_grad=True)
     y = ste_ops.sign(x, ste_ops.surrogate.Sigmoid(slope))
     ones = torch.ones_like(y)
-    yield Call(
-        "learned sigmoid, backward, 200000", lambda: torch.autograd.grad(y, (x, slope), ones, retain_graph=True)
-    )
+    yield Call("learned sigmoid, backward, 200000", lambda: torch.autograd.grad(y, (x, slope), ones, retain_graph=True))
 
 
 def _sampling() -> Iterator[Call]:

@@ -161,6 +161,9 @@ STE_OPS_LIBRARY(m) {
   // Draws 0, 1, ... of every row without a table, -1 where there is nothing to draw. `total` is the sum of the row's
   // masses (csrc/core/sampling/mass.h), or as capacity 0 or -1 - i.
   m.def("inverse_cdf_sample(Tensor weights, Tensor seed, int num_samples) -> (Tensor draws, Tensor total)");
+  // num_samples draws of each row with replacement, of the two above the one that `few_draws` says
+  // (csrc/core/sampling/inverse_cdf.h). Invalid weights are said as refuse_states does, by multinomial.
+  m.def("multinomial_with_replacement(Tensor weights, Tensor seed, int num_samples) -> Tensor");
   // num_samples draws of each row without replacement, in the order in which one after the other would take them: the
   // least keys of csrc/core/sampling/exponential.h, equal ones by index. On the CPU an error where the weights are
   // invalid or too few positive, which names `op`; on CUDA -1 for every draw of an invalid row and every draw that no

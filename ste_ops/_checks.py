@@ -214,19 +214,21 @@ def check_tau(operator: str, tau: float | Tensor) -> float:
 
 def as_weights(operator: str, weights: Tensor, error: type[Exception]) -> Tensor:
     """Weights as the native table takes them, or the operator's error."""
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"{operator}: weights must be a tensor, got {type(weights).__name__}")
-    check_plain(operator, "weights", weights)
-    if weights.dim() not in (1, 2):
+    if type(weights) is not Tensor or weights.is_nested:
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"{operator}: weights must be a tensor, got {type(weights).__name__}")
+        check_plain(operator, "weights", weights)
+    if not 1 <= weights.dim() <= 2:
         raise error(f"{operator}: weights must be 1-D or 2-D, got shape {tuple(weights.shape)}")
-    if weights.shape[-1] == 0:
+    if weights.size(-1) == 0:
         raise error(f"{operator}: weights must not be empty, got shape {tuple(weights.shape)}")
-    if weights.dtype in INTEGER:
+    dtype = weights.dtype
+    if dtype in FLOATING:
+        return weights.detach() if weights.requires_grad else weights
+    if dtype in INTEGER:
         return weights.to(torch.float64)
-    if weights.dtype not in FLOATING:
-        allowed = "float64, float32, bfloat16, float16, an integer dtype or bool"
-        raise error(f"{operator}: weights must be {allowed}, got {weights.dtype}")
-    return weights.detach()
+    allowed = "float64, float32, bfloat16, float16, an integer dtype or bool"
+    raise error(f"{operator}: weights must be {allowed}, got {dtype}")
 
 
 def as_array_tensor(operator: str, argument: str, expected: str, given: Any) -> Tensor:

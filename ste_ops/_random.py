@@ -20,9 +20,9 @@ def check_generator(operator: str, generator: object) -> None:
 
 def draw_seed(operator: str, device: torch.device, generator: Generator | None) -> Tensor:
     """A seed drawn on `device`, so that neither the host nor a CUDA graph waits for it."""
-    check_generator(operator, generator)
     if generator is None:
-        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+        return torch.randint(2**63 - 1, (1,), device=device)  # int64, whatever the default dtype is
+    check_generator(operator, generator)
     if generator.device.type != device.type:
         raise RuntimeError(
             f"{operator}: generator must be on the device of the draws, {device}, got one on {generator.device}"
@@ -32,7 +32,7 @@ def draw_seed(operator: str, device: torch.device, generator: Generator | None) 
             f"{operator}: generator must be None in what torch.utils.checkpoint computes again, got a generator, which "
             "has gone on since and would draw other values; torch's default generator is put back for it"
         )
-    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    return torch.randint(2**63 - 1, (1,), device=device, generator=generator)
 
 
 def recomputed() -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 import ste_ops
 from ste_ops import reference
 from ste_ops._library import ops
-from ste_ops.functional.sampling.inverse_cdf import few
 from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
 from ste_ops.reference.sampling.weights import masses
 
@@ -64,16 +63,17 @@ def test_every_unit_finds_its_item() -> None:
     assert ends[-1] >= 2**59
 
 
-def test_the_choice_depends_on_the_counts_alone(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert few(16, 1)
-    assert not few(15, 1)
-    assert few(2**24, 2**20)
-    assert not few(2**24, 2**20 + 1)
-    w = torch.rand(2, 75, device=device)
+def test_the_choice_depends_on_the_counts_alone(device: str) -> None:
     seed = torch.randint(2**63 - 1, (1,), generator=torch.Generator(device).manual_seed(5), device=device)
-    draw = lambda k: ste_ops.multinomial(w, k, True, generator=torch.Generator(device).manual_seed(5))  # noqa: E731
-    assert torch.equal(draw(4), ops.inverse_cdf_sample(w, seed, 4)[0])
-    assert torch.equal(draw(5), ste_ops.AliasTable(w).sample_at(seed, 0, 5))
+    for shape, most in (((15,), 0), ((16,), 1), ((2, 79), 4), ((2, 80), 5), ((2**16 - 1,), 2**12 - 1)):
+        w = torch.rand(*shape, device=device)
+        for k in (most, most + 1):
+            if k == 0:
+                continue
+            drawn = ste_ops.multinomial(w, k, True, generator=torch.Generator(device).manual_seed(5))
+            summed, table = ops.inverse_cdf_sample(w, seed, k)[0], ste_ops.AliasTable(w).sample_at(seed, 0, k)
+            assert torch.equal(drawn, summed if k == most else table)
+            assert k < 2 or not torch.equal(summed, table)
 
 
 def test_statistics() -> None:

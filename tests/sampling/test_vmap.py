@@ -120,6 +120,10 @@ def test_samples_take_turns_in_the_stream_of_one_table(device, shape):
     seed = seeded(torch.randint, 2**63 - 1, (6, 1), device=device)[0]
     of_row = table.sample_at(seed, 0, 54).view(*shape[:-1], 6, 9)
     assert torch.equal(drawn, of_row.movedim(-2, 0))
+    weights = torch.rand(*shape, device=device)
+    drawn = seeded(torch.vmap(lambda _: ste_ops.multinomial(weights, 2, True), randomness="different"), torch.zeros(6))
+    of_row = ste_ops.AliasTable(weights).sample_at(seed, 0, 12).view(*shape[:-1], 6, 2)
+    assert torch.equal(drawn, of_row.movedim(-2, 0))
     same = seeded(torch.vmap(sample, randomness="same"), torch.zeros(6, device=device))
     assert torch.equal(same, seeded(table.sample, 9).expand_as(same))
     assert torch.vmap(sample, randomness="different")(torch.zeros(0, device=device)).shape == (0, *shape[:-1], 9)

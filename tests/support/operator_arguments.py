@@ -277,6 +277,10 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
         (torch.rand(600, device=device), seed(device), 3),
         (torch.rand(3, 7, device=device), seed(device), 2),
     ],
+    "multinomial_with_replacement": lambda device: [
+        (torch.rand(10, device=device), seed(device), 3),
+        (torch.rand(3, 70, device=device, dtype=torch.float64), seed(device), 4),
+    ],
     "multinomial_without_replacement": lambda device: [
         (torch.rand(10, device=device), seed(device), 3, "multinomial"),
         (torch.rand(3, 7, device=device, dtype=torch.float64) + 0.1, seed(device), 7, "multinomial"),
@@ -345,6 +349,7 @@ LARGER: dict[str, Callable[[str], list[Arguments]]] = {
     "clip_gradient_norm_backward": lambda device: [(torch.randn(2, 20_001, device=device), 1, 0.5, 2.0)],
     "alias_table": lambda device: [(_spread(9_001, device),), (_spread(9_001, device)[1:].view(3, -1),)],
     "inverse_cdf_sample": lambda device: [(_spread(9_001, device), seed(device), 9)],
+    "multinomial_with_replacement": lambda device: [(_spread(9_001, device), seed(device), k) for k in (9, 4_000)],
     "multinomial_without_replacement": lambda device: [
         (_spread(9_001, device), seed(device), k, "multinomial") for k in (5, 4_000)
     ],

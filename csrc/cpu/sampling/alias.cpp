@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "cpu/sampling/alias.h"
-#include "cpu/sampling/draws.h"
+#include "cpu/sampling/alias_draws.h"
 #include "ops/library.h"
 
 namespace ste_ops {
@@ -25,40 +25,6 @@ std::tuple<Tensor, Tensor> alias_table_cpu(Tensor weights) {
   return {call.table, call.capacity};
 }
 
-// The columns of a batch are known before the first entry is read, so that the reads overlap.
-STE_OPS_INLINE void draw_batch(
-    AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, uint64_t stride, int64_t* out,
-    int64_t count) {
-  RandomBlock<kDraws> random;
-  uint64_t column[kDraws];
-  philox_block(seed, row, start, random, stride);
-  for (int64_t i = 0; i < count; ++i) {
-    column[i] = draw.column(random.low[i]);
-    __builtin_prefetch(table + column[i]);
-  }
-  for (int64_t i = 0; i < count; ++i) out[i] = draw.item(column[i], table[column[i]], random.high[i]);
-}
-
-STE_OPS_CLONES void draw_stretch(
-    AliasDraw draw, const uint64_t* table, uint64_t seed, uint64_t row, uint64_t start, uint64_t stride, int64_t count,
-    int64_t* out) {
-  int64_t i = 0;
-  for (; i + kDraws <= count; i += kDraws) {
-    draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, kDraws);
-  }
-  // A whole batch of random numbers costs as much as a fifth of a batch one by one.
-  if (count - i >= kDraws / 5) {
-    return draw_batch(draw, table, seed, row, start + stride * uint64_t(i), stride, out + i, count - i);
-  }
-  for (; i < count; ++i) {
-    Random128 random = philox_draw(seed, row, start + stride * uint64_t(i));
-    uint64_t column = draw.column(low_bits(random));
-    out[i] = draw.item(column, table[column], high_bits(random));
-  }
-}
-
-constexpr double kDrawNanoseconds = 3;
-
 // Draws begin .. end - 1 of all rows, laid end to end.
 struct DrawFromTables {
   const uint64_t* table;
@@ -73,18 +39,11 @@ struct DrawFromTables {
     while (begin < end) {
       const int64_t row = begin / num_samples, first = begin % num_samples;
       const int64_t count = std::min(num_samples - first, end - begin);
-      draw(row, start + stride * uint64_t(first), count, out + begin);
+      const DrawFromTable of_row{table + row * n, capacity[row],          seed, uint64_t(row), n, start,
+                                 stride,          out + row * num_samples};
+      of_row(first, first + count);
       begin += count;
     }
-  }
-
- private:
-  void draw(int64_t row, uint64_t from, int64_t count, int64_t* drawn) const {
-    if (capacity[row] <= 0) {
-      std::fill(drawn, drawn + count, -1);
-      return;
-    }
-    draw_stretch(AliasDraw(n, capacity[row]), table + row * n, seed, uint64_t(row), from, stride, count, drawn);
   }
 };
 
@@ -101,10 +60,7 @@ Tensor alias_sample_cpu(
       call.stride,
       num_samples,
       mutable_typed_data<int64_t>(call.out)};
-  const int64_t draws = call.rows * num_samples;
-  share_out((draws + kDraws - 1) / kDraws, kDrawNanoseconds * kDraws, [&](int64_t first, int64_t last) {
-    draw(first * kDraws, std::min(last * kDraws, draws));
-  });
+  share_draws(call.rows * num_samples, draw);
   return call.out;
 }
 

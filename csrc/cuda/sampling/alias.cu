@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "cuda/sampling/alias.cuh"
+#include "cuda/sampling/host.cuh"
 #include "cuda/vector.cuh"
 #include "ops/library.h"
 
@@ -54,6 +55,8 @@ __global__ void __launch_bounds__(kSamplingThreads, 2) alias_sample_kernel(
   }
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> alias_table_cuda(Tensor weights) {
   Launcher launch(weights);
   const AliasTables call(weights);
@@ -78,8 +81,6 @@ Tensor alias_sample_cuda(
       mutable_typed_data<int64_t>(call.out));
   return call.out;
 }
-
-}  // namespace
 
 STE_OPS_CUDA_IMPL(m) {
   m.impl("alias_table", TORCH_BOX(&alias_table_cuda));

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "cuda/sampling/host.cuh"
 #include "cuda/sampling/masses.cuh"
 #include "ops/library.h"
 
@@ -76,14 +77,14 @@ void draw_rows(const Launcher& launch, const InverseCdfDraws& call) {
       mass_before, unsigned_data(call.seed), call.num_samples, mutable_typed_data<int64_t>(call.out));
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cuda(Tensor weights, Tensor seed, int64_t num_samples) {
   Launcher launch(weights);
   const InverseCdfDraws call = prepare_inverse_cdf_draws(weights, seed, num_samples);
   dispatch_weights(call.op, call.weights, [&](auto type) { draw_rows<typename decltype(type)::type>(launch, call); });
   return {call.out, call.total};
 }
-
-}  // namespace
 
 STE_OPS_CUDA_IMPL(m) { m.impl("inverse_cdf_sample", TORCH_BOX(&inverse_cdf_sample_cuda)); }
 

@@ -2,6 +2,7 @@
 #include "ops/sampling/row_states.h"
 
 #include "cuda/sampling/fault.cuh"
+#include "cuda/sampling/host.cuh"
 #include "ops/library.h"
 
 namespace ste_ops {
@@ -29,6 +30,8 @@ void check_states(const Launcher& launch, const DeferredErrors& errors, const Ro
       typed_data<int64_t>(call.states), mutable_typed_data<int64_t>(call.out), errors);
 }
 
+}  // namespace
+
 Tensor refuse_states_cuda(Tensor weights, Tensor states, std::string op) {
   Launcher launch(weights);
   DeferredErrors errors(weights, permanent(op));
@@ -37,8 +40,6 @@ Tensor refuse_states_cuda(Tensor weights, Tensor states, std::string op) {
       call.op, call.weights, [&](auto type) { check_states<typename decltype(type)::type>(launch, errors, call); });
   return call.out;
 }
-
-}  // namespace
 
 STE_OPS_CUDA_IMPL(m) { m.impl("refuse_states", TORCH_BOX(&refuse_states_cuda)); }
 

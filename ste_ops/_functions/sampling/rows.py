@@ -17,6 +17,7 @@ _ARGUMENTS: dict[str, tuple[dict[int, int], int | None]] = {
     "alias_table": ({0: 1}, None),
     "alias_sample": ({0: 1, 1: 0}, 2),
     "inverse_cdf_sample": ({0: 1}, 1),
+    "multinomial_with_replacement": ({0: 1}, 1),
     "multinomial_without_replacement": ({0: 1}, 1),
     "refuse_states": ({0: 1, 1: 0}, None),
     "systematic_resample": ({0: 1}, 1),
@@ -76,25 +77,28 @@ def _with_dims(out: Any, unfold: Callable[[Tensor], Tensor]) -> Any:
     return (tuple(map(unfold, out)), (0,) * len(out)) if isinstance(out, tuple) else (unfold(out), 0)
 
 
-def _from_one_table(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    table: Tensor,
-    capacity: Tensor,
-    seed: Tensor,
-    start: int,
-    num_samples: int,
-    stride: int = 1,
-) -> Any:
-    """Draws from a table that is not batched take turns in its stream: the table is not copied for each of them."""
-    if in_dims[0] is not None or in_dims[1] is not None or _each_alone(in_dims[2], seed):
-        return _of_rows(info, in_dims, table, capacity, seed, start, num_samples, stride)
-    one_seed = _first_seed(info, in_dims[2], seed)
-    drawn = ops.alias_sample(table, capacity, one_seed, start, info.batch_size * num_samples, stride)
-    return drawn.reshape(*drawn.shape[:-1], info.batch_size, num_samples), drawn.dim() - 1
+def _repeated_rule(name: str, count: int) -> Callable[..., Any]:
+    """The rule of draws with replacement, of which argument `count` says how many: samples that draw from one row of
+    weights, or from one table, take turns in its stream, so that nothing is copied for each of them."""
+    held, seed = _ARGUMENTS[name]
+    of_rows = _rule(name)
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        assert seed is not None
+        batched = any(in_dims[place] is not None for place in held)
+        if batched or info.batch_size == 0 or _each_alone(in_dims[seed], args[seed]):
+            return of_rows(info, in_dims, *args)
+        flat = list(args)
+        flat[seed] = _first_seed(info, in_dims[seed], args[seed])
+        flat[count] = info.batch_size * args[count]
+        drawn = getattr(ops, name)(*flat)
+        return drawn.reshape(*drawn.shape[:-1], info.batch_size, args[count]), drawn.dim() - 1
+
+    return rule
 
 
 RULES = {name: _rule(name) for name in _ARGUMENTS}
-_of_rows, RULES["alias_sample"] = RULES["alias_sample"], _from_one_table
+RULES["alias_sample"] = _repeated_rule("alias_sample", 4)
+RULES["multinomial_with_replacement"] = _repeated_rule("multinomial_with_replacement", 2)
 for _name, _of_name in RULES.items():
     torch.library.register_vmap(f"ste_ops::{_name}", _of_name)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Generator, Tensor
 
 from ste_ops._checks import as_weights, check_count
 from ste_ops._library import ops
 from ste_ops._random import draw_seed
-from ste_ops.functional.sampling.inverse_cdf import few
 
 
 def multinomial(
@@ -60,13 +58,7 @@ def multinomial(
     seed = draw_seed(operator, values.device, generator)
     if not replacement:
         return _without_replacement(operator, values, seed, num_samples)
-    # The draws depend on what refuse_states returns, or a compiler would drop it.
-    if few(values.shape[-1], num_samples):
-        draws, total = ops.inverse_cdf_sample(values, seed, num_samples)
-        total = ops.refuse_states(values, total, operator)
-        return torch.where(total.unsqueeze(-1) > 0, draws, -1)
-    table, capacity = ops.alias_table(values)
-    return ops.alias_sample(table, ops.refuse_states(values, capacity, operator), seed, 0, num_samples)
+    return ops.multinomial_with_replacement(values, seed, num_samples)
 
 
 def _without_replacement(operator: str, weights: Tensor, seed: Tensor, num_samples: int) -> Tensor:

@@ -1,0 +1,66 @@
+"""The one call of draws with replacement gives what its parts do, whatever shares it out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ste_ops
+from ste_ops._library import ops
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "k"),
+    [((7,), 3), ((3, 7), 200), ((5, 640), 40), ((5, 640), 41), ((2**18,), 2**19), ((2**18,), 2**13), ((300, 999), 99)],
+    ids=str,
+)
+def test_equals_its_parts(device: str, dtype: torch.dtype, shape: tuple[int, ...], k: int) -> None:
+    if device != "cpu" and 2**18 in shape:
+        pytest.skip("for the threads of the CPU")
+    w, seed = torch.rand(*shape, device=device).to(dtype), torch.tensor([11], device=device)
+    few = k * 16 <= shape[-1]
+    expected = ops.inverse_cdf_sample(w, seed, k)[0] if few else ste_ops.AliasTable(w).sample_at(seed, 0, k)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.multinomial_with_replacement(w, seed, k), expected)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(ops.multinomial_with_replacement(w.t().contiguous().t(), seed, k), expected)
+
+
+@pytest.mark.parametrize("k", [5, 500])
+def test_the_first_row_at_fault_is_named(device: str, k: int) -> None:
+    w = torch.rand(4000, 90, device=device)
+    w[3000], w[17, 5], w[900, 80] = 0.0, -1.0, float("nan")
+    message = r"^multinomial: weights must be non-negative, got -1\.0 at index \(17, 5\)"
+    if device == "cpu" and ops.namespace == "ste_ops":
+        with pytest.raises(RuntimeError, match=message):
+            ste_ops.multinomial(w, k, True)
+        return
+    drawn = ste_ops.multinomial(w, k, True)
+    assert (drawn[[17, 900, 3000]] == -1).all()
+    assert int((drawn >= 0).all(-1).sum()) == 3997
+    with pytest.raises(RuntimeError, match=message):
+        ste_ops.check_deferred_errors(device)
+
+
+def test_the_operator_checks_its_arguments(device: str) -> None:
+    w, seed = torch.ones(3, device=device), torch.tensor([1], device=device)
+    for arguments, message in [
+        ((w.expand(1, 1, 3), seed, 1), "weights must be 1-D or 2-D, got 3-D"),
+        ((w[:0], seed, 1), "weights must not be empty"),
+        ((w, seed.int(), 1), "seed must be int64"),
+        ((w, seed.expand(2).contiguous(), 1), "seed must have one element, got 2"),
+        ((w, seed, 0), "num_samples must be >= 1, got 0"),
+    ]:
+        with pytest.raises(RuntimeError, match="^multinomial_with_replacement: " + message):
+            ops.multinomial_with_replacement(*arguments)
+    assert ops.multinomial_with_replacement(w.expand(0, -1), seed, 2).shape == (0, 2)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 60)])
+def test_opcheck(device: str, shape: tuple[int, ...]) -> None:
+    torch.library.opcheck(ops.multinomial_with_replacement, (torch.rand(shape), torch.tensor([4]), 3))
