@@ -12,13 +12,21 @@ from ste_ops._library import ops
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("shape", "k"),
-    [((7,), 3), ((3, 7), 200), ((5, 640), 40), ((5, 640), 41), ((2**18,), 2**19), ((2**18,), 2**13), ((300, 999), 99)],
+    [((7,), 3), ((3, 7), 200), ((5, 640), 40), ((5, 640), 41)],
     ids=str,
 )
 def test_equals_its_parts(device: str, dtype: torch.dtype, shape: tuple[int, ...], k: int) -> None:
-    if device != "cpu" and 2**18 in shape:
-        pytest.skip("for the threads of the CPU")
     w, seed = torch.rand(*shape, device=device).to(dtype), torch.tensor([11], device=device)
+    few = k * 16 <= shape[-1]
+    expected = ops.inverse_cdf_sample(w, seed, k)[0] if few else ste_ops.AliasTable(w).sample_at(seed, 0, k)
+    assert torch.equal(ops.multinomial_with_replacement(w, seed, k), expected)
+    assert torch.equal(ops.multinomial_with_replacement(w.t().contiguous().t(), seed, k), expected)
+
+
+# Each is shared out in its own way: a row by its parts, and rows to the threads.
+@pytest.mark.parametrize(("shape", "k"), [((2**18,), 2**19), ((2**18,), 2**13), ((300, 999), 99), ((300, 999), 9)])
+def test_does_not_depend_on_the_threads(shape: tuple[int, ...], k: int) -> None:
+    w, seed = torch.rand(*shape), torch.tensor([11])
     few = k * 16 <= shape[-1]
     expected = ops.inverse_cdf_sample(w, seed, k)[0] if few else ste_ops.AliasTable(w).sample_at(seed, 0, k)
     threads = torch.get_num_threads()
@@ -28,21 +36,21 @@ def test_equals_its_parts(device: str, dtype: torch.dtype, shape: tuple[int, ...
             assert torch.equal(ops.multinomial_with_replacement(w, seed, k), expected)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(ops.multinomial_with_replacement(w.t().contiguous().t(), seed, k), expected)
 
 
-@pytest.mark.parametrize("k", [5, 500])
+@pytest.mark.parametrize("k", [5, 20])
 def test_the_first_row_at_fault_is_named(device: str, k: int) -> None:
-    w = torch.rand(4000, 90, device=device)
-    w[3000], w[17, 5], w[900, 80] = 0.0, -1.0, float("nan")
+    rows = 4000 if device == "cpu" and ops.namespace == "ste_ops" else 40
+    w = torch.rand(rows, 90, device=device)
+    w[30], w[17, 5], w[20, 80] = 0.0, -1.0, float("nan")
     message = r"^multinomial: weights must be non-negative, got -1\.0 at index \(17, 5\)"
     if device == "cpu" and ops.namespace == "ste_ops":
         with pytest.raises(RuntimeError, match=message):
             ste_ops.multinomial(w, k, True)
         return
     drawn = ste_ops.multinomial(w, k, True)
-    assert (drawn[[17, 900, 3000]] == -1).all()
-    assert int((drawn >= 0).all(-1).sum()) == 3997
+    assert (drawn[[17, 20, 30]] == -1).all()
+    assert int((drawn >= 0).all(-1).sum()) == rows - 3
     with pytest.raises(RuntimeError, match=message):
         ste_ops.check_deferred_errors(device)
 
@@ -63,4 +71,5 @@ def test_the_operator_checks_its_arguments(device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(6,), (3, 60)])
 def test_opcheck(device: str, shape: tuple[int, ...]) -> None:
-    torch.library.opcheck(ops.multinomial_with_replacement, (torch.rand(shape), torch.tensor([4]), 3))
+    arguments = torch.rand(shape, device=device), torch.tensor([4], device=device), 3
+    torch.library.opcheck(ops.multinomial_with_replacement, arguments)
