@@ -75,18 +75,17 @@ def test_builds_and_links(library):
 def test_holds_every_arch(library):
     listed = run(_disassembler("cuobjdump"), "--list-elf", "--list-ptx", library)
     bundles = len(setup_script.device_code(library.read_bytes()))
-    for arch in ("sm_80", "sm_90", "sm_100", "sm_120"):
+    for arch in cuda_library.MACHINES:
         assert len(re.findall(rf"\.{arch}\.cubin", listed)) == bundles > 1, listed
     assert re.search(r"\.sm_120\.ptx", listed), listed
 
 
 @pytest.mark.slow
 def test_the_build_refuses_a_library_without_an_arch_that_it_names(library):
-    archs = setup_script.DEFAULT_ARCHS
     assert setup_script.device_code(library.read_bytes()), "no bundle was found"
     for bundle in setup_script.device_code(library.read_bytes()):
-        assert bundle == {"8.0", "9.0", "10.0", "12.0", "12.0+PTX"}
-    setup_script.refuse_missing_archs(library, archs)
+        assert bundle == {*cuda_library.NAMED, *(arch.removesuffix("+PTX") for arch in cuda_library.NAMED)}
+    setup_script.refuse_missing_archs(library, cuda_library.ARCHS)
     setup_script.refuse_missing_archs(library, "9.0a")
     with pytest.raises(SystemExit, match=r"has no device code for 7\.5, 9\.0\+PTX of 7\.5;9\.0\+PTX"):
         setup_script.refuse_missing_archs(library, "7.5;9.0+PTX")
@@ -108,7 +107,7 @@ def test_asks_for_no_newer_glibc_than_torch(library):
 
 
 def test_no_kernel_spills(kernels):
-    assert {arch for arch, _ in kernels} == {"sm_80", "sm_90", "sm_100", "sm_120"}
+    assert {arch for arch, _ in kernels} == cuda_library.MACHINES
     spilled = {place: max(of.spill_stores, of.spill_loads) for place, of in kernels.items()}
     assert {place for place, bytes_ in spilled.items() if place[0] == SASS_ARCH and bytes_} == set()
     # The other archs keep a value or two around the call that a 64-bit division is.

@@ -1,4 +1,4 @@
-"""_cuda.abi3.so for the default archs and what ptxas says of it: minutes of compiling, once for all its tests.
+"""_cuda.abi3.so for ARCHS and what ptxas says of it: minutes of compiling, once for all its tests.
 
 conftest.py starts `python tests/support/cuda_library.py` at low priority when a run begins, and stops it when the whole
 run ends (.ci/run starts it even earlier); the tests of the library come last and wait for it here.
@@ -30,6 +30,10 @@ def _setup_script():
 
 
 setup_script = _setup_script()
+# All that a wheel has, unless a run names fewer.
+ARCHS = os.environ.get("STE_OPS_CHECKED_ARCHS") or setup_script.DEFAULT_ARCHS
+NAMED = ARCHS.split(";")  # "9.0", "12.0+PTX"
+MACHINES = {"sm_" + arch.removesuffix("+PTX").replace(".", "") for arch in NAMED}
 
 
 def run(*command: object, **options) -> str:
@@ -46,7 +50,7 @@ def newest_glibc(library: Path) -> tuple[int, ...]:
 
 
 def _digest() -> str:
-    digest = hashlib.sha256(torch.__version__.encode())
+    digest = hashlib.sha256(f"{torch.__version__} {ARCHS}".encode())
     for path in [ROOT / "setup.py", *sorted((ROOT / "csrc").rglob("*"))]:
         if path.is_file():
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
@@ -65,8 +69,7 @@ def build() -> Path:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not log_of(path).exists():
-            archs = setup_script.DEFAULT_ARCHS
-            environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": archs, "STE_OPS_PTXAS": "1"}
+            environment = {**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": ARCHS, "STE_OPS_PTXAS": "1"}
             environment["STE_OPS_ONLY"] = "_cuda"
             command = ["build_ext", "--build-lib", folder, "--build-temp", folder / "temp"]
             # What ptxas says of a file is said once: a build that goes on where another was stopped adds to the log.
