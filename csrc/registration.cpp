@@ -108,6 +108,13 @@ STE_OPS_LIBRARY(m) {
   m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");
   m.def("dorefa_activation(Tensor x, int bits) -> (Tensor out, Tensor mask)");
 
+  // Codes of 1, 2, 4 or 8 bits, which of the ascending `values`, times the scale of its group, each element of a
+  // contiguous q is. Groups are of `inner` elements and repeat after as many as there are scales; without a scale it
+  // is 1. Behind the codes a byte for each run of 512 bytes of q says whether an element of it is none of the values;
+  // unpack_codes makes such a run NaN. On the CPU there are no codes then: the result is empty.
+  m.def("pack_codes(Tensor q, Tensor values, Tensor? scale, int inner, int bits) -> Tensor");
+  m.def("unpack_codes(Tensor codes, Tensor values, Tensor? scale, int inner, int bits, Tensor(a!) out) -> ()");
+
   // Quantizers whose scale is a statistic of the tensor itself. Weights have one for each index of dimension 0 or one
   // of all. The statistic is float32, float64 for float64; the results have w's layout. sign(w) times the mean of |w|,
   // which is the statistic; magnitude_aware_sign and dorefa_weight of one bit, too.

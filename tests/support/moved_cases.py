@@ -85,6 +85,8 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("pact", (x, alpha, 3), {"n": n})
     yield Case("pact_backward", (grad, mask, mask.flip(0), alpha), one)
     yield Case("dorefa_activation", (x, 2), {"n": n})
+    for bits in (1, 2, 4, 8):
+        yield from coded(n, dtype, bits, None, 1)
     yield Case("xnor_weight", (x, False), one)
     yield Case("xnor_weight_backward", (grad, x, torch.ones(1, dtype=wide), False), one | {"P": 2 * A})
     yield Case("magnitude_aware_sign_backward", (grad, x, torch.ones(1, dtype=wide), False), one)
@@ -94,6 +96,18 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("dorefa_weight", (x, 3, False), one)
     yield Case("dorefa_weight_backward", (grad, x, torch.ones(2, dtype=wide), False), one | {"P": 3 * A})
     yield Case("clip_gradient_value_backward", (grad, 0.5), {"n": n})
+
+
+def coded(n: int, dtype: torch.dtype, bits: int, scale: Tensor | None, inner: int) -> Iterator[Case]:
+    """All values come, and with a scale each of its channels."""
+    values = torch.arange(2.0**bits).to(torch.promote_types(dtype, torch.float32))
+    q = values[torch.arange(n) % 2**bits]
+    q = (q if scale is None else (q.view(len(scale), inner) * scale[:, None]).view(n)).to(dtype)
+    table = values, scale, inner, bits
+    sizes = {"n": n, "bits": bits, "values": 2**bits, "scales": 0 if scale is None else len(scale)}
+    sizes["runs"] = up(n * q.element_size(), 512)
+    yield Case("pack_codes", (q, *table), sizes)
+    yield Case("unpack_codes", (ops.pack_codes(q, *table), *table, torch.empty_like(q)), sizes)
 
 
 def channels(n: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -110,6 +124,7 @@ def channels(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("lsq_plus_backward", (grad, x, *plus, 0.5), each | {"steps": 2 * CHANNELS})
     yield Case("xnor_weight", (x, True), each)
     yield Case("bitnet_activation", (x, 8), each)
+    yield from coded(n, dtype, 4, scale.to(wide), n // CHANNELS)
     yield Case("dorefa_weight", (x, 3, True), each)
     yield Case("stochastic_round", (x, seed(CHANNELS)), {"n": n, "seeds": CHANNELS})
     yield Case("bernoulli", (x.sigmoid(), seed(CHANNELS)), {"n": n, "seeds": CHANNELS})

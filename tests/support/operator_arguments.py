@@ -189,6 +189,18 @@ def weights(device: str) -> list[tuple[torch.Tensor, bool]]:
     ]
 
 
+def coded(device: str) -> list[Arguments]:
+    """What is packed, of every number of bits, and the values, scales and groups that say of what it consists."""
+    found: list[Arguments] = []
+    for bits, dtype in ((1, torch.float32), (2, torch.bfloat16), (4, torch.float64), (8, torch.float16)):
+        values = torch.arange(2.0**bits, device=device, dtype=torch.promote_types(dtype, torch.float32)) - 1
+        level = torch.randint(2**bits, (3, 5, 35), device=device)
+        scale = torch.rand(5, device=device, dtype=values.dtype) + 0.1
+        found.append((values[level[0]].to(dtype).reshape(-1), values, None, 1, bits))
+        found.append(((values[level] * scale[:, None]).to(dtype).reshape(-1), values, scale, 35, bits))
+    return found
+
+
 def backwards(device: str, kinds: int) -> list[Arguments]:
     """The gradient, the weights, their statistic of so many numbers a scale, and whether each channel has one."""
     return [
@@ -246,6 +258,10 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "pact": clipped,
     "pact_backward": clipped_gradients,
     "dorefa_activation": lambda device: [(x, 2) for x in rows(device)],
+    "pack_codes": coded,
+    "unpack_codes": lambda device: [
+        (ops.pack_codes(q, *table), *table, torch.zeros_like(q)) for q, *table in coded(device)
+    ],
     "xnor_weight": weights,
     "xnor_weight_backward": lambda device: backwards(device, 1),
     "magnitude_aware_sign_backward": lambda device: backwards(device, 1),
