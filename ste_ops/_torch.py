@@ -101,3 +101,11 @@ def fsdp_manages(module: torch.nn.Module) -> bool:
 def within_backward() -> bool:
     """Whether autograd runs a backward in this thread, in which checkpointing runs forwards once more."""
     return torch._C._current_graph_task_id() != -1
+
+
+def keeps_saved_tensors() -> bool:
+    """Whether autograd keeps what a forward saves as it is: nobody's hooks move or drop it, and none are forbidden."""
+    return (
+        torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    )

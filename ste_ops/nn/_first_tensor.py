@@ -139,6 +139,10 @@ class UniformQuantizer(HostSide):
             return self._quantize(x)
         return in_groups(type(self).__name__, x, self.group_size, self._quantize)
 
+    def _repeats(self) -> bool:
+        """Once its scale is set, for which a weight is enough."""
+        return self._settled or self._host_knows(whole=True)
+
     @property
     def _looks_on(self) -> bool:
         """Whether it also searches while it is disabled."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_at_zero, checked_finite
+from ste_ops.functional.quantize._codes import Grid, whole_grid
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.surrogate import Clip, Surrogate
@@ -59,6 +60,9 @@ class _Binarizer(Quantizer):
         names: tuple[str, ...] = type(held).__match_args__
         return type(held)(*[learned.get(_PREFIX + name, getattr(held, name)) for name in names])
 
+    def _repeats(self) -> bool:
+        return True
+
     def extra_repr(self) -> str:
         if not self._parameters:
             return repr(self.surrogate)
@@ -101,6 +105,9 @@ class Sign(_Binarizer):
         self._first_batch.look(self, x, self)
         return functional.sign(x, self._in_use() if self._parameters else self._surrogate)
 
+    def _grid(self, x: Tensor) -> Grid | None:
+        return whole_grid(x, -1, 1, step=2)
+
 
 def say_place(quantizer: object, place: str) -> None:
     """Names what a `Sign` stands in, for its warning."""
@@ -136,6 +143,9 @@ class Heaviside(_Binarizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.heaviside(x, self._in_use() if self._parameters else self._surrogate, self.at_zero)
 
+    def _grid(self, x: Tensor) -> Grid | None:
+        return whole_grid(x, 0, 1)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + ", at_zero=1" * (self.at_zero == 1)
 
@@ -163,6 +173,9 @@ class Ternary(_Binarizer):
 
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.ternary(x, self._in_use() if self._parameters else self._surrogate, self.threshold)
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        return whole_grid(x, -1, 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ste_ops import functional
 from ste_ops._checks import is_integer, is_number
 from ste_ops._torch import within_backward
+from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
 from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, fill, shapes_of_now
@@ -213,3 +214,12 @@ class FakeQuantize(UniformQuantizer):
         # An average of models may lie between integers; an integer is added after the rounding.
         zero_point = self.zero_point.round().int()
         return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, self.quant_min, self.quant_max)
+        if values is None or self.scale.numel() != 1:
+            return None
+        return Grid((values - self.zero_point.round().to(values)) * self.scale.to(values))
+
+    def _repeats(self) -> bool:
+        return self._momentum is None and super()._repeats()

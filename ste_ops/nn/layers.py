@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -10,11 +9,13 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._fx import one_node
+from ste_ops.nn import _kept
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._quantized_class import QUANTIZED, become, check_float
 from ste_ops.nn._tensor_parallel import became_distributed, distribute_quantizers
 from ste_ops.nn.binarize import say_place
+from ste_ops.nn.quantizer import function_of
 
 Quantize = Callable[[Tensor], Tensor]
 """A layer takes these as quantizers: a module, or a function such as `ste_ops.sign`."""
@@ -60,7 +61,7 @@ class QuantLayer(nn.Module):
     def _input_is(self, place: str) -> None:
         """Says what a sign of the input stands in, which is for its warning."""
         quantizer = self.input_quantizer
-        self._sign_input = FirstBatch(place) if _function_of(quantizer) is functional.sign else None
+        self._sign_input = FirstBatch(place) if function_of(quantizer) is functional.sign else None
         say_place(quantizer, place)
 
     def _attach(self, weight_quantizer: Quantize | None, input_quantizer: Quantize | None) -> None:
@@ -111,6 +112,12 @@ class QuantLayer(nn.Module):
         """The weights that the layer computes with."""
         return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
 
+    def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
+        """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
+        if _kept.keeps(x):
+            return _kept.apply(self, x, compute, padded)
+        return compute(self._quantized_input(x), self.quantized_weight())
+
     def _quantized_input(self, x: Tensor) -> Tensor:
         if self._sign_input is not None:
             self._sign_input.look(self, x, "sign")
@@ -159,7 +166,7 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(self._quantized_input(input), self.quantized_weight(), self.bias)
+        return self._computed(input, lambda x, weight: nn.functional.linear(x, weight, self.bias))
 
 
 class QuantConv1d(QuantLayer, nn.Conv1d):
@@ -174,7 +181,8 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+        padded = self.padding_mode != "zeros"
+        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -209,7 +217,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+        padded = self.padding_mode != "zeros"
+        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
 
 
 class QuantConv3d(QuantLayer, nn.Conv3d):
@@ -224,7 +233,8 @@ class QuantConv3d(QuantLayer, nn.Conv3d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self._quantized_input(input), self.quantized_weight(), self.bias)
+        padded = self.padding_mode != "zeros"
+        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
 
 
 def fit_to(quantizer: Quantize | None, layer: nn.Module, name: str = "weight") -> None:
@@ -235,13 +245,7 @@ def fit_to(quantizer: Quantize | None, layer: nn.Module, name: str = "weight") -
 
 def is_operator(function: Any) -> bool:
     """Whether it is an operator or a surrogate of ste_ops, also with arguments set: none of them takes a layer."""
-    return str(getattr(_function_of(function), "__module__", "")).split(".")[0] == __name__.split(".")[0]
-
-
-def _function_of(quantizer: Any) -> Any:
-    while isinstance(quantizer, functools.partial):
-        quantizer = quantizer.func
-    return quantizer
+    return str(getattr(function_of(function), "__module__", "")).split(".")[0] == __name__.split(".")[0]
 
 
 def check_quantizer(name: str, argument: str, quantizer: object) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite, is_number
+from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.offset import learned_offset
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
@@ -147,6 +148,12 @@ class LSQPlus(UniformQuantizer):
             self.grad_scale,
             of_sample=not self._of_weight,
         )
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, self.quant_min, self.quant_max)
+        if values is None or self.scale.numel() != 1:
+            return None
+        return Grid(values * self.scale.detach().clamp(min=LEAST_STEP).to(values) + self.offset.detach().to(values))
 
 
 def _reach(sum: Tensor, squares: Tensor, count: Tensor) -> Tensor:

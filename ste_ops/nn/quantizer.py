@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from ste_ops._checks import checked_integer
 from ste_ops._dtensor import is_dtensor
 from ste_ops._fx import one_node
 from ste_ops._torch import dispatch_modes
+from ste_ops.functional.quantize._codes import Grid
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,6 +52,14 @@ class Quantizer(nn.Module):
     def _quantize(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__}: a subclass must define forward")
 
+    def _grid(self, x: Tensor) -> Grid | None:
+        """The numbers of which what it made of x consists, for a layer that keeps codes of them; None: it keeps x."""
+        return None
+
+    def _repeats(self) -> bool:
+        """Whether the next calls give the same of the same weight and change nothing, so a layer need not keep it."""
+        return False
+
     @property
     def enabled(self) -> bool:
         return self._enabled
@@ -63,6 +73,13 @@ class Quantizer(nn.Module):
         """From now on x is quantized."""
         self._enabled = True
         return self
+
+
+def function_of(quantizer: Any) -> Any:
+    """The function within `functools.partial`."""
+    while isinstance(quantizer, functools.partial):
+        quantizer = quantizer.func
+    return quantizer
 
 
 def checked_group_size(name: str, group_size: int | None) -> int | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from ste_ops import functional
 from ste_ops._checks import checked_width
+from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.nn.quantizer import Quantizer, checked_group_size
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -23,6 +27,9 @@ class _ScaledSign(Quantizer):
         check_surrogate(type(self).__name__, surrogate)
         self.surrogate = surrogate
         self.group_size = checked_group_size(type(self).__name__, group_size)
+
+    def _repeats(self) -> bool:
+        return True
 
     def extra_repr(self) -> str:
         parts = [] if self.surrogate == _DEFAULT else [repr(self.surrogate)]
@@ -93,6 +100,9 @@ class DoReFaWeight(Quantizer):
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.dorefa_weight(w, self.bits, self.group_size)
 
+    def _repeats(self) -> bool:
+        return True
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}" + ("" if self.group_size is None else f", group_size={self.group_size}")
 
@@ -117,6 +127,9 @@ class BitNetWeight(Quantizer):
 
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.bitnet_weight(w, self.group_size)
+
+    def _repeats(self) -> bool:
+        return True
 
     def extra_repr(self) -> str:
         return "" if self.group_size is None else f"group_size={self.group_size}"
@@ -143,6 +156,13 @@ class BitNetActivation(Quantizer):
 
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.bitnet_activation(x, self.bits)
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+        if values is None or x.dim() == 0 or x.shape[-1] == 0:
+            return None
+        largest = torch.linalg.vector_norm(x, math.inf, dim=-1).to(values.dtype)
+        return Grid(values, (largest.clamp(min=1e-5) / values[-1]).reshape(-1))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

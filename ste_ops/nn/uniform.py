@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_width
+from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.uniform import learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
@@ -115,6 +116,13 @@ class LSQ(UniformQuantizer):
             x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample=not self._of_weight
         )
 
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, self.quant_min, self.quant_max)
+        if values is None or self.group_size is not None:
+            return None
+        step = self.scale.detach().clamp(min=LEAST_STEP).to(values.dtype)
+        return Grid(values * step) if step.numel() == 1 else Grid(values, step, self.axis)
+
 
 class PACT(Quantizer):
     """`ste_ops.pact`: x clipped to [0, alpha] in 2^bits - 1 steps, with alpha learned. It stands in a ReLU's place.
@@ -167,6 +175,10 @@ class PACT(Quantizer):
         alpha = functional.clamp(self.alpha, LEAST_STEP, math.inf)
         return functional.pact(x, alpha, self.bits)
 
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, 0, 2**self.bits - 1)
+        return None if values is None else Grid(values * (self.alpha.detach().clamp(min=LEAST_STEP) / values[-1]))
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 
@@ -191,6 +203,10 @@ class DoReFaActivation(Quantizer):
 
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.dorefa_activation(x, self.bits)
+
+    def _grid(self, x: Tensor) -> Grid | None:
+        values = levels_of(x, 0, 2**self.bits - 1)
+        return None if values is None else Grid(values / values[-1])
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
