@@ -198,8 +198,8 @@ def test_kernels_move_128_bits(kernels, sass):
     # Kernels that touch every element once say so by their launch bounds.
     bounded = {name for name, found in cuda_sources.kernels().items() if found.bounds == "kElementwiseThreads"}
     assert bounded
-    assert bounded - storing == set()
-    assert bounded - loading == set()
+    assert bounded - storing == {"pack_codes_kernel"}  # codes are less than a vector
+    assert bounded - loading == {"unpack_codes_kernel"}
     assert {"norm_partials_kernel", "sample_partials_kernel", "reduce_kernel"} <= loading
     assert {"rewrite_kernel", "rewrite_to_kernel", "clip_rows_kernel", "agc_kernel", "reduce_kernel"} <= storing
 
