@@ -28,7 +28,7 @@ struct Levels {
     return {values, count, first, reach > A(0) ? A(count - 1) / reach : A(0)};
   }
 
-  // The code of x where x is in the levels, and of its neighbour where the rounding of a narrow dtype led astray.
+  // The code of x where x is one of them; where a narrow dtype rounds several to one number, maybe of a neighbour.
   STE_HD int near(A x, A inverse) const {
     const A place = clamp((x * inverse - first) * per_step, A(0), A(count - 1));
     return int((place == place ? place : A(0)) + A(0.5));
@@ -42,12 +42,19 @@ struct Levels {
   // The code with exactly this value, a zero of either sign being one; -1 where there is none.
   template <class T>
   STE_HD int exact(T x, A scale, A inverse) const {
-    const int guess = near(load(x), inverse);
-    for (int k = 0; k < 3; ++k) {
-      const int code = guess + (k == 2 ? 1 : -k);
-      if (code >= 0 && code < count && load(value<T>(code, scale)) == load(x)) return code;
+    const A number = load(x);
+    const int guess = near(number, inverse);
+    if (load(value<T>(guess, scale)) == number) return guess;
+    int low = 0, high = count - 1;
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (load(value<T>(middle, scale)) < number) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
     }
-    return -1;
+    return load(value<T>(low, scale)) == number ? low : -1;
   }
 };
 

@@ -124,22 +124,35 @@ struct PackStretch {
 
   template <class Steps>
   void batch(const Steps& steps, int64_t begin, int64_t count) const {
-    A wide[kBatch], values[kBatch];
-    T narrow[kBatch];
+    A values[kBatch];
     int32_t guessed[kBatch];
     uint8_t codes[kBatch];
-    each(Widen<T>{x + begin, wide}, 0, count);
-    each(Guess<A, Steps>{levels, steps, begin, wide, guessed}, 0, count);
-    each(Decode<A, Steps, int32_t>{levels, steps, begin, guessed, values}, 0, count);
-    each(Narrow<T>{values, narrow}, 0, count);
-    each(Widen<T>{narrow, values}, 0, count);
-    if (equal(wide, values, count)) {
+    bool same;
+    if constexpr (sizeof(T) == 2) {
+      A wide[kBatch];
+      T narrow[kBatch];
+      each(Widen<T>{x + begin, wide}, 0, count);
+      guess(steps, wide, begin, count, guessed, values);
+      each(Narrow<T>{values, narrow}, 0, count);
+      each(Widen<T>{narrow, values}, 0, count);
+      same = equal(static_cast<const A*>(wide), static_cast<const A*>(values), count);
+    } else {
+      guess(steps, x + begin, begin, count, guessed, values);
+      same = equal(x + begin, static_cast<const A*>(values), count);
+    }
+    if (same) {
       each(Bytes{guessed, codes}, 0, count);
     } else {
       one_by_one(steps, begin, count, codes);
     }
     std::fill(codes + count, codes + (count + 7) / 8 * 8, 0);
     with_bits(bits, [&](auto constant) { write<constant()>(codes, begin, count); });
+  }
+
+  template <class Steps>
+  void guess(const Steps& steps, const A* numbers, int64_t begin, int64_t count, int32_t* codes, A* values) const {
+    each(Guess<A, Steps>{levels, steps, begin, numbers, codes}, 0, count);
+    each(Decode<A, Steps, int32_t>{levels, steps, begin, codes, values}, 0, count);
   }
 
   template <int kBits>
@@ -178,11 +191,15 @@ struct UnpackStretch {
 
   template <class Steps>
   void batch(const Steps& steps, int64_t begin, int64_t count) const {
-    A values[kBatch];
     uint8_t codes[kBatch];
     with_bits(bits, [&](auto constant) { read<constant()>(codes, begin, count); });
-    each(Decode<A, Steps, uint8_t>{levels, steps, begin, codes, values}, 0, count);
-    each(Narrow<T>{values, out + begin}, 0, count);
+    if constexpr (sizeof(T) == 2) {
+      A values[kBatch];
+      each(Decode<A, Steps, uint8_t>{levels, steps, begin, codes, values}, 0, count);
+      each(Narrow<T>{values, out + begin}, 0, count);
+    } else {
+      each(Decode<A, Steps, uint8_t>{levels, steps, begin, codes, out + begin}, 0, count);
+    }
   }
 
   template <int kBits>

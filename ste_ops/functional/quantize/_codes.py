@@ -43,17 +43,20 @@ class Grid:
 
 
 @functools.lru_cache(64)
-def levels(low: int, high: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """The whole numbers from low to high; None where they are more than codes tell apart."""
-    if high - low >= 2**MOST_BITS:
-        return None
+def _levels(low: int, high: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return torch.arange(low, high + 1, dtype=dtype, device=device)
+        return torch.arange(low, high + 1, dtype=dtype)
 
 
 def levels_of(x: Tensor, low: int, high: int) -> Tensor | None:
-    """`levels` in the arithmetic on x, where x is."""
-    return levels(low, high, torch.float64 if x.dtype == torch.float64 else torch.float32, x.device)
+    """The whole numbers from low to high, in the arithmetic on x; None where they are more than codes tell apart."""
+    if high - low >= 2**MOST_BITS:
+        return None
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if x.device.type == "cpu":
+        return _levels(low, high, dtype)
+    # What is kept of a device would lie in the memory of the graph, or wait for the stream, that made it first.
+    return torch.arange(low, high + 1, dtype=dtype, device=x.device)
 
 
 def whole_grid(x: Tensor, low: int, high: int, step: int = 1) -> Grid | None:
