@@ -5,12 +5,14 @@ No other module reaches for a name of torch that begins with an underscore, so a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad as _forward_ad
+from torch.nn.modules import module as _modules
 
 # Whether a transform of torch.func is running: `Function.apply` asks the same before it takes its slow way.
 functorch_active = torch._C._are_functorch_transforms_active
@@ -101,6 +103,28 @@ def fsdp_manages(module: torch.nn.Module) -> bool:
 def within_backward() -> bool:
     """Whether autograd runs a backward in this thread, in which checkpointing runs forwards once more."""
     return torch._C._current_graph_task_id() != -1
+
+
+def has_forward_hooks(module: torch.nn.Module) -> bool:
+    """Whether hooks, its own or those of all modules, run around its forward."""
+    of_all = _modules._global_forward_hooks or _modules._global_forward_pre_hooks
+    return bool(of_all or module._forward_hooks or module._forward_pre_hooks)
+
+
+@contextmanager
+def without_transforms() -> Iterator[None]:
+    """Within a backward that a transform of torch.func or forward-mode AD runs: outside of both."""
+    level, _forward_ad._current_level = _forward_ad._current_level, -1
+    try:
+        if not functorch_active():
+            yield
+            return
+        from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        _forward_ad._current_level = level
 
 
 def keeps_saved_tensors() -> bool:

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ste_ops import functional
 from ste_ops._torch import differentiated_around, dispatch_modes, jit_tracing, keeps_saved_tensors
 from ste_ops.functional.quantize._codes import Codes, Grid, pack, whole_grid
-from ste_ops.nn.quantizer import Quantizer, function_of
+from ste_ops.nn._again import Again
+from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
 
+# To keep less of an input or a weight takes tens of microseconds, which so many bytes are worth; to quantize a weight
+# once more takes a twentieth of a step and more, where each of its elements is used for fewer outputs.
+LEAST_INPUT, LEAST_WEIGHT, LEAST_USES = 1 << 16, 1 << 17, 64
 _NARROW = (torch.float16, torch.bfloat16)
-# Of functions as quantizers, the whole numbers that they put out.
+# Of functions as quantizers, the whole numbers that they put out, and their distance.
 _WHOLE = {functional.sign: (-1, 1, 2), functional.heaviside: (0, 1, 1), functional.ternary: (-1, 1, 1)}
-# What these make of a weight depends on nothing else, so that they may run again.
-_REPEATED = {functional.xnor_weight, functional.magnitude_aware_sign, functional.dorefa_weight}
-_REPEATED |= {functional.bitnet_weight, *_WHOLE}
 
 
 def keeps(x: Tensor) -> bool:
@@ -39,20 +40,26 @@ def keeps(x: Tensor) -> bool:
     return x.device.type in ("cpu", "cuda") and x.is_floating_point()
 
 
-def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
+def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool) -> Tensor:
     """`compute` of the quantized input and weight of a layer; `padded` where it pads the input with its own numbers."""
     q = layer._quantized_input(x)
-    grid = _grid(layer.input_quantizer, x, q)
-    again = Again.of(layer.weight_quantizer, layer.weight)
-    w = layer.quantized_weight() if again is None else again.run()
+    again = _again(layer, x)
+    w = layer.quantized_weight() if again is None else again.run(layer.weight_quantizer, layer.weight)
+    # The input is saved for the gradient of the weight alone.
+    grid = _grid(layer.input_quantizer, x, q) if w.requires_grad else None
     if grid is None and again is None:
         return compute(q, w)
-    narrow, q, w = q.dtype in _NARROW, _autocast(q), _autocast(w)
+    narrow, q = q.dtype in _NARROW, _autocast(q)
     if narrow and q.dtype != x.dtype:
         grid = None  # a number that is rounded twice is another
-    kept = Kept(q, grid, padded)
-    with torch.autograd.graph.saved_tensors_hooks(_Hooks(kept, w, again), _unpack):
-        return compute(q, w)
+    if again is not None:
+        w = _autocast(w)
+    kept = Kept(q, grid, w.shape if padded else None)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(_Hooks(kept, w, again), _unpack):
+            return compute(q, w)
+    finally:
+        kept.close()
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -62,89 +69,40 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(x.device.type))
 
 
+def _again(layer: Any, x: Tensor) -> Again | None:
+    """None where the weight is computed, is small beside what uses it, or is quantized by something else."""
+    weight = layer._parameters.get("weight")
+    if layer.weight_quantizer is None or type(weight) is not nn.Parameter or not layer._quantizes_by_quantizer:
+        return None
+    if weight.nbytes < LEAST_WEIGHT or layer._uses(x) < LEAST_USES:
+        return None
+    return Again.of(layer.weight_quantizer, weight)
+
+
 def _grid(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
-    """The numbers that q consists of, where that is known."""
-    if q is x or type(q) is not Tensor or q.storage_offset() != 0:
+    """The numbers that q consists of, where that is known and q is worth it."""
+    if q is x or type(q) is not Tensor or q.storage_offset() != 0 or q.nbytes < LEAST_INPUT:
         return None
     with torch.no_grad():
         if not isinstance(quantizer, nn.Module):
             whole = _WHOLE.get(function_of(quantizer))
             return None if whole is None else whole_grid(x, *whole)
-        if not isinstance(quantizer, Quantizer) or not _own_class(quantizer) or not quantizer.enabled:
+        if not isinstance(quantizer, Quantizer) or not is_as_written(quantizer) or not quantizer.enabled:
             return None
         return quantizer._grid(x)
 
 
-def _own_class(quantizer: nn.Module) -> bool:
-    """Whether what it does is what its class here does: neither a subclass of it nor hooks change that."""
-    hooked = quantizer._forward_hooks or quantizer._forward_pre_hooks
-    return type(quantizer).__module__.split(".")[0] == __name__.split(".")[0] and not hooked
-
-
-class Again:
-    """A quantized weight of which nothing is kept: the quantizer runs once more, when the backward asks for it."""
-
-    def __init__(self, quantizer: Any, weight: Tensor) -> None:
-        self._quantizer, self._weight = quantizer, weight
-        held = [*quantizer.parameters(), *quantizer.buffers()] if isinstance(quantizer, nn.Module) else []
-        self._versions = [(tensor, tensor._version) for tensor in (weight, *held)]
-        self._count = 0
-        self._saved: list[Tensor] = []
-        self._quantized: Tensor | None = None
-
-    @classmethod
-    def of(cls, quantizer: Any, weight: Tensor) -> Again | None:
-        """None where the quantizer draws, learns of what it sees, or is not ours; or nothing would be saved of it."""
-        if quantizer is None or type(weight) is not nn.Parameter:
-            return None
-        if isinstance(quantizer, Quantizer):
-            repeats = _own_class(quantizer) and quantizer.enabled and quantizer._repeats()
-        else:
-            repeats = not isinstance(quantizer, nn.Module) and function_of(quantizer) in _REPEATED
-        return cls(quantizer, weight) if repeats else None
-
-    def run(self) -> Tensor:
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-            quantized: Tensor = self._quantizer(self._weight)
-            return quantized
-
-    def quantized(self) -> Tensor:
-        self._repeat()
-        assert self._quantized is not None
-        return self._quantized
-
-    def _pack(self, tensor: Tensor) -> int:
-        self._count += 1
-        return self._count - 1
-
-    def _unpack(self, index: int) -> Tensor:
-        self._repeat()
-        return self._saved[index]
-
-    def _repeat(self) -> None:
-        for tensor, version in self._versions:
-            if tensor._version != version:
-                raise RuntimeError(
-                    "ste_ops.nn: a weight or a tensor of its quantizer was changed in place between forward and "
-                    f"backward, where the quantized weight is computed once more: shape {tuple(tensor.shape)}, version "
-                    f"{tensor._version}, expected {version}. Step the optimizer after the backward"
-                )
-        if self._quantized is not None:
-            return
-        saved: list[Tensor] = []
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda none: none):
-            quantized = self._quantizer(self._weight.detach().requires_grad_())
-        self._saved, self._quantized = saved, quantized.detach()
-
-
 class Kept:
-    """A quantized input, and its codes once autograd asks for it."""
+    """A quantized input while its layer computes, and its codes once autograd asks for it."""
 
-    def __init__(self, q: Tensor, grid: Grid | None, padded: bool) -> None:
-        self._grid, self._padded = grid, padded
-        self._memory, self._shape = q.untyped_storage().data_ptr(), q.shape
-        self._q: Tensor | None = q.detach()
+    def __init__(self, q: Tensor, grid: Grid | None, padded_beside: torch.Size | None) -> None:
+        self._grid, self._shape, self._other = grid, q.shape, padded_beside  # the shape of the weight
+        self._memory = q.untyped_storage().data_ptr()
+        self._q: Tensor | None = None if grid is None else q.detach()
         self._codes: Codes | None = None
+        # What pads leaves a scale for all, or one of each channel, as it is.
+        of_channels = grid is not None and grid.axis is not None and grid.axis % max(q.dim(), 1) == 1
+        self._padded = padded_beside is not None and grid is not None and (grid.scale is None or of_channels)
 
     def codes_of(self, tensor: Tensor) -> Codes | None:
         """The codes from which `tensor` comes back, which holds the input or what it was padded to."""
@@ -152,10 +110,15 @@ class Kept:
             return None
         if tensor.untyped_storage().data_ptr() != self._memory:
             alike = tensor.dim() == len(self._shape) and tensor.shape[:2] == self._shape[:2]
+            alike = alike and tensor.shape != self._other
             return pack(tensor.detach(), self._grid) if self._padded and alike else None
         if self._q is not None:
             self._codes, self._q = pack(self._q, self._grid), None
         return self._codes
+
+    def close(self) -> None:
+        """What torch goes on to hold of the hooks holds no tensor."""
+        self._q = self._codes = None
 
 
 class _View:
@@ -167,8 +130,26 @@ class _View:
         self._base, self._dtype = base, tensor.dtype
         self._geometry = tensor.shape, tensor.stride(), tensor.storage_offset()
 
-    def make(self) -> Tensor:
+    def get(self) -> Tensor:
         return self._base().to(self._dtype).as_strided(*self._geometry)
+
+
+class _AsItIs:
+    """A saved tensor of which autograd, where hooks are, does not look whether it was changed."""
+
+    __slots__ = ("_tensor", "_version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor, tensor._version
+
+    def get(self) -> Tensor:
+        if self._tensor._version != self._version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"[{self._tensor.type()} {list(self._tensor.shape)}], saved by a layer of ste_ops.nn, is at version "
+                f"{self._tensor._version}; expected version {self._version} instead"
+            )
+        return self._tensor
 
 
 class _Hooks:
@@ -176,14 +157,14 @@ class _Hooks:
 
     def __init__(self, kept: Kept, w: Tensor, again: Again | None) -> None:
         self._kept, self._again = kept, again
-        self._weight = w.untyped_storage().data_ptr()
+        self._memory = w.untyped_storage().data_ptr()
 
-    def __call__(self, tensor: Tensor) -> Any:
-        if self._again is not None and tensor.untyped_storage().data_ptr() == self._weight:
-            return _View(self._again.quantized, tensor)
+    def __call__(self, tensor: Tensor) -> _View | _AsItIs:
+        if tensor.untyped_storage().data_ptr() == self._memory:
+            return _AsItIs(tensor) if self._again is None else _View(self._again.quantized, tensor)
         codes = self._kept.codes_of(tensor)
-        return tensor if codes is None else _View(codes.unpack, tensor)
+        return _AsItIs(tensor) if codes is None else _View(codes.unpack, tensor)
 
 
-def _unpack(kept: Any) -> Tensor:
-    return kept.make() if isinstance(kept, _View) else kept
+def _unpack(kept: _View | _AsItIs) -> Tensor:
+    return kept.get()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -114,9 +115,20 @@ class QuantLayer(nn.Module):
 
     def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
         """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
-        if _kept.keeps(x):
+        if (self.input_quantizer is not None or self.weight_quantizer is not None) and _kept.keeps(x):
             return _kept.apply(self, x, compute, padded)
         return compute(self._quantized_input(x), self.quantized_weight())
+
+    @property
+    def _quantizes_by_quantizer(self) -> bool:
+        """Whether the quantized weight is what the quantizer makes of the weight."""
+        return type(self).quantized_weight is QuantLayer.quantized_weight and "quantized_weight" not in vars(self)
+
+    def _uses(self, x: Tensor) -> int:
+        """For about how many outputs each element of the weight is used: rows, or places of a convolution."""
+        layer: Any = self
+        inputs = layer.in_channels * math.prod(layer.stride) if hasattr(layer, "stride") else layer.in_features
+        return x.numel() // max(int(inputs), 1)
 
     def _quantized_input(self, x: Tensor) -> Tensor:
         if self._sign_input is not None:
@@ -144,6 +156,10 @@ class QuantLinear(QuantLayer, nn.Linear):
     Shapes: (*, in_features) to (*, out_features). The bias is added as it is. Gradients reach weights and input through
     their quantizers. A quantizer that is a module becomes a submodule, its parameters and buffers with it; the same
     module in two layers shares them.
+
+    For the backward the layer keeps codes of its quantized input, 1, 2, 4 or 8 bits an element, and nothing of its
+    quantized weight, whose quantizer runs once more. A weight or scale that is changed in place before the backward is
+    refused. docs/memory.md says where floats are kept instead.
 
     Under `torch.distributed.tensor.parallel` the quantizers follow the weight: a scale for each channel along a sharded
     dimension is sharded with it, anything else is on every rank, and the numbers are those of one process.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ste_ops._checks import checked_integer
 from ste_ops._dtensor import is_dtensor
 from ste_ops._fx import one_node
-from ste_ops._torch import dispatch_modes
+from ste_ops._torch import dispatch_modes, has_forward_hooks
 from ste_ops.functional.quantize._codes import Grid
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ def function_of(quantizer: Any) -> Any:
     while isinstance(quantizer, functools.partial):
         quantizer = quantizer.func
     return quantizer
+
+
+def is_as_written(quantizer: nn.Module) -> bool:
+    """Whether what it does is what its class here does: no subclass, forward of its own or hook changes that."""
+    own = type(quantizer).__module__.split(".")[0] == __name__.split(".")[0]
+    return own and "forward" not in vars(quantizer) and not has_forward_hooks(quantizer)
 
 
 def checked_group_size(name: str, group_size: int | None) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ste_ops import functional
 from ste_ops._checks import checked_width
 from ste_ops.functional.quantize._codes import Grid, levels_of
+from ste_ops.nn._again import holds_tensors
 from ste_ops.nn.quantizer import Quantizer, checked_group_size
 from ste_ops.surrogate import Clip, Surrogate
 from ste_ops.surrogate.base import check_surrogate
@@ -29,7 +30,7 @@ class _ScaledSign(Quantizer):
         self.group_size = checked_group_size(type(self).__name__, group_size)
 
     def _repeats(self) -> bool:
-        return True
+        return not holds_tensors(self.surrogate)
 
     def extra_repr(self) -> str:
         parts = [] if self.surrogate == _DEFAULT else [repr(self.surrogate)]

@@ -177,7 +177,8 @@ class PACT(Quantizer):
 
     def _grid(self, x: Tensor) -> Grid | None:
         values = levels_of(x, 0, 2**self.bits - 1)
-        return None if values is None else Grid(values * (self.alpha.detach().clamp(min=LEAST_STEP) / values[-1]))
+        alpha = self.alpha.detach().clamp(min=LEAST_STEP)
+        return None if values is None else Grid(values * (alpha.to(values) / values[-1]))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

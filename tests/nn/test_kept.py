@@ -2,126 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 
 import pytest
 import torch
+from support.kept import INPUTS, LAYERS, WEIGHTS, assert_equal, kept_bytes, made, trained
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import ste_ops
+from ste_ops.functional.quantize._codes import pack
 from ste_ops.nn import (
     LSQ,
-    PACT,
-    BitNetActivation,
     BitNetWeight,
-    DoReFaActivation,
-    DoReFaWeight,
-    FakeQuantize,
-    Heaviside,
-    LSQPlus,
-    MagnitudeAwareSign,
-    QuantConv1d,
     QuantConv2d,
-    QuantConv3d,
     QuantLinear,
     Sign,
-    Ternary,
     XNORWeight,
-    _kept,
 )
 
-# What makes the quantizer of an input, and the bits that are kept of an element.
-INPUTS = {
-    "sign": (lambda: ste_ops.sign, 1),
-    "partial": (lambda: functools.partial(ste_ops.sign, surrogate=ste_ops.surrogate.ATan()), 1),
-    "Sign": (Sign, 1),
-    "Heaviside": (Heaviside, 1),
-    "Ternary": (Ternary, 2),
-    "LSQ": (lambda: LSQ(4), 4),
-    "LSQ 8": (lambda: LSQ(8, signed=False), 8),
-    "LSQ 3": (lambda: LSQ(3, signed=False), 4),
-    "LSQ channels": (lambda: LSQ(2, axis=1, channels=4), 2),
-    "LSQPlus": (lambda: LSQPlus(4, signed=False), 4),
-    "PACT": (lambda: PACT(2.0, 2), 2),
-    "DoReFa": (lambda: DoReFaActivation(4), 4),
-    "FakeQuantize": (lambda: FakeQuantize(8, signed=False), 8),
-    "momentum": (lambda: FakeQuantize(8, momentum=0.1), 8),
-    "BitNet": (BitNetActivation, 8),
-}
-WEIGHTS = {
-    "sign": lambda: ste_ops.sign,
-    "Sign": Sign,
-    "learned Sign": lambda: Sign(ste_ops.surrogate.ATan(nn.Parameter(torch.tensor(2.0)))),
-    "Ternary": Ternary,
-    "XNOR": XNORWeight,
-    "XNOR groups": lambda: XNORWeight(group_size=1),
-    "Bi-Real": MagnitudeAwareSign,
-    "DoReFa": lambda: DoReFaWeight(3),
-    "BitNet": BitNetWeight,
-    "LSQ": lambda: LSQ(4, axis=0),
-    "LSQ frozen": lambda: LSQ(4).freeze(),
-    "LSQPlus": lambda: LSQPlus(4),
-    "FakeQuantize": lambda: FakeQuantize(8, axis=0),
-    "momentum": lambda: FakeQuantize(8, momentum=0.1),
-    "none": lambda: None,
-    "own": lambda: lambda w: w.tanh(),
-}
-LAYERS = {
-    "linear": (lambda **q: QuantLinear(4, 6, **q), (5, 4)),
-    "linear of many": (lambda **q: QuantLinear(4, 6, bias=False, **q), (2, 4, 3, 4)),
-    "conv1d": (lambda **q: QuantConv1d(4, 8, 3, **q), (2, 4, 9)),
-    "conv2d": (lambda **q: QuantConv2d(4, 8, 3, stride=2, padding=1, **q), (2, 4, 7, 6)),
-    "groups": (lambda **q: QuantConv2d(4, 8, 3, groups=2, dilation=2, bias=False, **q), (2, 4, 7, 6)),
-    "depthwise": (lambda **q: QuantConv2d(4, 4, 3, groups=4, padding=1, **q), (2, 4, 7, 6)),
-    "pointwise": (lambda **q: QuantConv2d(4, 8, 1, **q), (2, 4, 7, 6)),
-    "reflect": (lambda **q: QuantConv2d(4, 8, 3, padding=1, padding_mode="reflect", **q), (2, 4, 7, 6)),
-    "circular": (lambda **q: QuantConv2d(4, 8, 3, padding=2, padding_mode="circular", **q), (2, 4, 7, 6)),
-    "replicate": (lambda **q: QuantConv1d(4, 8, 3, padding=1, padding_mode="replicate", **q), (2, 4, 9)),
-    "same": (lambda **q: QuantConv2d(4, 8, (2, 3), padding="same", **q), (2, 4, 7, 6)),
-    "conv3d": (lambda **q: QuantConv3d(4, 8, 2, **q), (1, 4, 3, 4, 5)),
-    "one image": (lambda **q: QuantConv2d(4, 8, 3, **q), (4, 7, 6)),
-    "nothing": (lambda **q: QuantConv2d(4, 8, 3, **q), (0, 4, 7, 6)),
-}
-
-
-@pytest.fixture
-def floats(monkeypatch):
-    """Has layers keep floats, as torch does, within the context."""
-
-    def within(call):
-        with monkeypatch.context() as patch:
-            patch.setattr(_kept, "keeps", lambda x: False)
-            return call()
-
-    return within
-
-
-def trained(layer, x, again=False):
-    """The output, and the gradients of input and parameters."""
-    layer, x = copy.deepcopy(layer), x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = layer(x)
-    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    torch.manual_seed(1)
-    grad = torch.randn_like(y)
-    first = torch.autograd.grad(y, wanted, grad, create_graph=again, allow_unused=True)
-    out = [y, *first]
-    if again:
-        total = sum((g * g).sum() for g in first if g is not None and g.requires_grad)
-        out += torch.autograd.grad(total, wanted, allow_unused=True)
-    return out
-
-
-def assert_equal(received, expected):
-    assert len(received) == len(expected)
-    for r, e in zip(received, expected, strict=True):
-        assert (r is None) == (e is None)
-        if e is not None:
-            torch.testing.assert_close(r, e, rtol=0, atol=0, equal_nan=True)
-            assert r.stride() == e.stride()
+pytestmark = pytest.mark.usefixtures("of_any_size")
 
 
 def pairs():
@@ -129,15 +30,6 @@ def pairs():
     weights, layers = itertools.cycle(WEIGHTS), itertools.cycle(LAYERS)
     for name in [*INPUTS] * 3:
         yield name, next(weights), next(layers)
-
-
-def made(kind, of_input, of_weight, dtype=torch.float32):
-    torch.manual_seed(0)
-    make, shape = LAYERS[kind]
-    if of_input == "LSQ channels" and kind in ("linear", "one image"):
-        kind, (make, shape) = "conv2d", LAYERS["conv2d"]
-    layer = make(input_quantizer=INPUTS[of_input][0](), weight_quantizer=WEIGHTS[of_weight]()).to(dtype)
-    return layer, torch.randn(shape, dtype=dtype)
 
 
 @pytest.mark.parametrize(("of_input", "of_weight", "kind"), list(pairs()))
@@ -150,13 +42,6 @@ def test_gradients_of_two_orders(device, floats, of_input, of_weight, kind):
             assert_equal(trained(layer, laid, again), floats(lambda: trained(layer, laid, again)))  # noqa: B023
             if x.numel() > 0:
                 layer(laid)  # its scales are set: not the first batch any more
-
-
-def kept_bytes(layer, x):
-    """What is allocated after a forward while its graph lives, but for the output."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        y = layer(x)
-    return sum(event.self_cpu_memory_usage for event in profiled.events()) - y.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("of_input", INPUTS)
@@ -314,3 +199,36 @@ def test_a_scale_that_is_found_in_the_first_forward(floats):
         layer, x = made("conv2d", "LSQ", of_weight)
         nn.init.normal_(layer.weight)  # after the quantizer was attached: the first forward confirms its scale
         assert_equal(trained(layer, x), floats(lambda: trained(layer, x)))  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "of_input", "of_weight"),
+    [(64, 128, True, True), (63, 128, False, False), (64, 127, True, False), (63, 200, False, False)],
+)
+def test_what_is_small_is_kept_as_it_is(monkeypatch, rows, outputs, of_input, of_weight):
+    monkeypatch.undo()
+    layer = QuantLinear(256, outputs, bias=False, input_quantizer=ste_ops.sign, weight_quantizer=ste_ops.sign)
+    x = torch.randn(rows, 256, requires_grad=True)
+    kept = kept_bytes(layer, x) - x.numel() // 8  # the mask of the input
+    numel, runs = x.numel(), x.numel() * 4 // 512
+    kept -= numel // 8 + runs if of_input else numel * 4
+    kept -= 0 if of_weight else 256 * outputs * 4 + 256 * outputs // 8
+    assert 0 <= kept <= 64  # the values that codes stand for
+
+
+@pytest.mark.parametrize("of_parameter", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of_x", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of_input", [name for name in INPUTS if name not in ("sign", "partial")])
+def test_every_quantizer_puts_out_the_numbers_that_it_says(of_input, of_x, of_parameter):
+    """On the CPU floats would be kept without a word where it did not; on CUDA they would become NaN."""
+    quantizer = INPUTS[of_input][0]()
+    x = torch.randn(6, 4, 5, 7).to(of_x)
+    quantizer(x)
+    quantizer.to(of_parameter)
+    for bits in (1, 2, 3, 4, 5, 6, 7, 8) if of_input in ("PACT", "DoReFa") else (None,):
+        quantizer.bits = bits or getattr(quantizer, "bits", None)
+        with torch.no_grad():
+            q = quantizer(x)
+            codes = pack(q, quantizer._grid(x))
+        assert codes is not None
+        assert torch.equal(codes.unpack(), q)
