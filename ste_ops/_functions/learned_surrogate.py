@@ -32,6 +32,11 @@ def _(grad: Tensor, x: Tensor, surrogate: int, parameters: Tensor) -> tuple[Tens
 
 def as_numbers(numbers: Sequence[Held], device: torch.device) -> Tensor:
     """As the operators read them."""
+    for number in numbers:
+        if isinstance(number, Tensor) and number.is_meta and device.type != "meta":
+            raise ValueError(
+                f"ste_ops: a field of a surrogate is on the meta device, without a number; x is on {device}"
+            )
     one = torch.ones((), dtype=torch.float64, device=device)
     return torch.stack([n.reshape(()).to(one) if isinstance(n, Tensor) else one * n for n in numbers])
 

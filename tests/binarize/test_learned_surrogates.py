@@ -302,3 +302,9 @@ def test_custom_refuses_what_it_reads_and_can_not_learn(device):
     with torch.no_grad():
         ste_ops.sign(x, kind)
     ste_ops.sign(x, surrogate.Custom(lambda x: 1 / (1 + k.detach() * x.abs()))).sum().backward()
+
+
+def test_a_field_on_the_meta_device_is_refused():
+    surrogate = ste_ops.surrogate.ATan(torch.tensor(2.0, device="meta"))
+    with pytest.raises(ValueError, match="a surrogate is on the meta device, without a number; x is on cpu"):
+        ste_ops.sign(torch.randn(3), surrogate)
