@@ -49,9 +49,10 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
     grid = _grid(layer.input_quantizer, x, q) if w.requires_grad else None
     if grid is None and again is None:
         return compute(q, w)
-    narrow, q = q.dtype in _NARROW, _autocast(q)
-    if narrow and q.dtype != x.dtype:
+    if x.dtype in _NARROW and _autocast(x.new_empty(0)).dtype != x.dtype:
         grid = None  # a number that is rounded twice is another
+    if not padded:  # what pads adds up gradients in the dtype of q
+        q = _autocast(q)
     if again is not None:
         w = _autocast(w)
     kept = Kept(q, grid, w.shape if padded else None)

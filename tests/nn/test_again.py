@@ -197,7 +197,7 @@ def test_inference_mode(floats):
 
 def test_autocast_casts_a_float_weight_once():
     layer = QuantLinear(64, 64, bias=False, input_quantizer=Sign())
-    x = torch.randn(8, 64)
+    x = torch.randn(8, 64, requires_grad=True)  # or the weight would not be saved
     with torch.autocast("cpu", torch.bfloat16):
         kept = kept_bytes(lambda x: sum(layer(x) for _ in range(5)), x)
     assert kept < 2 * 64 * 64 * 2
@@ -209,3 +209,25 @@ def test_the_input_is_not_held_where_it_is_not_saved():
     x = torch.randn(256, 64, requires_grad=True)
     layer(x)
     assert kept_bytes(layer, x) < 256 * 64
+
+
+def test_the_input_is_not_held_beside_what_it_was_padded_to():
+    layer = QuantConv2d(16, 16, 3, padding=1, padding_mode="circular", input_quantizer=Sign(), weight_quantizer=Sign())
+    x = torch.randn(2, 16, 32, 32, requires_grad=True)
+    layer(x)
+    assert kept_bytes(layer, x) < x.numel()  # a quarter of the floats
+
+
+def test_autocast_of_what_is_narrow_and_of_what_has_the_shape_of_the_weight(device, floats):
+    """On a device nobody looks whether a tensor is in the grid, and what is not would come back as NaN."""
+    for own, cast in ((torch.bfloat16, torch.float16), (torch.float32, torch.bfloat16)):
+        layer = QuantConv2d(4, 4, 3, padding=1, padding_mode="reflect", input_quantizer=LSQ(4)).to(device, own)
+        for size in (2, 5):
+            x = torch.randn(4, 4, size, size, device=device, dtype=own)
+            layer(x)
+
+            def call():
+                with torch.autocast(x.device.type, cast):  # noqa: B023
+                    return trained(layer, x)  # noqa: B023
+
+            assert_equal(call(), floats(call))
