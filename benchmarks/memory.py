@@ -57,7 +57,7 @@ def _ours(net: nn.Module) -> nn.Module:
     return ste_ops.nn.quantize_(net, quantizer(0.01, True), quantizer(0.05, False), skip=("0", str(len(net) - 1)))
 
 
-def kept_bytes(net: nn.Module, x: Tensor) -> int:
+def kept_bytes(net: Callable[[Tensor], Tensor], x: Tensor) -> int:
     """What is allocated after a forward while its graph lives, by the allocator's own count."""
     if x.is_cuda:
         before = torch.cuda.memory_allocated()

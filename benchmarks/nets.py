@@ -1,13 +1,17 @@
-"""python -m benchmarks.nets [--nets NAME ...] [--batches 4 64] [--compiled] [--out FILE]
+"""python -m benchmarks.nets [--nets NAME ...] [--batches 4 64] [--size 64] [--compiled | --bytes] [--out FILE]
 
 Whole training steps: time, bytes kept for the backward, and the most that is allocated during a step. Each net in
 float, with the usual straight-through code in plain torch, and on our layers; images contiguous and channels_last. With
 --compiled under torch.compile too. Times are medians of rounds in which all take turns.
+
+With --bytes the bytes kept alone, which any machine gives; there "ours, floats kept" is what our layers kept if they
+kept floats, as they do where hooks of others are around them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import ste_ops
+from benchmarks.memory import kept_bytes
 from benchmarks.plain_quantizers import (
     PlainBitNetActivation,
     PlainBitNetWeight,
@@ -112,13 +117,13 @@ def small_resnet(kind: str) -> nn.Module:
     return nn.Sequential(*stem, *(Block(lsq_layers(kind), *stage) for stage in stages), *head)
 
 
-def resnet18(blocks: list[nn.Module]) -> nn.Module:
-    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+def resnet18(blocks: list[nn.Module], *activation: nn.Module) -> nn.Module:
+    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), *activation, nn.MaxPool2d(3, 2, 1)
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 def lsq_resnet18(kind: str) -> nn.Module:
-    return resnet18([Block(lsq_layers(kind), *stage) for stage in STAGES])
+    return resnet18([Block(lsq_layers(kind), *stage) for stage in STAGES], nn.ReLU())
 
 
 def bireal_resnet18(kind: str) -> nn.Module:
@@ -158,9 +163,7 @@ NETS: dict[str, tuple[Callable[[str], nn.Module], tuple[int, ...]]] = {
 
 def kept_and_peak(forward: Callable[[], Tensor], backward: Callable[[Tensor], None]) -> tuple[int, int]:
     """Bytes: what is allocated after a forward while its graph lives, and the most within forward and backward."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        loss = forward()
-    kept = sum(event.self_cpu_memory_usage for event in profiled.events()) - loss.untyped_storage().nbytes()
+    kept = kept_bytes(lambda _: forward(), torch.empty(0))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         backward(forward())
     now = most = 0
@@ -220,23 +223,47 @@ def lines(name: str, batch: int, compiled: bool) -> Iterator[str]:
             )
 
 
+def byte_lines(name: str, batch: int) -> Iterator[str]:
+    make, shape = NETS[name]
+    x = torch.randn(batch, *shape)
+    floats = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+    of_float = 0
+    for kind, around in [(kind, contextlib.nullcontext()) for kind in KINDS] + [("ours, floats kept", floats)]:
+        torch.manual_seed(0)
+        net = make(kind.split(",")[0])
+        net(x)
+        with around:
+            kept = kept_bytes(net, x)
+        of_float = of_float or kept
+        work = f"{name}, {batch} of {'x'.join(map(str, shape))}"
+        yield f"| {work} | {kind} | {kept / 2**20:.1f} | {kept / of_float:.2f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="*", choices=[*NETS], default=[*NETS])
     parser.add_argument("--batches", nargs="*", type=int, default=[4, 64])
+    parser.add_argument("--size", type=int, default=64, help="of the images of a ResNet-18; default: 64")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--bytes", action="store_true", help="no times")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     table = [f"torch {torch.__version__}, {torch.get_num_threads()} threads, ste_ops {ste_ops.__version__}", ""]
-    table += ["| net, batch | layout | mode | kind | ms a step | of plain's | MiB kept | MiB at most |"]
-    table += ["|---|---|---|---|---|---|---|---|"]
+    for name, (make, shape) in NETS.items():
+        if "ResNet-18" in name:
+            NETS[name] = make, (*shape[:1], chosen.size, chosen.size)
+    columns = ["net, batch", "kind", "MiB kept", "of float's"]
+    if not chosen.bytes:
+        columns = ["net, batch", "layout", "mode", "kind", "ms a step", "of plain's", "MiB kept", "MiB at most"]
+    table += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     print("\n".join(table), flush=True)
     for name in chosen.nets:
         for batch in chosen.batches:
-            for compiled in (False, True) if chosen.compiled else (False,):
-                for line in lines(name, batch, compiled):
-                    print(line, flush=True)
-                    table.append(line)
+            modes = (False, True) if chosen.compiled else (False,)
+            timed = (line for compiled in modes for line in lines(name, batch, compiled))
+            for line in byte_lines(name, batch) if chosen.bytes else timed:
+                print(line, flush=True)
+                table.append(line)
     if chosen.out:
         chosen.out.write_text("\n".join(table) + "\n")
 
