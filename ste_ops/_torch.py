@@ -5,6 +5,7 @@ No other module reaches for a name of torch that begins with an underscore, so a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,8 +27,7 @@ _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 # The tensor within a wrapper that outlived its transform, and any other tensor as it is: `Function.apply` does it too.
 unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
-# How many modes watch the dispatcher, and how many torch's functions: a call past the dispatcher would hide from them.
-dispatch_modes = torch._C._len_torch_dispatch_stack
+# How many modes watch torch's functions, as `dispatch_modes` those of the dispatcher.
 function_modes = torch._C._len_torch_function_stack
 
 # The backward that is running in this thread, or -1.
@@ -44,6 +44,39 @@ negative_view = torch._neg_view
 
 # The names of all registered operators, as "namespace::name": `dir(torch.ops.x)` lists those that were used.
 all_operator_names = torch._C._dispatch_get_all_op_names
+
+
+_own_modes = threading.local()
+
+
+class DispatchMode(torch.utils._python_dispatch.TorchDispatchMode):
+    """What sees every operation that a thread runs, in `__torch_dispatch__`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the wrapper that would do so imports Dynamo, at the first operation
+
+
+def dispatch_modes() -> int:
+    """How many modes of others watch the dispatcher: a call past it would hide from them."""
+    modes: int = torch._C._len_torch_dispatch_stack()
+    return modes and modes - getattr(_own_modes, "count", 0)
+
+
+@contextmanager
+def own_mode(mode: Any) -> Iterator[None]:
+    """A mode of this package, which changes no operation."""
+    _own_modes.count = getattr(_own_modes, "count", 0) + 1
+    try:
+        with mode:
+            yield
+    finally:
+        _own_modes.count -= 1
+
+
+def schema_of(operation: Any) -> Any:
+    """Which arguments an operation takes and writes to, and what it returns."""
+    return operation._schema
 
 
 def asking_dataset(frame: FrameType) -> Any:

@@ -12,6 +12,7 @@ from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.offset import LSQPlus
 from ste_ops.nn.quantizer import Quantizer
+from ste_ops.nn.recompute import Recomputed, Saved, recompute_, recomputed
 from ste_ops.nn.report import Row, Summary, summary
 from ste_ops.nn.rounding import StochasticRound
 from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
@@ -39,7 +40,9 @@ __all__ = [
     "QuantLayer",
     "QuantLinear",
     "Quantizer",
+    "Recomputed",
     "Row",
+    "Saved",
     "Sign",
     "StochasticRound",
     "Summary",
@@ -50,6 +53,8 @@ __all__ = [
     "enable_quantization",
     "freeze_scales",
     "quantize_",
+    "recompute_",
+    "recomputed",
     "summary",
     "unfreeze_scales",
 ]

@@ -46,7 +46,7 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
     again = _again(layer, x)
     w = layer.quantized_weight() if again is None else again.run(layer.weight_quantizer, layer.weight)
     # The input is saved for the gradient of the weight alone.
-    grid = _grid(layer.input_quantizer, x, q) if w.requires_grad else None
+    grid = grid_of(layer.input_quantizer, x, q) if w.requires_grad else None
     if grid is None and again is None:
         return compute(q, w)
     if x.dtype in _NARROW and _autocast(x.new_empty(0)).dtype != x.dtype:
@@ -80,7 +80,7 @@ def _again(layer: Any, x: Tensor) -> Again | None:
     return Again.of(layer.weight_quantizer, weight)
 
 
-def _grid(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
+def grid_of(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
     """The numbers that q consists of, where that is known and q is worth it."""
     if q is x or type(q) is not Tensor or q.storage_offset() != 0 or q.nbytes < LEAST_INPUT:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._fx import one_node
-from ste_ops.nn import _kept
+from ste_ops.nn import _kept, _tape
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._quantized_class import QUANTIZED, become, check_float
@@ -115,8 +115,12 @@ class QuantLayer(nn.Module):
 
     def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
         """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
-        if (self.input_quantizer is not None or self.weight_quantizer is not None) and _kept.keeps(x):
-            return _kept.apply(self, x, compute, padded)
+        if self.input_quantizer is not None or self.weight_quantizer is not None:
+            if _kept.keeps(x):
+                return _kept.apply(self, x, compute, padded)
+            tape = _tape.current()
+            if tape is not None:
+                return tape.layer(self, x, compute, padded)
         return compute(self._quantized_input(x), self.quantized_weight())
 
     @property

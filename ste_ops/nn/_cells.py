@@ -1,0 +1,241 @@
+"""What a recomputed model keeps: cells, each of which gives a tensor of the forward back, bit for bit.
+
+A cell keeps its tensor, or codes of it, or nothing: then the operation that made the tensor runs once more, on tensors
+that come out of other cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ste_ops._torch import without_transforms
+
+
+class Packed(Protocol):
+    """What a tensor was packed to."""
+
+    def unpack(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor lies in its memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Layout:
+        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()))
+
+    def view(self, base: Tensor) -> Tensor:
+        """The tensor that lies so in the memory of another one."""
+        if (tuple(base.shape), base.stride(), base.storage_offset()) == (self.size, self.stride, self.offset):
+            return base
+        return base.as_strided(self.size, self.stride, self.offset)
+
+
+class Input:
+    """A tensor that an operation took, within what a cell gives back."""
+
+    __slots__ = ("cell", "layout")
+
+    def __init__(self, cell: Cell, x: Tensor) -> None:
+        self.cell, self.layout = cell, Layout.of(x)
+
+    def get(self) -> Tensor:
+        got = self.cell.get()
+        if self.cell.spoiled and self.cell.held is not None:
+            raise RuntimeError(
+                "ste_ops.nn.recompute_: an activation that the backward computes with was written past autograd "
+                f"(.data) since: shape {self.layout.size}"
+            )
+        return self.layout.view(got)
+
+
+class Held:
+    """A parameter that an operation took, or a few numbers; what changed since is refused."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def get(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "ste_ops.nn.recompute_: a parameter or an activation that the backward computes with once more was "
+                f"changed in place since the forward: shape {tuple(self.tensor.shape)}, version "
+                f"{self.tensor._version}, expected {self.version}. Step the optimizer after the backward"
+            )
+        return self.tensor
+
+
+@dataclass
+class Recipe:
+    """An operation and what it took; `output` is the place of the tensor among what it returns."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: int | None
+    inputs: tuple[Input, ...]
+    name: str
+
+    def run(self) -> Tensor:
+        out = self.function(*[_got(arg) for arg in self.args], **self.kwargs)
+        made: Tensor = out if self.output is None else out[self.output]
+        return made
+
+
+def _got(arg: Any) -> Any:
+    if isinstance(arg, (Input, Held)):
+        return arg.get()
+    return [_got(item) for item in arg] if isinstance(arg, list) else arg
+
+
+class Cell:
+    """A tensor of the forward, which is kept, or packed, or made anew when it is asked for.
+
+    What is made anew stays for as long as others wait for the same, so that each operation runs about once.
+    """
+
+    __slots__ = (
+        "bits",
+        "debt",
+        "dtype",
+        "held",
+        "layout",
+        "nbytes",
+        "of_parameters",
+        "packed",
+        "packer",
+        "recipe",
+        "spoiled",
+        "value",
+        "waiting",
+    )
+
+    def __init__(self, x: Tensor, recipe: Recipe | None = None) -> None:
+        self.layout, self.dtype, self.nbytes = Layout.of(x), x.dtype, x.numel() * x.itemsize
+        self.recipe = recipe
+        # Made of parameters alone, as a quantized weight.
+        self.of_parameters: bool = recipe is not None and all(taken.cell.of_parameters for taken in recipe.inputs)
+        self.held: Held | None = None
+        self.packer: Callable[[Tensor], Packed | None] | None = None
+        self.packed: Packed | None = None
+        self.bits: int | None = None  # of its codes, where it is quantized
+        self.debt: int | None = None  # bytes that come back with it, once it is decided that it is made anew
+        self.value: Tensor | None = None
+        self.waiting = 0  # for so many savers it is still made
+        self.spoiled = False
+
+    @property
+    def decided(self) -> bool:
+        return self.held is not None or self.packed is not None or self.debt is not None
+
+    def brings_back(self, most: int) -> int | None:
+        """The bytes in memory once this is made anew; None where something for it is not kept, or they are too many."""
+        if self.held is not None:
+            return 0
+        if self.packed is not None:
+            return self.nbytes
+        if self.debt is not None:
+            return self.debt
+        if self.recipe is None:
+            return None
+        if self.of_parameters:
+            return 0
+        total = self.nbytes
+        for taken in self.recipe.inputs:
+            more = taken.cell.brings_back(most - total) if total <= most else None
+            if more is None:
+                return None
+            total += more
+        return total if total <= most else None
+
+    def get(self) -> Tensor:
+        if self.held is not None:
+            return self.held.get()
+        if self.value is not None:
+            return self.value
+        if self.packed is not None:
+            made = self.packed.unpack()
+        else:
+            assert self.recipe is not None
+            made = self._laid(self.recipe.run())
+        if self.waiting > 0:
+            self.value = made
+        return made
+
+    def _laid(self, made: Tensor) -> Tensor:
+        """As it lay the first time, where the operation in place and the one that returns a tensor differ in that."""
+        if made.stride() == self.layout.stride and made.storage_offset() == 0:
+            return made
+        out = torch.empty_strided(self.layout.size, self.layout.stride, dtype=self.dtype, device=made.device)
+        return out.copy_(made)
+
+
+class Ticket:
+    """What autograd gets in the place of a tensor that it saves."""
+
+    __slots__ = ("asked", "cell", "layout", "shape_only", "tensor")
+
+    def __init__(self, x: Tensor) -> None:
+        self.tensor: Tensor | None = x  # until it is decided what becomes of it
+        self.layout = Layout.of(x)
+        self.cell: Cell | None = None
+        self.shape_only: tuple[torch.dtype, torch.device] | None = None
+        self.asked = False
+
+    def settle(self, cell: Cell) -> None:
+        self.tensor, self.cell = None, cell
+        cell.waiting += 1
+
+    def settle_shape(self) -> None:
+        """Of an operation whose backward asks for the sizes and strides of its input and reads no number."""
+        assert self.tensor is not None
+        self.shape_only, self.tensor = (self.tensor.dtype, self.tensor.device), None
+
+    def get(self) -> Tensor:
+        if self.tensor is not None:  # a backward within the forward
+            return self.tensor
+        if self.shape_only is not None:
+            dtype, device = self.shape_only
+            return torch.empty_strided(self.layout.size, self.layout.stride, dtype=dtype, device=device)
+        assert self.cell is not None
+        with as_in_forward():
+            got = self.layout.view(self.cell.get())
+        self._leave()
+        return got
+
+    def _leave(self) -> None:
+        """What nobody waits for any more is let go; a second backward makes it anew."""
+        if self.asked or self.cell is None:
+            return
+        self.asked = True
+        self.cell.waiting -= 1
+        if self.cell.waiting == 0:
+            self.cell.value = None
+
+    def __del__(self) -> None:
+        self._leave()
+
+
+@contextmanager
+def as_in_forward() -> Iterator[None]:
+    """Operations run as they did below autograd and autocast."""
+    with torch.inference_mode(False), torch.no_grad(), without_transforms():
+        kind = next((kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)), None)
+        if kind is None:
+            yield
+            return
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield

@@ -1,0 +1,93 @@
+"""The operations that a recomputed model runs once more: the same numbers come out of the same input, fast.
+
+What is not here is kept as autograd keeps it: products, reductions, draws, attention.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ste_ops._torch import schema_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`output` is the place of the tensor among what the operation returns, None where it returns one.
+
+    ``product`` marks a layer's own operation, which runs again for binary inputs alone.
+    """
+
+    function: Callable[..., Any]
+    output: int | None = None
+    arguments: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
+    product: bool = False
+    inplace: bool = False
+
+
+# Elementwise. Those in place run again as the one that returns a tensor.
+_ELEMENTWISE = (
+    "relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu softplus mish threshold _prelu_kernel "
+    "neg abs exp log log1p expm1 sqrt rsqrt reciprocal sin cos erf pow clamp clamp_min clamp_max maximum minimum "
+    "add sub mul div rsub where clone _to_copy"
+)
+_MADE_OF_SOME = (
+    "cat constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+    "replication_pad3d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d"
+)
+_NORMS = "native_layer_norm native_group_norm _fused_rms_norm max_pool2d_with_indices"
+# Their fourth and fifth arguments are running statistics, which move once: in training they are left out.
+_BATCH_NORMS = "native_batch_norm cudnn_batch_norm miopen_batch_norm"
+_PRODUCTS = "convolution addmm mm"
+_OURS = (
+    "sign heaviside heaviside_from_zero ternary xnor_weight magnitude_aware_sign dorefa_weight dorefa_activation lsq "
+    "lsq_masked lsq_plus lsq_plus_masked pact fake_quantize bitnet_activation bitnet_weight clamp round floor ceil "
+    "trunc stochastic_round sr_ste"
+)
+# The backward of these reads sizes and strides of what they saved first, and no number.
+_SHAPE_ONLY = "max_pool2d_with_indices avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d"
+
+
+def _without_running_statistics(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*args[:3], None, None, *args[5:]) if args[5] else args
+
+
+@functools.cache
+def rule_of(function: Any) -> Rule | None:
+    """What to do to have the output of an operation once more; None where it is not done."""
+    namespace, name, overload = str(function).split(".")
+    if namespace == "ste_ops":
+        several = len(schema_of(function).returns) > 1
+        return Rule(function, 0 if several else None) if name in _OURS.split() else None
+    if namespace != "aten":
+        return None
+    mutates = schema_of(function).is_mutable
+    if name in _BATCH_NORMS.split():
+        return Rule(function, 0, _without_running_statistics)
+    if name in _NORMS.split():
+        return Rule(function, 0)
+    if name in _PRODUCTS.split() and overload == "default":
+        return Rule(function, product=True)
+    if not mutates:
+        return Rule(function) if name in _ELEMENTWISE.split() or name in _MADE_OF_SOME.split() else None
+    returns = getattr(getattr(aten, name[:-1], None), overload, None)
+    return Rule(returns, inplace=True) if name.endswith("_") and name[:-1] in _ELEMENTWISE.split() and returns else None
+
+
+@functools.cache
+def written(function: Any) -> tuple[int, ...]:
+    """The places of the arguments that an operation writes to."""
+    arguments = schema_of(function).arguments
+    return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+@functools.cache
+def reads_shape_only(function: Any) -> bool:
+    namespace, name, _ = str(function).split(".")
+    return namespace == "aten" and name in _SHAPE_ONLY.split()

@@ -1,0 +1,229 @@
+"""What a forward does, as far as its backward needs it: of each tensor that autograd saves, what is kept instead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from ste_ops._torch import DispatchMode
+from ste_ops.functional.quantize._codes import Grid, pack
+from ste_ops.nn import _kept
+from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket
+from ste_ops.nn._replay import Rule, reads_shape_only, rule_of, written
+from ste_ops.nn._windows import Windows
+
+# What is smaller is kept as it is; of numbers beside an operation, as a scale, there is a copy.
+LEAST, FEW = 1 << 14, 1 << 12
+# What is made anew may bring back so many times its bytes; of what has codes, so many where its input is not saved.
+MOST, MOST_OF_CODES = 8, 4
+
+_running = threading.local()
+
+
+def current() -> Tape | None:
+    """The tape that this thread records."""
+    return getattr(_running, "tape", None)
+
+
+@contextmanager
+def running(tape: Tape) -> Iterator[None]:
+    _running.tape = tape
+    try:
+        yield
+    finally:
+        _running.tape = None
+
+
+def _is_plain(x: Any) -> bool:
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_conj() and not x.is_neg()
+
+
+def _returns_alike(args: tuple[Any, ...]) -> bool:
+    """Whether an operation in place gives the dtype that the one that returns a tensor would give."""
+    others = [x for x in args[1:] if isinstance(x, Tensor)]
+    return all(x.dtype == args[0].dtype or x.dim() == 0 for x in others)
+
+
+class Tape(DispatchMode):  # type: ignore[misc]
+    """Sees every operation of a forward, and every tensor that is saved for its backward.
+
+    A tensor is known by its memory, which no other has while the tape knows it; what writes to it is seen too. The tape
+    holds no tensor but parameters and a few numbers: what is made anew comes out of what autograd has kept anyway.
+    """
+
+    def __init__(self, refused: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self._refused = refused
+        self._known: dict[int, tuple[StorageWeakRef, Cell]] = {}
+        self._saved: list[Ticket] = []  # since the last operation
+        self._padded: tuple[Grid, Tensor, torch.Size] | None = None
+        self.decided: Callable[[Cell, Tensor], None] = lambda cell, x: None
+
+    # What autograd saves.
+
+    def pack(self, x: Tensor) -> Ticket | Held:
+        if isinstance(x, nn.Parameter) or not _is_plain(x) or x.numel() * x.itemsize < LEAST:
+            return Held(x)
+        self._saved.append(Ticket(x))
+        return self._saved[-1]
+
+    def settle(self, func: Any = None, args: tuple[Any, ...] = ()) -> None:
+        """Decides of what was saved since the last operation. The one before which something is saved is its saver."""
+        if not self._saved:
+            return
+        saved, self._saved = self._saved, []
+        if func is not None and reads_shape_only(func) and len(saved) == 1 and saved[0].tensor is args[0]:
+            saved[0].settle_shape()
+            return
+        for ticket in saved:
+            x = ticket.tensor
+            if x is not None:
+                cell = self._cell(x)
+                self._decide(cell, x)
+                ticket.settle(cell)
+
+    def _decide(self, cell: Cell, x: Tensor) -> None:
+        if cell.decided:
+            return
+        # A quantizer saves its own input for its gradient, or nothing of that size.
+        inputs = cell.recipe.inputs if cell.recipe is not None else ()
+        patient = cell.packer is None or any(taken.cell.decided for taken in inputs[:1])
+        if inputs or cell.of_parameters:
+            cell.debt = cell.brings_back((MOST if patient else MOST_OF_CODES) * cell.nbytes)
+        if cell.debt is None:
+            packer = cell.packer or self._packer_of_padded(x)
+            cell.packed = None if packer is None else packer(x)
+            if cell.packed is None:
+                cell.held = Held(x)
+        self.decided(cell, x)
+
+    # Which tensor is which.
+
+    def _cell(self, x: Tensor) -> Cell:
+        known = self._known.get(x.untyped_storage()._cdata)
+        return self._know(x, Cell(x)) if known is None else known[1]
+
+    def _know(self, x: Tensor, cell: Cell) -> Cell:
+        storage = x.untyped_storage()
+        self._known[storage._cdata] = StorageWeakRef(storage), cell
+        return cell
+
+    def forget_all(self) -> None:
+        """From here on everything of before is made by nobody: its parameters may go away."""
+        self.settle()
+        self._known.clear()
+
+    # What operations do.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.settle(func, args)
+        kwargs = kwargs or {}
+        rule = rule_of(func)
+        recipe = None if rule is None or str(func) in self._refused else self._recipe(rule, func, args, kwargs)
+        if recipe is None or rule is None:
+            self._forget(func, args)
+            return func(*args, **kwargs)
+        if rule.inplace:
+            self._forget(func, args)
+        made = func(*args, **kwargs)
+        self._learn(recipe, made)
+        if str(func).startswith("aten.max_pool2d"):
+            self._learn_places(args, made[1])
+        return made
+
+    def _recipe(self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | None:
+        """What the operation takes, as cells; None where something of it is no plain tensor."""
+        if any(isinstance(value, Tensor) for value in kwargs.values()):
+            return None
+        if rule.inplace and not _returns_alike(args):
+            return None
+        inputs: list[Input] = []
+        given = rule.arguments(args) if rule.arguments is not None else args
+        taken = [self._taken(value, inputs) for value in given]
+        if any(value is NotImplemented for value in taken):
+            return None
+        if rule.product and not any(taken.cell.bits == 1 for taken in inputs):
+            return None
+        return Recipe(rule.function, tuple(taken), kwargs, rule.output, tuple(inputs), str(func))
+
+    def _taken(self, value: Any, inputs: list[Input]) -> Any:
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+            items = [self._taken(item, inputs) for item in value]
+            return NotImplemented if any(item is NotImplemented for item in items) else items
+        if not isinstance(value, Tensor):
+            return value
+        if not _is_plain(value) or value.is_inference():
+            return NotImplemented
+        if isinstance(value, nn.Parameter):
+            return Held(value)
+        storage = value.untyped_storage()
+        if storage._cdata not in self._known and storage.nbytes() <= FEW:
+            return Held(value.clone())
+        inputs.append(Input(self._cell(value), value))
+        return inputs[-1]
+
+    def _learn(self, recipe: Recipe, made: Any) -> None:
+        out = made if recipe.output is None else made[recipe.output]
+        whole = _is_plain(out) and out.storage_offset() == 0 and not out.is_inference()
+        if whole and out.untyped_storage().nbytes() == out.numel() * out.itemsize:
+            self._know(out, Cell(out, recipe))
+        if recipe.output is not None and all(
+            taken.cell.of_parameters for taken in recipe.inputs
+        ):  # beside a quantized weight its mask
+            for place, other in enumerate(made[1:], 1):
+                self._know(other, Cell(other, replace(recipe, output=place)))
+
+    def _learn_places(self, args: tuple[Any, ...], indices: Tensor) -> None:
+        cell = Cell(indices)
+        cell.packer = Windows(*args).pack
+        self._know(indices, cell)
+
+    def _forget(self, func: Any, args: tuple[Any, ...]) -> None:
+        """What is written has other numbers; what was kept of it is refused, also where its version does not tell."""
+        for place in written(func):
+            for x in args[place : place + 1]:
+                for item in x if isinstance(x, (list, tuple)) else [x]:
+                    if _is_plain(item):
+                        known = self._known.pop(item.untyped_storage()._cdata, None)
+                        if known is not None:
+                            known[1].spoiled = True
+
+    # What layers tell.
+
+    def layer(self, layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool) -> Tensor:
+        """`compute` of the quantized input and weight of a layer, as `_kept.apply`."""
+        q, w = layer._quantized_input(x), layer.quantized_weight()
+        self.settle()
+        if w.requires_grad:  # else nobody saves the input
+            grid = _kept.grid_of(layer.input_quantizer, x, q)
+            if grid is not None:
+                self._quantized(q, grid)
+                self._padded = (grid, q, w.shape) if padded else None
+        if w is not layer.weight and layer._uses(x) < _kept.LEAST_USES:
+            self._cell(w).held = Held(w)  # to quantize it again would take too long
+        try:
+            return compute(q, w)
+        finally:
+            self.settle()
+            self._padded = None
+
+    def _quantized(self, q: Tensor, grid: Grid) -> None:
+        cell = self._cell(q)
+        cell.bits, cell.packer = grid.bits, lambda x: pack(x, grid)
+        self._decide(cell, q)
+
+    def _packer_of_padded(self, x: Tensor) -> Callable[[Tensor], Any] | None:
+        """Of what a layer pads its quantized input to, with numbers of its own."""
+        if self._padded is None:
+            return None
+        grid, q, weight = self._padded
+        alike = x.dim() == q.dim() and x.dtype == q.dtype and x.shape[:2] == q.shape[:2] and x.shape != weight
+        of_channels = grid.axis is not None and grid.axis % max(q.dim(), 1) == 1
+        return (lambda x: pack(x, grid)) if alike and (grid.scale is None or of_channels) else None

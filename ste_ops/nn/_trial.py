@@ -1,0 +1,135 @@
+"""A forward in which everything that would be made anew is compared with what it was, and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ste_ops._torch import tree_leaves
+from ste_ops.nn._cells import Cell, Layout, as_in_forward
+from ste_ops.nn._recording import recording, recording_of
+from ste_ops.nn._tape import MOST, Tape
+from ste_ops.nn.quantizer import Quantizer
+
+_Row = tuple[str, str, tuple[int, ...], int, int, "str | None"]
+
+
+class _Watched(Tape):
+    """A tape that holds what it decides of, and knows which operation and which module it is of."""
+
+    def __init__(self, model: nn.Module, inputs: list[Tensor], refused: frozenset[str]) -> None:
+        super().__init__(refused)
+        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        self.made_by: dict[int, tuple[Tensor, str]] = {x.untyped_storage().data_ptr(): (x, "") for x in inputs}
+        self.inside: list[str] = [""]
+        self.seen: list[tuple[str, Cell, Tensor, str]] = []
+        self.decided = self._see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        for out in tree_leaves(made):
+            # The tensor is held, so no other has its memory.
+            if isinstance(out, Tensor) and type(out) is Tensor and not out._is_view():
+                self.made_by[out.untyped_storage().data_ptr()] = out, str(func)
+        return made
+
+    def _see(self, cell: Cell, x: Tensor) -> None:
+        if x.untyped_storage().data_ptr() not in self.parameters:
+            maker = self.made_by.get(x.untyped_storage().data_ptr())
+            self.seen.append(
+                (self.inside[-1], cell, x.detach(), "a buffer or a constant" if maker is None else maker[1])
+            )
+
+
+class Trial:
+    """Runs a copy of a model until everything that is made anew has its bits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        attached = recording_of(model)
+        if attached is not None:
+            attached.detach(model)
+        self._model = model
+        self.refused: frozenset[str] = frozenset()
+        self._seen: list[tuple[str, Cell, Tensor, str]] = []
+
+    def run(self, inputs: tuple[Any, ...]) -> None:
+        different: str | None = ""
+        while different is not None:
+            self._run(inputs)
+            different = self._first_different()
+            self.refused |= {different} if different is not None else set()
+
+    def _run(self, inputs: tuple[Any, ...]) -> None:
+        tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+        devices = {x.device for x in (*self._model.parameters(), *tensors) if x.is_cuda}
+        tape = _Watched(self._model, tensors, self.refused)
+        handles = []
+        for name, module in self._model.named_modules():
+            if isinstance(module, Quantizer):
+                continue  # one with hooks is not ours any more
+            handles.append(module.register_forward_pre_hook(_enter(tape, name)))
+            handles.append(module.register_forward_hook(_leave(tape), always_call=True))
+        try:
+            with torch.random.fork_rng(list(devices)), recording(self._model, tape):
+                self._output = self._model(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._seen = tape.seen
+
+    def _first_different(self) -> str | None:
+        """The operation that gave other bits; what follows it does so for that alone."""
+        for _, cell, x, _ in self._seen:
+            if cell.debt is not None and cell.recipe is not None and not _comes_back(cell, x):
+                return cell.recipe.name
+        return None
+
+    def rows(self) -> Iterator[_Row]:
+        for module, cell, x, made_by in self._seen:
+            of = made_by.removesuffix(".default") or "an input"
+            codes = 0 if cell.packed is None or cell.bits is None else x.numel() * cell.bits // 8
+            if cell.packed is not None and cell.bits is None:
+                codes = x.numel() // 2
+            reason = self._reason(cell, made_by)
+            yield (
+                module,
+                of,
+                tuple(x.shape),
+                x.numel() * x.itemsize,
+                x.numel() * x.itemsize if reason else codes,
+                reason,
+            )
+
+    def _reason(self, cell: Cell, made_by: str) -> str | None:
+        if made_by in self.refused:
+            return "does not give the same bits again"
+        if cell.held is None:
+            return None
+        if not made_by:
+            return "is an input"
+        if cell.recipe is None:
+            return "runs once"
+        if any(taken.cell.brings_back(1 << 62) is None for taken in cell.recipe.inputs):
+            return "what it is made of is not kept"
+        return f"would bring back more than {MOST} times its bytes"
+
+
+def _comes_back(cell: Cell, x: Tensor) -> bool:
+    """Whether it has the same bits; not where the model writes past autograd to what it is made of."""
+    try:
+        with as_in_forward():
+            again = Layout.of(x).view(cell.get()).contiguous().flatten()
+            return torch.equal(again.view(torch.uint8), x.contiguous().flatten().view(torch.uint8))
+    except RuntimeError:
+        return False
+
+
+def _enter(tape: _Watched, name: str) -> Any:
+    return lambda module, args: tape.inside.append(name)
+
+
+def _leave(tape: _Watched) -> Any:
+    return lambda module, args, output: None if len(tape.inside) == 1 else (tape.inside.pop(), None)[1]
