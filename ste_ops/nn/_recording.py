@@ -81,6 +81,7 @@ def _unpack(kept: Ticket | Held) -> Tensor:
 
 
 def _sharded_units(model: nn.Module) -> list[nn.Module]:
-    """What `fully_shard` was applied to: the parameters of one are there while it runs, forward or backward."""
+    """What within the model `fully_shard` was applied to: the parameters of one are there while it runs."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    modules = [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    return [module for module in modules if module is not model]

@@ -89,8 +89,8 @@ def recompute_(model: _Model, *example_inputs: Any) -> _Model:
 
     The hooks are on `model`: its own call records, and not a call of one of its parts. Where something else sees or
     decides what is saved, nothing is made anew: under ``torch.compile``, in exported and traced programs, under
-    transforms of ``torch.func``, within ``torch.utils.checkpoint`` and ``save_on_cpu``. DDP and `fully_shard` may come
-    before or after; of a sharded unit nothing is made anew outside of it. A second call replaces the first.
+    transforms of ``torch.func``, within ``torch.utils.checkpoint`` and ``save_on_cpu``. DDP and `fully_shard` come
+    after; of a sharded unit nothing is made anew outside of it. A second call replaces the first.
 
     Args:
         model: any module.

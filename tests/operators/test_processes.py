@@ -76,6 +76,7 @@ def surrogates() -> list[surrogate.Surrogate]:
 def objects() -> list[Any]:
     tensors = [torch.rand(3) for _ in range(2)]
     summary = ste_ops.nn.summary(nn.Sequential(nn.Linear(3, 2)))
+    net = ste_ops.nn.recompute_(nn.Sequential(nn.Linear(64, 80), nn.BatchNorm1d(80)), torch.randn(64, 64))
     return [
         ste_ops.SumTree(torch.rand(1000)),
         ste_ops.SumTree(torch.rand(7).bfloat16()),
@@ -84,6 +85,8 @@ def objects() -> list[Any]:
         ste_ops.ClipResult(tensors[0].sum(), tensors[1], 1.0, (0, 1, 2)),
         summary,
         *summary.rows,
+        ste_ops.nn.recomputed(net),
+        *ste_ops.nn.recomputed(net),
         *samplers(),
         *modules(),
         *surrogates(),
