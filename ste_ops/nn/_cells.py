@@ -7,14 +7,14 @@ that come out of other cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ste_ops._torch import without_transforms
+from ste_ops._torch import differentiated_around, without_transforms
 
 
 class Packed(Protocol):
@@ -23,23 +23,17 @@ class Packed(Protocol):
     def unpack(self) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a tensor lies in its memory."""
+# How a tensor lies in its memory: sizes, strides and offset.
+Layout = tuple[torch.Size, tuple[int, ...], int]
 
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
 
-    @classmethod
-    def of(cls, x: Tensor) -> Layout:
-        return cls(tuple(x.shape), x.stride(), int(x.storage_offset()))
+def layout_of(x: Tensor) -> Layout:
+    return x.shape, x.stride(), x.storage_offset()  # type: ignore[return-value]
 
-    def view(self, base: Tensor) -> Tensor:
-        """The tensor that lies so in the memory of another one."""
-        if (tuple(base.shape), base.stride(), base.storage_offset()) == (self.size, self.stride, self.offset):
-            return base
-        return base.as_strided(self.size, self.stride, self.offset)
+
+def view(base: Tensor, layout: Layout) -> Tensor:
+    """The tensor that lies so in the memory of another one."""
+    return base if layout_of(base) == layout else base.as_strided(*layout)
 
 
 class Input:
@@ -48,16 +42,16 @@ class Input:
     __slots__ = ("cell", "layout")
 
     def __init__(self, cell: Cell, x: Tensor) -> None:
-        self.cell, self.layout = cell, Layout.of(x)
+        self.cell, self.layout = cell, layout_of(x)
 
     def get(self) -> Tensor:
         got = self.cell.get()
         if self.cell.spoiled and self.cell.held is not None:
             raise RuntimeError(
                 "ste_ops.nn.recompute_: an activation that the backward computes with was written past autograd "
-                f"(.data) since: shape {self.layout.size}"
+                f"(.data) since: shape {tuple(self.layout[0])}"
             )
-        return self.layout.view(got)
+        return view(got, self.layout)
 
 
 class Held:
@@ -87,7 +81,7 @@ class Recipe:
     kwargs: dict[str, Any]
     output: int | None
     inputs: tuple[Input, ...]
-    name: str
+    operation: Any
 
     def run(self) -> Tensor:
         out = self.function(*[_got(arg) for arg in self.args], **self.kwargs)
@@ -124,7 +118,7 @@ class Cell:
     )
 
     def __init__(self, x: Tensor, recipe: Recipe | None = None) -> None:
-        self.layout, self.dtype, self.nbytes = Layout.of(x), x.dtype, x.numel() * x.itemsize
+        self.layout, self.dtype, self.nbytes = layout_of(x), x.dtype, x.numel() * x.itemsize
         self.recipe = recipe
         # Made of parameters alone, as a quantized weight.
         self.of_parameters: bool = recipe is not None and all(taken.cell.of_parameters for taken in recipe.inputs)
@@ -177,9 +171,9 @@ class Cell:
 
     def _laid(self, made: Tensor) -> Tensor:
         """As it lay the first time, where the operation in place and the one that returns a tensor differ in that."""
-        if made.stride() == self.layout.stride and made.storage_offset() == 0:
+        if made.stride() == self.layout[1] and made.storage_offset() == 0:
             return made
-        out = torch.empty_strided(self.layout.size, self.layout.stride, dtype=self.dtype, device=made.device)
+        out = torch.empty_strided(*self.layout[:2], dtype=self.dtype, device=made.device)
         return out.copy_(made)
 
 
@@ -190,7 +184,7 @@ class Ticket:
 
     def __init__(self, x: Tensor) -> None:
         self.tensor: Tensor | None = x  # until it is decided what becomes of it
-        self.layout = Layout.of(x)
+        self.layout = layout_of(x)
         self.cell: Cell | None = None
         self.shape_only: tuple[torch.dtype, torch.device] | None = None
         self.asked = False
@@ -209,10 +203,13 @@ class Ticket:
             return self.tensor
         if self.shape_only is not None:
             dtype, device = self.shape_only
-            return torch.empty_strided(self.layout.size, self.layout.stride, dtype=dtype, device=device)
+            return torch.empty_strided(*self.layout[:2], dtype=dtype, device=device)
         assert self.cell is not None
-        with as_in_forward():
-            got = self.layout.view(self.cell.get())
+        if is_as_in_forward():
+            got = view(self.cell.get(), self.layout)
+        else:
+            with as_in_forward():
+                got = view(self.cell.get(), self.layout)
         self._leave()
         return got
 
@@ -229,13 +226,17 @@ class Ticket:
         self._leave()
 
 
+def is_as_in_forward() -> bool:
+    """Whether operations run as they did in the forward, below autograd and autocast: in most backwards they do."""
+    free = not (torch.is_grad_enabled() or torch.is_inference_mode_enabled() or differentiated_around())
+    return free and not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"))
+
+
 @contextmanager
 def as_in_forward() -> Iterator[None]:
-    """Operations run as they did below autograd and autocast."""
-    with torch.inference_mode(False), torch.no_grad(), without_transforms():
-        kind = next((kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)), None)
-        if kind is None:
-            yield
-            return
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+    """So they do in others."""
+    off = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind))
+    with torch.inference_mode(False), torch.no_grad(), without_transforms(), ExitStack() as stack:
+        for each in off:
+            stack.enter_context(each)
+        yield

@@ -21,7 +21,8 @@ aten = torch.ops.aten
 class Rule:
     """`output` is the place of the tensor among what the operation returns, None where it returns one.
 
-    ``product`` marks a layer's own operation, which runs again for binary inputs alone.
+    ``product`` marks a layer's own operation, which runs again for binary inputs alone, and ``windows`` a max-pool,
+    whose second tensor holds indices.
     """
 
     function: Callable[..., Any]
@@ -29,6 +30,7 @@ class Rule:
     arguments: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
     product: bool = False
     inplace: bool = False
+    windows: bool = False
 
 
 # Elementwise. Those in place run again as the one that returns a tensor.
@@ -71,7 +73,7 @@ def rule_of(function: Any) -> Rule | None:
     if name in _BATCH_NORMS.split():
         return Rule(function, 0, _without_running_statistics)
     if name in _NORMS.split():
-        return Rule(function, 0)
+        return Rule(function, 0, windows=name.startswith("max_pool"))
     if name in _PRODUCTS.split() and overload == "default":
         return Rule(function, product=True)
     if not mutates:

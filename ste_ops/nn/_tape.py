@@ -24,6 +24,7 @@ LEAST, FEW = 1 << 14, 1 << 12
 # What is made anew may bring back so many times its bytes; of what has codes, so many where its input is not saved.
 MOST, MOST_OF_CODES = 8, 4
 
+_PLAIN = (Tensor, nn.Parameter)
 _running = threading.local()
 
 
@@ -42,7 +43,11 @@ def running(tape: Tape) -> Iterator[None]:
 
 
 def _is_plain(x: Any) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_conj() and not x.is_neg()
+    return type(x) in _PLAIN and x.layout is torch.strided and not x.is_neg() and not x.is_conj()
+
+
+def _is_small(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.numel() * x.itemsize < LEAST
 
 
 def _returns_alike(args: tuple[Any, ...]) -> bool:
@@ -69,7 +74,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
     # What autograd saves.
 
     def pack(self, x: Tensor) -> Ticket | Held:
-        if isinstance(x, nn.Parameter) or not _is_plain(x) or x.numel() * x.itemsize < LEAST:
+        if type(x) is nn.Parameter or not _is_plain(x) or _is_small(x):
             return Held(x)
         self._saved.append(Ticket(x))
         return self._saved[-1]
@@ -126,7 +131,9 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self.settle(func, args)
         kwargs = kwargs or {}
         rule = rule_of(func)
-        recipe = None if rule is None or str(func) in self._refused else self._recipe(rule, func, args, kwargs)
+        recipe = None
+        if rule is not None and not _is_small(args[0]) and not (self._refused and str(func) in self._refused):
+            recipe = self._recipe(rule, func, args, kwargs)
         if recipe is None or rule is None:
             self._forget(func, args)
             return func(*args, **kwargs)
@@ -134,13 +141,13 @@ class Tape(DispatchMode):  # type: ignore[misc]
             self._forget(func, args)
         made = func(*args, **kwargs)
         self._learn(recipe, made)
-        if str(func).startswith("aten.max_pool2d"):
+        if rule.windows:
             self._learn_places(args, made[1])
         return made
 
     def _recipe(self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | None:
         """What the operation takes, as cells; None where something of it is no plain tensor."""
-        if any(isinstance(value, Tensor) for value in kwargs.values()):
+        if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
             return None
         if rule.inplace and not _returns_alike(args):
             return None
@@ -151,7 +158,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
             return None
         if rule.product and not any(taken.cell.bits == 1 for taken in inputs):
             return None
-        return Recipe(rule.function, tuple(taken), kwargs, rule.output, tuple(inputs), str(func))
+        return Recipe(rule.function, tuple(taken), kwargs, rule.output, tuple(inputs), func)
 
     def _taken(self, value: Any, inputs: list[Input]) -> Any:
         if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):

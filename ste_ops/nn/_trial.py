@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops._torch import tree_leaves
-from ste_ops.nn._cells import Cell, Layout, as_in_forward
+from ste_ops.nn._cells import Cell, as_in_forward, layout_of, view
 from ste_ops.nn._recording import recording, recording_of
 from ste_ops.nn._tape import MOST, Tape
 from ste_ops.nn.quantizer import Quantizer
@@ -84,7 +84,7 @@ class Trial:
         """The operation that gave other bits; what follows it does so for that alone."""
         for _, cell, x, _ in self._seen:
             if cell.debt is not None and cell.recipe is not None and not _comes_back(cell, x):
-                return cell.recipe.name
+                return str(cell.recipe.operation)
         return None
 
     def rows(self) -> Iterator[_Row]:
@@ -121,7 +121,7 @@ def _comes_back(cell: Cell, x: Tensor) -> bool:
     """Whether it has the same bits; not where the model writes past autograd to what it is made of."""
     try:
         with as_in_forward():
-            again = Layout.of(x).view(cell.get()).contiguous().flatten()
+            again = view(cell.get(), layout_of(x)).contiguous().flatten()
             return torch.equal(again.view(torch.uint8), x.contiguous().flatten().view(torch.uint8))
     except RuntimeError:
         return False
