@@ -10,8 +10,9 @@ from torch.fx import Proxy
 
 from ste_ops._checks import checked_integer, checked_width, is_integer, is_number
 from ste_ops.functional.quantize._groups import in_groups, rows_of_groups
+from ste_ops.functional.quantize.uniform import LEAST_STEP
 from ste_ops.nn._host import HostSide
-from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, checked_group_size, fill, shapes_of_now
+from ste_ops.nn.quantizer import as_numbers, checked_group_size, fill, shapes_of_now
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ste_ops import functional
 from ste_ops._checks import checked_finite, is_number
 from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.offset import learned_offset
+from ste_ops.functional.quantize.uniform import in_use
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
-from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, fill, save_in_use
+from ste_ops.nn.quantizer import as_numbers, fill, held_by, save_in_use
 
 
 class LSQPlus(UniformQuantizer):
@@ -137,23 +137,17 @@ class LSQPlus(UniformQuantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
-        scale, offset = (held.detach() if self._frozen else held for held in (self.scale, self.offset))
-        return learned_offset(
-            x,
-            functional.clamp(scale, LEAST_STEP, math.inf),
-            offset,
-            self.quant_min,
-            self.quant_max,
-            self.axis,
-            self.grad_scale,
-            of_sample=not self._of_weight,
-        )
+        scale, offset = held_by(self, "scale"), held_by(self, "offset")
+        if self._frozen:
+            scale, offset = scale.detach(), offset.detach()
+        low, high, of_sample = self.quant_min, self.quant_max, not self._of_weight
+        return learned_offset(x, scale, offset, low, high, self.axis, self.grad_scale, of_sample)
 
     def _grid(self, x: Tensor) -> Grid | None:
         values = levels_of(x, self.quant_min, self.quant_max)
         if values is None or self.scale.numel() != 1:
             return None
-        return Grid(values * self.scale.detach().clamp(min=LEAST_STEP).to(values) + self.offset.detach().to(values))
+        return Grid(values * in_use(self.scale.detach()).to(values) + self.offset.detach().to(values))
 
 
 def _reach(sum: Tensor, squares: Tensor, count: Tensor) -> Tensor:

@@ -13,12 +13,10 @@ from ste_ops._dtensor import is_dtensor
 from ste_ops._fx import one_node
 from ste_ops._torch import dispatch_modes, has_forward_hooks
 from ste_ops.functional.quantize._codes import Grid
+from ste_ops.functional.quantize.uniform import LEAST_STEP
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# What a learned step or bound is taken as where the optimizer pushed it lower; `eps` of torch's observers.
-LEAST_STEP = 2.0**-23
 
 
 class Quantizer(nn.Module):
@@ -73,6 +71,15 @@ class Quantizer(nn.Module):
         """From now on x is quantized."""
         self._enabled = True
         return self
+
+
+def held_by(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of the module, faster than as its attribute, which it is where something computes it."""
+    for tensors in (module._parameters, module._buffers):
+        held: Tensor | None = tensors.get(name)  # type: ignore[attr-defined]
+        if held is not None:
+            return held
+    return getattr(module, name)  # type: ignore[no-any-return]
 
 
 def function_of(quantizer: Any) -> Any:

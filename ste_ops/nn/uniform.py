@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_width
 from ste_ops.functional.quantize._codes import Grid, levels_of
-from ste_ops.functional.quantize.uniform import learned_step
+from ste_ops.functional.quantize.uniform import in_use, learned_bound, learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
-from ste_ops.nn.quantizer import LEAST_STEP, Quantizer, save_in_use, shapes_of_now
+from ste_ops.nn.quantizer import Quantizer, held_by, save_in_use, shapes_of_now
 
 
 class LSQ(UniformQuantizer):
@@ -111,16 +111,17 @@ class LSQ(UniformQuantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         if not self._settled and not self._host_knows(keeps_whole(x)):
             self._initialize(x)
-        step = functional.clamp(self.scale.detach() if self._frozen else self.scale, LEAST_STEP, math.inf)
-        return learned_step(
-            x, step, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample=not self._of_weight
-        )
+        scale = held_by(self, "scale")
+        if self._frozen:
+            scale = scale.detach()
+        of_sample = not self._of_weight
+        return learned_step(x, scale, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample)
 
     def _grid(self, x: Tensor) -> Grid | None:
         values = levels_of(x, self.quant_min, self.quant_max)
         if values is None or self.group_size is not None:
             return None
-        step = self.scale.detach().clamp(min=LEAST_STEP).to(values.dtype)
+        step = in_use(self.scale.detach()).to(values.dtype)
         return Grid(values * step) if step.numel() == 1 else Grid(values, step, self.axis)
 
 
@@ -172,13 +173,11 @@ class PACT(Quantizer):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _quantize(self, x: Tensor) -> Tensor:
-        alpha = functional.clamp(self.alpha, LEAST_STEP, math.inf)
-        return functional.pact(x, alpha, self.bits)
+        return learned_bound(x, held_by(self, "alpha"), self.bits)
 
     def _grid(self, x: Tensor) -> Grid | None:
         values = levels_of(x, 0, 2**self.bits - 1)
-        alpha = self.alpha.detach().clamp(min=LEAST_STEP)
-        return None if values is None else Grid(values * (alpha.to(values) / values[-1]))
+        return None if values is None else Grid(values * (in_use(self.alpha.detach()).to(values) / values[-1]))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

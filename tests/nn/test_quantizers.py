@@ -86,6 +86,39 @@ def test_a_module_is_its_operator(device, name):
     torch.testing.assert_close(received, through(lambda x: operator(reference, x), x, grad))
 
 
+def nodes(out):
+    """What autograd recorded between `out` and its leaves."""
+    found, waiting = set(), [out.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found and type(node).__name__ != "AccumulateGrad":
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return len(found)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_module_records_one_node_as_its_operator_does(name):
+    make, operator = QUANTIZERS[name]
+    x = torch.randn(4, 8, requires_grad=True)
+    found = {"LSQ": [LSQ(3), LSQ(3).freeze()], "LSQPlus": [LSQPlus(3)], "FakeQuantize": [FakeQuantize()]}
+    for module in (make(), *found.get(name, [])):
+        module(x)  # which may set its scale
+        assert nodes(module(x)) == nodes(operator(ste_ops, x)) == 1
+
+
+def test_a_zero_point_between_integers_is_rounded(device):
+    """As of an average of models; a number on the host and a tensor give the same bits."""
+    x = torch.linspace(-3, 9, 97, device=device)
+    for zero_point in (2.5, 3.5, -0.25, 7.0):
+        module = FakeQuantize(4, signed=False, scale=0.3).to(device)
+        module.zero_point.fill_(zero_point)
+        expected = ste_ops.fake_quantize(x, module.scale, module.zero_point.round().int(), 0, 15)
+        assert torch.equal(module(x), expected)
+        of_many = torch.vmap(lambda row, m=module: torch.func.functional_call(m, {}, (row,)))
+        assert torch.equal(of_many(x.expand(2, -1))[1], expected)
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_module_keeps_dtype_and_survives_copies(name):
     module = QUANTIZERS[name][0]()

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import ste_ops
 from ste_ops import reference
-from ste_ops.nn.quantizer import LEAST_STEP
+from ste_ops.functional.quantize.uniform import LEAST_STEP
 
 CASES = int(os.environ.get("STE_OPS_FUZZ", "40"))
 SHAPES = {"linear": (6, 8), "conv1d": (4, 8, 9), "conv2d": (3, 8, 5, 4), "bare": (4, 8)}

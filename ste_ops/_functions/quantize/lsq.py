@@ -188,7 +188,7 @@ class Learned(NativeFunction):
         ctx.rest = inputs[1 + cls.of_gradient.parameters :]
 
     @classmethod
-    def backward(cls, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(cls, ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         function = cls.of_gradient
         if grad is None:
             return (None,) * (function.parameters + 6)

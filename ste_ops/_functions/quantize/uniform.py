@@ -98,17 +98,21 @@ class PACT(NativeFunction):
     sharding = Sharding(parameters=1)
 
     @staticmethod
-    def forward(x: Tensor, alpha: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, alpha: Tensor, bits: int) -> tuple[Tensor, ...]:
         return ops.pact(x, alpha, bits)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         out, inside, above = output
         ctx.mark_non_differentiable(inside, above)
+        PACT.keep(ctx, out, (inside, above, inputs[1]))
+
+    @staticmethod
+    def keep(ctx: Any, out: Tensor, saved: tuple[Tensor, ...]) -> None:
+        """Saves the masks, and alpha for its shape and dtype alone."""
         ctx.set_materialize_grads(False)
-        # alpha for its shape and dtype alone.
-        ctx.save_for_backward(inside, above, inputs[1])
-        ctx.save_for_forward(inside, above, inputs[1])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
         ctx.order, ctx.shape, ctx.dtype = memory_order(out), out.shape, out.dtype
 
     @staticmethod

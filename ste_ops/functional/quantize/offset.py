@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.fx import Proxy
 
 from ste_ops._checks import check_tensor
 from ste_ops._functions.base import needs_function, recording
 from ste_ops._functions.quantize.lsq import LSQPlus, MaskedLSQPlus
+from ste_ops._functions.quantize.positive import PositiveLSQPlus, PositiveMaskedLSQPlus
 from ste_ops._fx import call_node
-from ste_ops.functional.quantize.uniform import checked_learned
+from ste_ops.functional.quantize.uniform import axis_of_learned, checked_grad_scale
 
 
 def lsq_plus(
@@ -72,9 +72,14 @@ def lsq_plus(
         >>> x.grad, scale.grad, offset.grad  # 0 + (1 - 0.6) + 3; 1 + 0 + 1
         (tensor([0., 1., 0.]), tensor(3.4000), tensor(2.))
     """
-    if isinstance(x, Proxy) or isinstance(scale, Proxy) or isinstance(offset, Proxy):
+    if any(check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))):
         return call_node(lsq_plus, locals())
-    return learned_offset(x, scale, offset, quant_min, quant_max, axis, grad_scale, of_sample=False)
+    grad_scale = checked_grad_scale("lsq_plus", quant_min, quant_max, grad_scale)
+    axis = axis_of_learned("lsq_plus", x, {"scale": scale, "offset": offset}, axis)
+    if not (needs_function(scale) or needs_function(offset) or recording()):
+        return MaskedLSQPlus.apply(x, scale.detach(), offset.detach(), quant_min, quant_max, axis)[0]
+    scale, offset = _alike(scale, offset, x, axis)
+    return LSQPlus.apply(x, scale, offset, quant_min, quant_max, axis, grad_scale, False)
 
 
 def learned_offset(
@@ -87,17 +92,21 @@ def learned_offset(
     grad_scale: float | None,
     of_sample: bool,
 ) -> Tensor:
-    """`lsq_plus`, whose default grad_scale counts the elements of one sample if `of_sample`, as `learned_step` does."""
+    """`lsq_plus` of a module, as `learned_step` is `lsq`."""
     if any(check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))):
         return call_node(learned_offset, locals())
-    parameters = {"scale": scale, "offset": offset}
-    axis, grad_scale = checked_learned("lsq_plus", x, parameters, quant_min, quant_max, axis, grad_scale)
+    axis = axis_of_learned("lsq_plus", x, {"scale": scale, "offset": offset}, axis)
     if not (needs_function(scale) or needs_function(offset) or recording()):
-        return MaskedLSQPlus.apply(x, scale.detach(), offset.detach(), quant_min, quant_max, axis)[0]
-    if axis >= 0:
-        # One of them beside channels of the other is one for each: their gradients are of one pass.
-        scale, offset = _of_channels(scale, x.shape[axis]), _of_channels(offset, x.shape[axis])
-    return LSQPlus.apply(x, scale, offset, quant_min, quant_max, axis, grad_scale, of_sample)
+        return PositiveMaskedLSQPlus.apply(x, scale.detach(), offset.detach(), quant_min, quant_max, axis)[0]
+    scale, offset = _alike(scale, offset, x, axis)
+    return PositiveLSQPlus.apply(x, scale, offset, quant_min, quant_max, axis, grad_scale, of_sample)[0]
+
+
+def _alike(scale: Tensor, offset: Tensor, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """One of them beside channels of the other is one for each: their gradients are of one pass."""
+    if axis < 0:
+        return scale, offset
+    return _of_channels(scale, x.shape[axis]), _of_channels(offset, x.shape[axis])
 
 
 def _of_channels(parameter: Tensor, channels: int) -> Tensor:

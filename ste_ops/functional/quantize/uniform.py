@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 
 from ste_ops._checks import (
     check_axis,
@@ -18,6 +17,9 @@ from ste_ops._checks import (
 from ste_ops._functions.base import needs_function, recording
 from ste_ops._functions.quantize import uniform as _functions
 from ste_ops._functions.quantize.lsq import LSQ, MaskedLSQ
+from ste_ops._functions.quantize.positive import LEAST_STEP as LEAST_STEP
+from ste_ops._functions.quantize.positive import PositiveLSQ, PositiveMaskedLSQ, PositivePACT
+from ste_ops._functions.quantize.positive import in_use as in_use
 from ste_ops._fx import call_node
 
 
@@ -150,9 +152,13 @@ def lsq(
         >>> x.grad, scale.grad  # -4 + (1 - 0.6) + 3
         (tensor([0., 1., 0.]), tensor(-0.6000))
     """
-    if isinstance(x, Proxy) or isinstance(scale, Proxy):
+    if check_tensor("lsq", "x", x) or check_tensor("lsq", "scale", scale):
         return call_node(lsq, locals())
-    return learned_step(x, scale, quant_min, quant_max, axis, grad_scale, of_sample=False)
+    grad_scale = checked_grad_scale("lsq", quant_min, quant_max, grad_scale)
+    axis = axis_of_learned("lsq", x, {"scale": scale}, axis)
+    if not needs_function(scale) and not recording():
+        return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
+    return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, False)
 
 
 def learned_step(
@@ -164,42 +170,39 @@ def learned_step(
     grad_scale: float | None,
     of_sample: bool,
 ) -> Tensor:
-    """`lsq`, whose default grad_scale counts the elements of one sample if `of_sample`: dimension 0 is the batch."""
+    """`lsq` of a module, which has checked its numbers; a scale that was pushed to 0 or below is the least step.
+
+    Without a grad_scale the elements of one sample are counted if `of_sample`: dimension 0 is the batch.
+    """
     if check_tensor("lsq", "x", x) or check_tensor("lsq", "scale", scale):
         return call_node(learned_step, locals())
-    axis, grad_scale = checked_learned("lsq", x, {"scale": scale}, quant_min, quant_max, axis, grad_scale)
+    axis = axis_of_learned("lsq", x, {"scale": scale}, axis)
     if not needs_function(scale) and not recording():
-        return MaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
-    return LSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)
+        return PositiveMaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
+    return PositiveLSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)[0]
 
 
-def checked_learned(
-    operator: str,
-    x: Tensor,
-    parameters: dict[str, Tensor],
-    quant_min: int,
-    quant_max: int,
-    axis: int | None,
-    grad_scale: float | None,
-) -> tuple[int, float | None]:
-    """The axis along which the parameters have one element a channel, or -1, and grad_scale as a number."""
-    check_tensor(operator, "x", x)
-    for name, parameter in parameters.items():
-        check_tensor(operator, name, parameter)
-    check_range(operator, quant_min, quant_max)
+def axis_of_learned(operator: str, x: Tensor, parameters: dict[str, Tensor], axis: int | None) -> int:
+    """The axis along which the parameters have one element a channel, or -1."""
     axis = check_axis(operator, x, axis)
     for name, parameter in parameters.items():
         check_parameter(operator, name, parameter, x, axis)
     if axis >= 0 and x.shape[axis] != 1 and all(parameter.numel() == 1 for parameter in parameters.values()):
-        axis = -1
-    if grad_scale is None:
-        if quant_max <= 0:
-            raise ValueError(
-                f"{operator}: grad_scale must be given where quant_max is not positive, got quant_max {quant_max}: "
-                "the default is 1 / sqrt(N * quant_max)"
-            )
-        return axis, None
-    return axis, float(check_number(operator, "grad_scale", grad_scale))
+        return -1
+    return axis
+
+
+def checked_grad_scale(operator: str, quant_min: int, quant_max: int, grad_scale: float | None) -> float | None:
+    """grad_scale as a number, or None where the range has a default for it."""
+    check_range(operator, quant_min, quant_max)
+    if grad_scale is not None:
+        return float(check_number(operator, "grad_scale", grad_scale))
+    if quant_max <= 0:
+        raise ValueError(
+            f"{operator}: grad_scale must be given where quant_max is not positive, got quant_max {quant_max}: "
+            "the default is 1 / sqrt(N * quant_max)"
+        )
+    return None
 
 
 def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
@@ -242,6 +245,14 @@ def pact(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
     check_parameter("pact", "alpha", alpha, x, -1)
     checked_bits("pact", bits)
     return _functions.PACT.apply(x, alpha, bits)[0]
+
+
+def learned_bound(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+    """`pact` of a module, which has checked its bits; an alpha that was pushed to 0 or below is the least step."""
+    if check_tensor("pact", "x", x) or check_tensor("pact", "alpha", alpha):
+        return call_node(learned_bound, locals())
+    check_parameter("pact", "alpha", alpha, x, -1)
+    return PositivePACT.apply(x, alpha, bits)[0]
 
 
 def dorefa_activation(x: Tensor, bits: int) -> Tensor:
