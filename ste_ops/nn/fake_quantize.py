@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import is_integer, is_number
-from ste_ops._torch import within_backward
+from ste_ops._torch import dispatch_modes, functorch_active, jit_tracing, within_backward
 from ste_ops.functional.quantize._codes import Grid, levels_of
+from ste_ops.functional.quantize.uniform import LEAST_STEP
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
-from ste_ops.nn.quantizer import LEAST_STEP, as_numbers, fill, shapes_of_now
+from ste_ops.nn.quantizer import as_numbers, fill, held_by, shapes_of_now
 
 
 class FakeQuantize(UniformQuantizer):
@@ -211,9 +213,8 @@ class FakeQuantize(UniformQuantizer):
             self._follow(x, self._momentum or 0.0, known)
         if not self._enabled:
             return x
-        # An average of models may lie between integers; an integer is added after the rounding.
-        zero_point = self.zero_point.round().int()
-        return functional.fake_quantize(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis)
+        scale, zero_point = held_by(self, "scale"), _whole(held_by(self, "zero_point"))
+        return functional.fake_quantize(x, scale, zero_point, self.quant_min, self.quant_max, self.axis)
 
     def _grid(self, x: Tensor) -> Grid | None:
         values = levels_of(x, self.quant_min, self.quant_max)
@@ -223,3 +224,16 @@ class FakeQuantize(UniformQuantizer):
 
     def _repeats(self) -> bool:
         return self._momentum is None and super()._repeats()
+
+
+def _whole(zero_point: Tensor) -> Tensor | int:
+    """The zero point in use: an integer, which is added after the rounding. An average of models may lie between them.
+
+    A number where the host has it, which is the quickest for the operator.
+    """
+    plain = type(zero_point) is Tensor and zero_point.is_cpu and zero_point.numel() == 1
+    if plain and not (torch.compiler.is_compiling() or dispatch_modes() or functorch_active() or jit_tracing()):
+        number = zero_point.item()
+        if math.isfinite(number):
+            return round(number)
+    return zero_point.round().int()
