@@ -40,6 +40,11 @@ STE_HD Columns columns_of(uint64_t total, int64_t n) {
   if (total == 0) return {0, 0};
   uint64_t capacity = (total + uint64_t(n) - 1) / uint64_t(n);
   uint64_t rest = capacity * uint64_t(n) - total;
+  // A division where the host has a wide one; the emulator runs what a GPU does.
+#if defined(__SIZEOF_INT128__) && !defined(__CUDA_ARCH__) && !defined(STE_OPS_EMULATED)
+  const uint64_t padding = uint64_t((static_cast<unsigned __int128>(rest) << 64) / total);
+  return {capacity, padding + (padding * total != 0)};  // the remainder is that, negated, modulo 2^64
+#else
   uint64_t padding = 0;
   for (int bit = 0; bit < 64; ++bit) {
     rest *= 2;
@@ -47,6 +52,7 @@ STE_HD Columns columns_of(uint64_t total, int64_t n) {
     rest -= rest >= total ? total : 0;
   }
   return {capacity, padding + (rest != 0)};
+#endif
 }
 
 // padded(total) is capacity * n exactly: the ceiling in `padding` adds less than total < 2^64 to the product.

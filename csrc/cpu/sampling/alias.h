@@ -59,13 +59,13 @@ class RowBuilder {
       });
       row.total = exclusive_scan(&TileSums::mass);
     }
-    int64_t capacity = capacity_of(row, n_);
-    if (capacity > 0) {
-      pair(columns_of(row.total, n_), table);
-    } else {
+    if (row.invalid != 0 || row.total == 0) {
       std::fill(table, table + n_, 0);
+      return capacity_of(row, n_);
     }
-    return capacity;
+    const Columns columns = columns_of(row.total, n_);
+    pair(columns, table);
+    return int64_t(columns.capacity);
   }
 
  private:

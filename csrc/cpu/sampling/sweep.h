@@ -59,6 +59,7 @@ class Sweep {
   // More chunks are shorter ones. Their ends are boundaries of tiles, half of them tiles of light items and half of
   // heavy ones, in the order in which the sweep meets them.
   void run(int64_t chunks) const {
+    if (chunks == 1) return complete(state_at(0), state_at(2 * tiles()));
     std::vector<SweepState> states(chunks + 1);
     for (int64_t c = 0; c <= chunks; ++c) states[c] = state_at(2 * tiles() * c / chunks);
     share_out(chunks, kNanoseconds * double(n_ / chunks), [&](int64_t first, int64_t last) {
