@@ -7,36 +7,14 @@
 #include <optional>
 #include <utility>
 
-#include "cpu/clip/dlpack.h"
 #include "cpu/clip/norm.h"
 #include "cpu/clip/scale.h"
+#include "cpu/python_tensor.h"
 
 namespace ste_ops {
 namespace {
 
-// How torch.Tensor lets its metadata be read; null where this torch has another major version of DLPack.
-struct Exchange {
-  PyObject* tensor_type = nullptr;
-  PyObject* grad = PyUnicode_InternFromString("grad");
-  int (*view)(void*, dlpack::TensorView*) = nullptr;
-
-  Exchange() {
-    if (PyObject* torch = PyImport_ImportModule("torch")) {
-      tensor_type = PyObject_GetAttrString(torch, "Tensor");
-      Py_DECREF(torch);
-    }
-    if (PyObject* capsule = tensor_type ? PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__") : nullptr) {
-      // The table lives as long as the process.
-      const auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-      if (api != nullptr && api->major_version == dlpack::kMajorVersion) view = api->view;
-      Py_DECREF(capsule);
-    }
-    PyErr_Clear();
-  }
-};
-
 std::optional<Storage> storage_of(dlpack::DataType dtype) {
-  if (dtype.lanes != 1) return std::nullopt;
   if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return Storage::kBFloat16;
   if (dtype.code != dlpack::kFloat) return std::nullopt;
   switch (dtype.bits) {
@@ -47,15 +25,6 @@ std::optional<Storage> storage_of(dlpack::DataType dtype) {
   }
 }
 
-bool row_major(const dlpack::TensorView& tensor) {
-  int64_t stride = 1;
-  for (int d = tensor.ndim - 1; d >= 0; --d) {
-    if (tensor.shape[d] != 1 && tensor.strides[d] != stride) return false;
-    stride *= tensor.shape[d];
-  }
-  return true;
-}
-
 class PythonList : public DistinctTensors {
  public:
   PythonList() = default;
@@ -63,8 +32,9 @@ class PythonList : public DistinctTensors {
 
   // False where the operator has to look: it takes other tensors too, and explains what cannot be clipped.
   bool read(PyObject* parameters, bool may_lack) {
-    static const Exchange exchange;
-    if (exchange.view == nullptr || !PyList_Check(parameters)) return false;
+    static const TensorReader reader;
+    static PyObject* const name = PyUnicode_InternFromString("grad");
+    if (!reader.works() || !PyList_Check(parameters)) return false;
     const Py_ssize_t count = PyList_Size(parameters);
     reserve(size_t(count));
     held_ = PyList_New(0);
@@ -72,13 +42,13 @@ class PythonList : public DistinctTensors {
       PyObject* parameter = PyList_GetItem(parameters, i);
       if (parameter == nullptr) return false;
       Py_INCREF(parameter);  // the attribute may be Python, and drop it from the list
-      PyObject* grad = PyObject_GetAttr(parameter, exchange.grad);
+      PyObject* grad = PyObject_GetAttr(parameter, name);
       Py_DECREF(parameter);
       if (grad == nullptr) return false;
       const bool lacks = grad == Py_None;
       const bool held = lacks || PyList_Append(held_, grad) == 0;
       Py_DECREF(grad);
-      if (!held || !(lacks ? may_lack : add_tensor(exchange, grad))) return false;
+      if (!held || !(lacks ? may_lack : add_tensor(reader, grad))) return false;
     }
     return held_ != nullptr && !places.empty();
   }
@@ -87,19 +57,16 @@ class PythonList : public DistinctTensors {
   PyObject* release() { return std::exchange(held_, nullptr); }
 
  private:
-  bool add_tensor(const Exchange& exchange, PyObject* grad) {
-    // A subclass may be more than its memory.
+  bool add_tensor(const TensorReader& reader, PyObject* grad) {
     dlpack::TensorView tensor;
-    if (reinterpret_cast<PyObject*>(Py_TYPE(grad)) != exchange.tensor_type || exchange.view(grad, &tensor) != 0) {
-      return false;
-    }
+    if (!reader.read(grad, tensor)) return false;
     const std::optional<Storage> storage = storage_of(tensor.dtype);
-    if (tensor.device_type != dlpack::kCpu || !storage) return false;
-    TensorData item{static_cast<char*>(tensor.data) + tensor.byte_offset, 1, nullptr, *storage};
+    if (!storage) return false;
+    TensorData item{memory_of(tensor), 1, nullptr, *storage};
     for (int d = 0; d < tensor.ndim; ++d) item.numel *= tensor.shape[d];
     if (item.numel != 0) {
       if (tensor.data == nullptr) return false;
-      if (!row_major(tensor)) {
+      if (!is_row_major(tensor)) {
         Strided layout;
         if (!collapse(tensor.shape, tensor.strides, tensor.ndim, layout) || !never_overlaps(layout)) return false;
         if (layout.dims > 0) item.layout = keep(layout);

@@ -1,4 +1,4 @@
-// What clipping reads of DLPack 1.x, https://dmlc.github.io/dlpack/latest/c_api.html: how a library lets another one
+// What is read of DLPack 1.x, https://dmlc.github.io/dlpack/latest/c_api.html: how a library lets another one
 // read its tensors without a copy. The layout is fixed for the major version. torch's own copy of the header is not for
 // libraries that target its stable ABI.
 #pragma once
@@ -10,7 +10,7 @@ namespace ste_ops::dlpack {
 constexpr uint32_t kMajorVersion = 1;
 
 enum DeviceType : int32_t { kCpu = 1 };
-enum TypeCode : uint8_t { kFloat = 2, kBfloat = 4 };
+enum TypeCode : uint8_t { kInt = 0, kFloat = 2, kBfloat = 4 };
 
 struct DataType {
   uint8_t code;
