@@ -13,6 +13,8 @@ from benchmarks.measure import Row
 def rows(device: str, quick: bool) -> Iterator[Row]:
     for categories in (10**3, 10**4) if quick else (10**4, 10**6, 10**7):
         yield from of_table(torch.rand(categories, device=device))
+    if device == "cpu":
+        yield from few_of_few()
     yield from few_draws(torch.rand(10**4, device=device))
     yield from few_draws(torch.rand(10**4 if quick else 10**7, device=device))
     yield from without_replacement(torch.rand(10**5 if quick else 10**7, device=device))
@@ -65,6 +67,22 @@ def few_draws(weights: torch.Tensor) -> Iterator[Row]:
             at_most=False,
             rounds=5,
         )
+
+
+def few_of_few() -> Iterator[Row]:
+    """Nothing but calling: at most 3 us more than torch takes, which are 2 or 3."""
+    for shape in ((10,), (100,), (8, 10)):
+        weights = torch.rand(shape)
+        for draws in (2, 10):
+            yield Row(
+                f"{draws} draws with replacement of weights {list(shape)}",
+                "torch.multinomial",
+                lambda w=weights, draws=draws: ste_ops.multinomial(w, draws, replacement=True),  # type: ignore[misc]
+                lambda w=weights, draws=draws: torch.multinomial(w, draws, replacement=True),  # type: ignore[misc]
+                2.5,
+                at_most=True,
+                rounds=51,
+            )
 
 
 def without_replacement(weights: torch.Tensor) -> Iterator[Row]:

@@ -10,6 +10,7 @@
 
 #include "core/binarize/surrogate.h"
 #include "cpu/clip/python_list.h"
+#include "cpu/sampling/python_draws.h"
 
 namespace {
 
@@ -269,7 +270,9 @@ STE_OPS_ANY_DEVICE_IMPL(m) {
 // Python loads this library with torch.ops.load_library; an importable module is what wheel tools expect of it.
 PyMODINIT_FUNC PyInit__C(void) {
   static PyMethodDef methods[] = {
-      {"clip_grad_norm_list", ste_ops::clip_grad_norm_list, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+      {"clip_grad_norm_list", ste_ops::clip_grad_norm_list, METH_VARARGS, nullptr},
+      {"draw_with_replacement", ste_ops::draw_with_replacement, METH_VARARGS, nullptr},
+      {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);

@@ -10,7 +10,15 @@ from typing import Any, NoReturn
 
 import torch
 
-from ste_ops._torch import all_operator_names, tree_leaves
+from ste_ops._torch import (
+    all_operator_names,
+    dispatch_modes,
+    function_modes,
+    functorch_active,
+    jit_tracing,
+    profiled,
+    tree_leaves,
+)
 
 MINIMUM_TORCH = (2, 11)
 _FOLDER = Path(__file__).parent
@@ -138,6 +146,22 @@ _load_cpu()
 CUDA_LOADED, CUDA_REASON = _load_cuda()
 _libraries = _explain_missing_kernels(CUDA_LOADED, CUDA_REASON)
 ops = Operators("ste_ops")
+
+
+def watched() -> bool:
+    """Whether a call past the dispatcher would hide from someone: Dynamo, a mode, a transform, a trace, the profiler.
+
+    Or where the kernels are others than those of the library.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or ops.namespace != "ste_ops"
+        or dispatch_modes() > 0
+        or function_modes() > 0
+        or functorch_active()
+        or jit_tracing()
+        or profiled()
+    )
 
 
 def stand_in(name: str, run: Callable[..., Any]) -> Callable[..., Any]:

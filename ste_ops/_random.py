@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import threading
+from types import FrameType
 
 import torch
 from torch import Generator, Tensor
 
 from ste_ops._torch import current_backward
 
+# Seeds are below it.
+SEEDS = 2**63 - 1
 MASK32 = 2**32 - 1
 MASK64 = 2**64 - 1
 
@@ -21,27 +25,53 @@ def check_generator(operator: str, generator: object) -> None:
 def draw_seed(operator: str, device: torch.device, generator: Generator | None) -> Tensor:
     """A seed drawn on `device`, so that neither the host nor a CUDA graph waits for it."""
     if generator is None:
-        return torch.randint(2**63 - 1, (1,), device=device)  # int64, whatever the default dtype is
-    check_generator(operator, generator)
+        return torch.randint(SEEDS, (1,), device=device)  # int64, whatever the default dtype is
+    _check_source(operator, device, generator)
+    return torch.randint(SEEDS, (1,), device=device, generator=generator)
+
+
+_thread = threading.local()
+_CPU = torch.device("cpu")
+
+
+def seed_of_thread(operator: str, generator: Generator | None) -> Tensor:
+    """What `draw_seed` would draw on the CPU, in half the time.
+
+    Every call of a thread draws it in the same tensor, so it is for what reads it at once.
+    """
+    if generator is not None:
+        quickly = type(generator) is Generator and generator.device == _CPU and current_backward() < 0
+        if not quickly:
+            _check_source(operator, _CPU, generator)
+    held: Tensor | None = getattr(_thread, "seed", None)
+    if held is None:
+        with torch.inference_mode(False):
+            held = _thread.seed = torch.empty(1, dtype=torch.int64, device=_CPU)
+    return held.random_(SEEDS) if generator is None else held.random_(SEEDS, generator=generator)
+
+
+def _check_source(operator: str, device: torch.device, generator: Generator) -> None:
+    """Refuses a generator of another device, or one that has gone on since the call that is computed again."""
+    if type(generator) is not Generator:
+        check_generator(operator, generator)
     if generator.device.type != device.type:
         raise RuntimeError(
             f"{operator}: generator must be on the device of the draws, {device}, got one on {generator.device}"
         )
-    if not torch.compiler.is_compiling() and recomputed():
+    if not torch.compiler.is_compiling() and current_backward() >= 0 and recomputed():
         raise RuntimeError(
             f"{operator}: generator must be None in what torch.utils.checkpoint computes again, got a generator, which "
             "has gone on since and would draw other values; torch's default generator is put back for it"
         )
-    return torch.randint(2**63 - 1, (1,), device=device, generator=generator)
 
 
 def recomputed() -> bool:
-    """Whether torch.utils.checkpoint runs a forward again, within a backward.
+    """Whether torch.utils.checkpoint runs a forward again; asked within a backward alone.
 
     A hook or a Function may draw in a backward too, which is no repetition; so the calls between here and the engine
     are asked whose they are.
     """
-    frame = sys._getframe() if current_backward() >= 0 else None
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "torch.autograd.graph":
         if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
             return True

@@ -72,9 +72,10 @@ def copy(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    # The kernels of the other families take time to compile, and nothing here calls them; the module needs clipping.
+    # The kernels of the other families take time to compile, and nothing here calls them; the module needs these.
+    needed = ("binarize.cpp", "curve.cpp", "python_list.cpp", "norm.cpp", "in_place.cpp", "python_draws.cpp")
     for source in (folder / "csrc" / "cpu").rglob("*.cpp"):
-        if source.name not in ("binarize.cpp", "curve.cpp", "python_list.cpp", "norm.cpp", "in_place.cpp"):
+        if source.name not in needed:
             source.unlink()
     return folder
 

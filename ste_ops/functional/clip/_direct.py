@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ste_ops._dtensor import may_have_dtensor
-from ste_ops._library import ops
-from ste_ops._torch import dispatch_modes, function_modes, functorch_active, profiled
+from ste_ops._library import watched
 
 _C: Any = import_module("ste_ops._C")  # compiled: a type checker finds no source
 
@@ -19,17 +18,10 @@ _C: Any = import_module("ste_ops._C")  # compiled: a type checker finds no sourc
 def clip_grad_norm(parameters: Sequence[Any], max_norm: float, p: float, nonfinite: int) -> Tensor | None:
     """Clips the gradients of parameters as `ops.clip_grad_norm_`, or None where nothing was done and that must look.
 
-    That is where someone watches the dispatcher (Dynamo, a mode, a transform, the profiler), where the kernels are
-    others than the CPU's, and for every list whose gradients are not all plain dense tensors on the CPU.
+    That is where someone watches the dispatcher, where the kernels are others than the CPU's, and for every list whose
+    gradients are not all plain dense tensors on the CPU.
     """
-    if (
-        torch.compiler.is_compiling()
-        or ops.namespace != "ste_ops"
-        or dispatch_modes()
-        or function_modes()
-        or functorch_active()
-        or profiled()
-    ):
+    if watched():
         return None
     found = _C.clip_grad_norm_list(parameters, max_norm, p, nonfinite, not may_have_dtensor())
     if found is None:

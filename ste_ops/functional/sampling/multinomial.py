@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 from ste_ops._checks import as_weights, check_count
 from ste_ops._library import ops
 from ste_ops._random import draw_seed
+from ste_ops.functional.sampling import _direct
 
 
 def multinomial(
@@ -53,6 +54,10 @@ def multinomial(
         tensor([ 0., 75., 25.])
     """
     operator = "multinomial"
+    if replacement:
+        drawn = _direct.with_replacement(weights, num_samples, generator)
+        if drawn is not None:
+            return drawn
     values = as_weights(operator, weights, RuntimeError)
     check_count(operator, "num_samples", num_samples, 1, RuntimeError)
     seed = draw_seed(operator, values.device, generator)
