@@ -27,15 +27,22 @@ _NARROW = (torch.float16, torch.bfloat16)
 _WHOLE = {functional.sign: (-1, 1, 2), functional.heaviside: (0, 1, 1), functional.ternary: (-1, 1, 1)}
 
 
-def keeps(x: Tensor) -> bool:
-    """Whether a layer may put something else in the place of what autograd saves of its forward.
+def keeps(layer: Any, x: Tensor) -> bool:
+    """Whether a layer may put something else in the place of what autograd saves of its forward, and it is worth it.
 
     A compiler decides by itself what it keeps. Activation checkpointing drops everything, and what else has hooks,
     modes or transforms around a layer sees all of it.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or type(x) not in (Tensor, nn.Parameter):
         return False
-    if jit_tracing() or dispatch_modes() or differentiated_around() or not keeps_saved_tensors():
+    if jit_tracing() or dispatch_modes():
+        return False
+    weight = layer._parameters.get("weight")
+    if x.numel() * x.itemsize < LEAST_INPUT and (weight is None or weight.nbytes < LEAST_WEIGHT):
+        return False
+    if layer._quantizer("input_quantizer") is None and layer._quantizer("weight_quantizer") is None:
+        return False
+    if differentiated_around() or not keeps_saved_tensors():
         return False
     return x.device.type in ("cpu", "cuda") and x.is_floating_point()
 
@@ -44,9 +51,9 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
     """`compute` of the quantized input and weight of a layer; `padded` where it pads the input with its own numbers."""
     q = layer._quantized_input(x)
     again = _again(layer, x)
-    w = layer.quantized_weight() if again is None else again.run(layer.weight_quantizer, layer.weight)
+    w = layer.quantized_weight() if again is None else again.run(layer._quantizer("weight_quantizer"), layer.weight)
     # The input is saved for the gradient of the weight alone.
-    grid = grid_of(layer.input_quantizer, x, q) if w.requires_grad else None
+    grid = grid_of(layer._quantizer("input_quantizer"), x, q) if w.requires_grad else None
     if grid is None and again is None:
         return compute(q, w)
     if x.dtype in _NARROW and _autocast(x.new_empty(0)).dtype != x.dtype:
@@ -72,12 +79,12 @@ def _autocast(x: Tensor) -> Tensor:
 
 def _again(layer: Any, x: Tensor) -> Again | None:
     """None where the weight is computed, is small beside what uses it, or is quantized by something else."""
-    weight = layer._parameters.get("weight")
-    if layer.weight_quantizer is None or type(weight) is not nn.Parameter or not layer._quantizes_by_quantizer:
+    weight, quantizer = layer._parameters.get("weight"), layer._quantizer("weight_quantizer")
+    if quantizer is None or type(weight) is not nn.Parameter or not layer._quantizes_by_quantizer:
         return None
     if weight.nbytes < LEAST_WEIGHT or layer._uses(x) < LEAST_USES:
         return None
-    return Again.of(layer.weight_quantizer, weight)
+    return Again.of(quantizer, weight)
 
 
 def grid_of(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:

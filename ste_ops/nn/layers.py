@@ -111,16 +111,21 @@ class QuantLayer(nn.Module):
 
     def quantized_weight(self) -> Tensor:
         """The weights that the layer computes with."""
-        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        quantizer = self._quantizer("weight_quantizer")
+        return self.weight if quantizer is None else quantizer(self.weight)
+
+    def _quantizer(self, name: str) -> Quantize | None:
+        """That attribute, which `nn.Module` looks for in several places where it is a module."""
+        module: Any = self._modules.get(name)
+        return getattr(self, name) if module is None else module
 
     def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
         """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
-        if self.input_quantizer is not None or self.weight_quantizer is not None:
-            if _kept.keeps(x):
-                return _kept.apply(self, x, compute, padded)
-            tape = _tape.current()
-            if tape is not None:
-                return tape.layer(self, x, compute, padded)
+        if _kept.keeps(self, x):
+            return _kept.apply(self, x, compute, padded)
+        tape = _tape.current()
+        if tape is not None and (self.input_quantizer is not None or self.weight_quantizer is not None):
+            return tape.layer(self, x, compute, padded)
         return compute(self._quantized_input(x), self.quantized_weight())
 
     @property
@@ -137,7 +142,8 @@ class QuantLayer(nn.Module):
     def _quantized_input(self, x: Tensor) -> Tensor:
         if self._sign_input is not None:
             self._sign_input.look(self, x, "sign")
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        quantizer = self._quantizer("input_quantizer")
+        return x if quantizer is None else quantizer(x)
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr()]

@@ -20,7 +20,7 @@ def floats(monkeypatch):
 
     def within(call):
         with monkeypatch.context() as patch:
-            patch.setattr(_kept, "keeps", lambda x: False)
+            patch.setattr(_kept, "keeps", lambda *_: False)
             return call()
 
     return within

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.graph import nodes
 from torch import nn
 
 import ste_ops
@@ -144,3 +145,16 @@ def test_bitnet_layers_take_tokens():
     out = layer(x)
     assert out.shape == (2, 3, 4)
     assert torch.equal(layer(x[1:]), out[1:])  # a token's steps depend on no other token
+
+
+@pytest.mark.parametrize("of", ["float", "codes"])
+def test_a_layer_records_what_its_operators_do(of, request):
+    """Whether it keeps floats or codes of its input."""
+    if of == "codes":
+        request.getfixturevalue("of_any_size")
+    x, scale = torch.rand(8, 16, requires_grad=True), torch.tensor([0.1], requires_grad=True)
+    quantizers = {"weight_quantizer": LSQ(4, scale=0.1), "input_quantizer": LSQ(4, signed=False, scale=0.1)}
+    for layer in (QuantLinear(16, 4, **quantizers), QuantLinear(16, 4, False, **quantizers)):
+        w = layer.weight
+        plain = nn.functional.linear(ste_ops.lsq(x, scale, 0, 15), ste_ops.lsq(w, scale, -8, 7), layer.bias)
+        assert nodes(layer(x)) == nodes(plain)

@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from support.graph import nodes
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ste_ops
@@ -84,17 +85,6 @@ def test_a_module_is_its_operator(device, name):
     assert not torch.equal(received[0], x)
     assert all(map(torch.equal, received, through(lambda x: operator(ste_ops, x), x, grad)))
     torch.testing.assert_close(received, through(lambda x: operator(reference, x), x, grad))
-
-
-def nodes(out):
-    """What autograd recorded between `out` and its leaves."""
-    found, waiting = set(), [out.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found and type(node).__name__ != "AccumulateGrad":
-            found.add(node)
-            waiting += [before for before, _ in node.next_functions]
-    return len(found)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
