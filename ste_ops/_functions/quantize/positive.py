@@ -20,8 +20,12 @@ LEAST_STEP = 2.0**-23
 
 
 def in_use(held: Tensor) -> Tensor:
-    """The step or bound that is computed with."""
-    return held.clamp_min(LEAST_STEP)
+    """The step or bound that is computed with.
+
+    By our own operator, whose way through the dispatcher the quantizer is about to go too: in a training step, where
+    caches are cold, torch's takes 4 us more.
+    """
+    return ops.clamp(held, LEAST_STEP, None)
 
 
 class PositiveMaskedLSQ(MaskedLSQ):

@@ -36,4 +36,4 @@ def with_replacement(weights: Tensor, num_samples: int, generator: Generator | N
     if _C.draw_with_replacement(weights, seed, out):
         return out
     # Which takes weights of any strides, and says what is wrong with them.
-    return ops.multinomial_with_replacement(weights.detach(), seed, num_samples)  # type: ignore[no-any-return]
+    return ops.multinomial_with_replacement(weights.detach(), seed, num_samples)
