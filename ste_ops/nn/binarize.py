@@ -59,10 +59,12 @@ class _Binarizer(Quantizer):
     def _in_use(self) -> Surrogate:
         held, learned = self._surrogate, self._parameters
         # A compiler would be told of one tensor in two places.
-        if not torch.compiler.is_compiling() and all(
-            getattr(held, key[len(_PREFIX) :]) is value for key, value in learned.items()
-        ):
-            return held
+        if not torch.compiler.is_compiling():
+            for key, value in learned.items():
+                if getattr(held, key[len(_PREFIX) :]) is not value:
+                    break
+            else:
+                return held
         names: tuple[str, ...] = type(held).__match_args__
         return type(held)(*[learned.get(_PREFIX + name, getattr(held, name)) for name in names])
 
