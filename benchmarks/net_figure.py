@@ -1,4 +1,4 @@
-"""python -m benchmarks.net_figure TABLE.md FIGURE.svg: draws a table of benchmarks/nets.py, for light and dark pages."""
+"""python -m benchmarks.net_figure TABLE.md FIGURE.svg: draws a table of benchmarks/nets.py for any page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def panel(axes: Any, nets: dict[str, dict[str, tuple[float, float]]], place: int
             if kind in kinds:
                 share = kinds[kind][place] / kinds["float"][place]
                 axes.barh(top, min(share, 6), 0.86, color=color)
-                text = f"{kinds[kind][place]:.3g} {unit}" + (f" ({share:.1f} x)" if share > 6 else "")
+                number = kinds[kind][place]
+                text = (
+                    (f"{number:.0f}" if number >= 100 else f"{number:.3g}")
+                    + f" {unit}"
+                    + (f" ({share:.1f} x)" if share > 6 else "")
+                )
                 axes.text(min(share, 6) + 0.06, top, text, va="center", fontsize=7, color=GRAY)
                 top -= 1
         top -= 0.8
