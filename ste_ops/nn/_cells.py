@@ -6,6 +6,7 @@ that come out of other cells.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,11 +83,10 @@ class Recipe:
     output: int | None
     inputs: tuple[Input, ...]
     operation: Any
+    beside: tuple[weakref.ref[Cell], ...] = ()  # the cells of all that it returns, where they are several
 
-    def run(self) -> Tensor:
-        out = self.function(*[_got(arg) for arg in self.args], **self.kwargs)
-        made: Tensor = out if self.output is None else out[self.output]
-        return made
+    def run(self) -> Any:
+        return self.function(*[_got(arg) for arg in self.args], **self.kwargs)
 
 
 def _got(arg: Any) -> Any:
@@ -102,6 +102,7 @@ class Cell:
     """
 
     __slots__ = (
+        "__weakref__",
         "bits",
         "debt",
         "dtype",
@@ -163,11 +164,20 @@ class Cell:
         if self.packed is not None:
             made = self.packed.unpack()
         else:
-            assert self.recipe is not None
-            made = self._laid(self.recipe.run())
+            made = self._run()
         if self.waiting > 0:
             self.value = made
         return made
+
+    def _run(self) -> Tensor:
+        """What the operation gives once more; what it gives beside goes to those who wait for that."""
+        assert self.recipe is not None
+        out = self.recipe.run()
+        for other, reference in zip(out, self.recipe.beside, strict=True) if self.recipe.beside else ():
+            cell = reference()
+            if cell is not None and cell is not self and cell.debt is not None and cell.waiting > 0:
+                cell.value = cell._laid(other)
+        return self._laid(out if self.recipe.output is None else out[self.recipe.output])
 
     def _laid(self, made: Tensor) -> Tensor:
         """As it lay the first time, where the operation in place and the one that returns a tensor differ in that."""

@@ -22,7 +22,7 @@ class Rule:
     """`output` is the place of the tensor among what the operation returns, None where it returns one.
 
     ``product`` marks a layer's own operation, which runs again for binary inputs alone, and ``windows`` a max-pool,
-    whose second tensor holds indices.
+    whose second tensor holds indices. What ``widens`` may take less memory than what comes out.
     """
 
     function: Callable[..., Any]
@@ -31,6 +31,7 @@ class Rule:
     product: bool = False
     inplace: bool = False
     windows: bool = False
+    widens: bool = False
 
 
 # Elementwise. Those in place run again as the one that returns a tensor.
@@ -77,7 +78,8 @@ def rule_of(function: Any) -> Rule | None:
     if name in _PRODUCTS.split() and overload == "default":
         return Rule(function, product=True)
     if not mutates:
-        return Rule(function) if name in _ELEMENTWISE.split() or name in _MADE_OF_SOME.split() else None
+        runs = name in _ELEMENTWISE.split() or name in _MADE_OF_SOME.split()
+        return Rule(function, widens=name == "_to_copy") if runs else None
     returns = getattr(getattr(aten, name[:-1], None), overload, None)
     return Rule(returns, inplace=True) if name.endswith("_") and name[:-1] in _ELEMENTWISE.split() and returns else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,23 @@ def _returns_alike(args: tuple[Any, ...]) -> bool:
     return all(x.dtype == args[0].dtype or x.dim() == 0 for x in others)
 
 
+def _most(cell: Cell, recipe: Recipe) -> int:
+    """The bytes that may come back with a cell.
+
+    What a quantizer puts out, or a mask beside that, comes back for little more than its input, if that is saved too: a
+    learned scale needs it. Else there are codes, of 4 bits and fewer an eighth of the floats, and the mask itself.
+    """
+    first = recipe.inputs[0].cell if recipe.inputs else None
+    mask = recipe.output is not None and recipe.output > 0
+    if first is None or not (cell.packer is not None or mask):
+        return MOST * cell.nbytes
+    if first.decided:
+        return (MOST + 1) * first.nbytes + cell.nbytes
+    if mask:
+        return MOST_OF_CODES * first.nbytes
+    return (MOST_OF_CODES if (cell.bits or 0) < 8 else MOST) * cell.nbytes
+
+
 class Tape(DispatchMode):  # type: ignore[misc]
     """Sees every operation of a forward, and every tensor that is saved for its backward.
 
@@ -69,6 +87,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self._known: dict[int, tuple[StorageWeakRef, Cell]] = {}
         self._saved: list[Ticket] = []  # since the last operation
         self._padded: tuple[Grid, Tensor, torch.Size] | None = None
+        self._widened: tuple[Recipe, Tensor] | None = None  # by the last operation
         self.decided: Callable[[Cell, Tensor], None] = lambda cell, x: None
 
     # What autograd saves.
@@ -97,17 +116,23 @@ class Tape(DispatchMode):  # type: ignore[misc]
     def _decide(self, cell: Cell, x: Tensor) -> None:
         if cell.decided:
             return
-        # A quantizer saves its own input for its gradient, or nothing of that size.
-        inputs = cell.recipe.inputs if cell.recipe is not None else ()
-        patient = cell.packer is None or any(taken.cell.decided for taken in inputs[:1])
-        if inputs or cell.of_parameters:
-            cell.debt = cell.brings_back((MOST if patient else MOST_OF_CODES) * cell.nbytes)
+        self._narrower(cell)
+        if cell.recipe is not None:
+            cell.debt = cell.brings_back(_most(cell, cell.recipe))
         if cell.debt is None:
             packer = cell.packer or self._packer_of_padded(x)
             cell.packed = None if packer is None else packer(x)
             if cell.packed is None:
                 cell.held = Held(x)
         self.decided(cell, x)
+
+    def _narrower(self, cell: Cell) -> None:
+        """What was just widened is kept as it was before: the one exception from keeping what autograd would keep."""
+        if self._widened is not None and cell.recipe is self._widened[0]:
+            recipe, x = self._widened
+            source = recipe.inputs[0].cell
+            if 2 * source.nbytes <= cell.nbytes and source.brings_back(MOST * source.nbytes) is None:
+                source.held = Held(x)
 
     # Which tensor is which.
 
@@ -129,6 +154,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.settle(func, args)
+        self._widened = None
         kwargs = kwargs or {}
         rule = rule_of(func)
         recipe = None
@@ -143,6 +169,8 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self._learn(recipe, made)
         if rule.windows:
             self._learn_places(args, made[1])
+        if rule.widens and recipe.inputs:
+            self._widened = recipe, args[0]
         return made
 
     def _recipe(self, rule: Rule, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recipe | None:
@@ -177,15 +205,18 @@ class Tape(DispatchMode):  # type: ignore[misc]
         return inputs[-1]
 
     def _learn(self, recipe: Recipe, made: Any) -> None:
-        out = made if recipe.output is None else made[recipe.output]
-        whole = _is_plain(out) and out.storage_offset() == 0 and not out.is_inference()
-        if whole and out.untyped_storage().nbytes() == out.numel() * out.itemsize:
-            self._know(out, Cell(out, recipe))
-        if recipe.output is not None and all(
-            taken.cell.of_parameters for taken in recipe.inputs
-        ):  # beside a quantized weight its mask
-            for place, other in enumerate(made[1:], 1):
-                self._know(other, Cell(other, replace(recipe, output=place)))
+        several = [*made] if recipe.output is not None and recipe.operation.namespace == "ste_ops" else []
+        cells = [Cell(out, replace(recipe, output=place)) for place, out in enumerate(several)]
+        references = tuple(weakref.ref(cell) for cell in cells)
+        for cell, out in zip(cells, several, strict=True):
+            cell.recipe.beside = references  # type: ignore[union-attr]
+            if out.numel() > 0:
+                self._know(out, cell)
+        if not several:
+            out = made if recipe.output is None else made[recipe.output]
+            whole = _is_plain(out) and out.storage_offset() == 0 and not out.is_inference()
+            if whole and out.untyped_storage().nbytes() == out.numel() * out.itemsize:
+                self._know(out, Cell(out, recipe))
 
     def _learn_places(self, args: tuple[Any, ...], indices: Tensor) -> None:
         cell = Cell(indices)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ste_ops._torch import tree_leaves
 from ste_ops.nn._cells import Cell, as_in_forward, layout_of, view
 from ste_ops.nn._recording import recording, recording_of
+from ste_ops.nn._replay import written
 from ste_ops.nn._tape import MOST, Tape
 from ste_ops.nn.quantizer import Quantizer
 
@@ -32,7 +33,7 @@ class _Watched(Tape):
         made = super().__torch_dispatch__(func, types, args, kwargs)
         for out in tree_leaves(made):
             # The tensor is held, so no other has its memory.
-            if isinstance(out, Tensor) and type(out) is Tensor and not out._is_view():
+            if type(out) is Tensor and (written(func) or out.untyped_storage().data_ptr() not in self.made_by):
                 self.made_by[out.untyped_storage().data_ptr()] = out, str(func)
         return made
 
