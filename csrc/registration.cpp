@@ -87,6 +87,10 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "fake_quantize(Tensor x, Tensor? scale, Tensor? zero_point, float scale_number, float zero_point_number, "
       "int quant_min, int quant_max, int axis) -> (Tensor out, Tensor mask)");
+  // What quantizers compute with, one beside the other for compiled code: scale, its reciprocal and the offset of each
+  // channel, as rows in float32 or, if `wide`, float64. An invalid one is an error on the CPU, which names `op`, and
+  // NaN on CUDA.
+  m.def("checked_steps(Tensor scale, Tensor? offset, bool wide, str op) -> Tensor");
   m.def("lsq(Tensor x, Tensor scale, int quant_min, int quant_max, int axis) -> Tensor");
   // The same of a scale that gets no gradient.
   m.def("lsq_masked(Tensor x, Tensor scale, int quant_min, int quant_max, int axis) -> (Tensor out, Tensor mask)");
@@ -95,6 +99,10 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "lsq_backward(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, float? grad_scale, "
       "bool of_sample=False) -> (Tensor of_x, Tensor of_scale)");
+  // The second of the two alone, in any layout of x and grad: compiled code makes the first by itself.
+  m.def(
+      "lsq_backward_of_scale(Tensor grad, Tensor x, Tensor scale, int quant_min, int quant_max, int axis, "
+      "float? grad_scale, bool of_sample=False) -> Tensor");
   // lsq of x - offset, plus offset, which gets the gradient that does not pass to x, times grad_scale. scale and offset
   // have one element or one for each channel; for the backward as many.
   m.def("lsq_plus(Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis) -> Tensor");
@@ -104,6 +112,9 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "lsq_plus_backward(Tensor grad, Tensor x, Tensor scale, Tensor offset, int quant_min, int quant_max, int axis, "
       "float? grad_scale, bool of_sample=False) -> (Tensor of_x, Tensor of_scale, Tensor of_offset)");
+  m.def(
+      "lsq_plus_backward_of_parameters(Tensor grad, Tensor x, Tensor scale, Tensor offset, int quant_min, "
+      "int quant_max, int axis, float? grad_scale, bool of_sample=False) -> (Tensor of_scale, Tensor of_offset)");
   m.def("pact(Tensor x, Tensor alpha, int bits) -> (Tensor out, Tensor inside, Tensor above)");
   // As binarize_backward, and the sum of grad where `above` has a one, in alpha's shape and dtype.
   m.def("pact_backward(Tensor grad, Tensor inside, Tensor above, Tensor alpha) -> (Tensor of_x, Tensor of_alpha)");
@@ -120,6 +131,8 @@ STE_OPS_LIBRARY(m) {
   // of all. The statistic is float32, float64 for float64; the results have w's layout. sign(w) times the mean of |w|,
   // which is the statistic; magnitude_aware_sign and dorefa_weight of one bit, too.
   m.def("xnor_weight(Tensor w, bool per_channel) -> (Tensor out, Tensor mean)");
+  // That statistic alone.
+  m.def("mean_magnitude(Tensor w, bool per_channel) -> Tensor");
   m.def("xnor_weight_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");
   m.def("magnitude_aware_sign_backward(Tensor grad, Tensor w, Tensor mean, bool per_channel) -> Tensor");
   // The same where the sign has a gradient of its own: what it gets, and what w gets through the mean, which is empty

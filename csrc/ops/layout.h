@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "ops/dispatch.h"
@@ -49,6 +50,25 @@ inline Tensor in_layout_of(const Tensor& like, const Tensor& x) {
   Tensor copy = torch::stable::empty_like(like);
   return torch::stable::copy_(copy, x);
 }
+
+// Whether x has no gaps and no element twice, so that new_like gives it x's strides.
+inline bool is_dense(const Tensor& x) {
+  if (x.is_contiguous()) return true;
+  std::vector<int64_t> dims;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (x.size(d) != 1) dims.push_back(d);
+  }
+  std::sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) { return x.stride(a) < x.stride(b); });
+  int64_t stride = 1;
+  for (const int64_t d : dims) {
+    if (x.stride(d) != stride) return false;
+    stride *= x.size(d);
+  }
+  return true;
+}
+
+// x without gaps, for an operator that reads it alone.
+inline Tensor dense_of(const Tensor& x) { return is_dense(x) ? x : in_layout_of(new_like(x), x); }
 
 // What an element-wise operator reads and writes: x without gaps, and a new tensor like it, in one memory order.
 struct Elementwise {

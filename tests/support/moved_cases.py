@@ -77,17 +77,21 @@ def elementwise(n: int, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("bernoulli", (x.sigmoid(), seed()), {"n": n, "seeds": 1})
     yield Case("fake_quantize", (x, None, None, 0.5, 1.0, -4, 3, -1), {"n": n, "steps": 0})
     yield Case("lsq", (x, scale, -4, 3, -1), {"n": n, "steps": 1})
-    yield Case("lsq_backward", (grad, x, scale, -4, 3, -1, 0.5), one | {"steps": 1})
+    yield Case("checked_steps", (scale, None, False, "lsq"), {"n": 1, "rows": 2, "steps": 1})
+    for operator in ("lsq_backward", "lsq_backward_of_scale"):
+        yield Case(operator, (grad, x, scale, -4, 3, -1, 0.5), one | {"steps": 1})
     plus = (scale, torch.tensor([0.25]), -4, 3, -1)
     yield Case("lsq_plus", (x, *plus), {"n": n, "steps": 2})
     yield Case("lsq_plus_masked", (x, *plus), {"n": n, "steps": 2})
-    yield Case("lsq_plus_backward", (grad, x, *plus, 0.5), one | {"steps": 2})
+    for operator in ("lsq_plus_backward", "lsq_plus_backward_of_parameters"):
+        yield Case(operator, (grad, x, *plus, 0.5), one | {"steps": 2})
     yield Case("pact", (x, alpha, 3), {"n": n})
     yield Case("pact_backward", (grad, mask, mask.flip(0), alpha), one)
     yield Case("dorefa_activation", (x, 2), {"n": n})
     for bits in (1, 2, 4, 8):
         yield from coded(n, dtype, bits, None, 1)
     yield Case("xnor_weight", (x, False), one)
+    yield Case("mean_magnitude", (x, False), one)
     yield Case("xnor_weight_backward", (grad, x, torch.ones(1, dtype=wide), False), one | {"P": 2 * A})
     yield Case("magnitude_aware_sign_backward", (grad, x, torch.ones(1, dtype=wide), False), one)
     for held in (False, True):

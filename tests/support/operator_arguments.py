@@ -252,9 +252,15 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "lsq": learned_steps,
     "lsq_masked": learned_steps,
     "lsq_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_steps(device)],
+    "lsq_backward_of_scale": lambda device: ARGUMENTS["lsq_backward"](device),
+    "checked_steps": lambda device: [
+        (torch.rand(3, device=device) + 0.1, None, False, "lsq"),
+        (torch.rand((), device=device, dtype=torch.bfloat16) + 0.1, torch.randn(5, device=device), True, "lsq_plus"),
+    ],
     "lsq_plus": learned_offsets,
     "lsq_plus_masked": learned_offsets,
     "lsq_plus_backward": lambda device: [(torch.randn_like(a[0]), *a, 0.5) for a in learned_offsets(device)],
+    "lsq_plus_backward_of_parameters": lambda device: ARGUMENTS["lsq_plus_backward"](device),
     "pact": clipped,
     "pact_backward": clipped_gradients,
     "dorefa_activation": lambda device: [(x, 2) for x in rows(device)],
@@ -263,6 +269,7 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
         (ops.pack_codes(q, *table), *table, torch.zeros_like(q)) for q, *table in coded(device)
     ],
     "xnor_weight": weights,
+    "mean_magnitude": weights,
     "xnor_weight_backward": lambda device: backwards(device, 1),
     "magnitude_aware_sign_backward": lambda device: backwards(device, 1),
     "scaled_sign_backward": lambda device: [(*a, held) for a in backwards(device, 1) for held in (False, True)],
@@ -355,7 +362,10 @@ LARGER: dict[str, Callable[[str], list[Arguments]]] = {
         )
         for n in (1, 3)
     ],
+    "lsq_backward_of_scale": lambda device: LARGER["lsq_backward"](device),
+    "lsq_plus_backward_of_parameters": lambda device: LARGER["lsq_plus_backward"](device),
     "xnor_weight": lambda device: [(torch.randn(3, 9_001, device=device), c) for c in (True, False)],
+    "mean_magnitude": lambda device: LARGER["xnor_weight"](device),
     "dorefa_weight": lambda device: [(torch.randn(3, 9_001, device=device), 3, c) for c in (True, False)],
     "total_norm": lambda device: [(_list(device), p, True) for p in (2.0, 3.0)],
     "clip_grad_norm_": lambda device: [(_list(device), 0.5, 2.0, 0, True)],

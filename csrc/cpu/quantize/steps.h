@@ -11,6 +11,15 @@
 
 namespace ste_ops {
 
+// Raises where the scale of channel c, or an offset of it, is not valid.
+template <class A>
+Step<A> checked_step(const char* op, A scale, A zero_point, bool is_offset, int64_t c) {
+  STE_CHECK(
+      is_scale(scale), op, ": scale must be positive and finite, and its reciprocal too, got ", scale, " at index ", c);
+  STE_CHECK(!is_offset || is_finite(zero_point), op, ": offset must be finite, got ", zero_point, " at index ", c);
+  return step_of(scale, zero_point);
+}
+
 // The step of every element.
 template <class A>
 struct SharedStep {

@@ -14,9 +14,7 @@ std::vector<Step<A>> checked_steps(const char* op, const Quantizer& quantizer, i
   for (size_t c = 0; c < steps.size(); ++c) {
     A s = scale.tensor ? scale.data<A>()[c * scale.stride()] : A(scale.number);
     A z = zero_point.tensor ? zero_point.data<A>()[c * zero_point.stride()] : A(zero_point.number);
-    STE_CHECK(is_scale(s), op, ": scale must be positive and finite, and its reciprocal too, got ", s, " at index ", c);
-    STE_CHECK(!quantizer.is_offset || is_finite(z), op, ": offset must be finite, got ", z, " at index ", c);
-    steps[c] = step_of(s, z);
+    steps[c] = checked_step(op, s, z, quantizer.is_offset, c);
   }
   return steps;
 }
@@ -90,8 +88,8 @@ std::tuple<Tensor, Tensor> lsq_plus_masked_cpu(
   return masked_steps<LearnedOffset>("lsq_plus", lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
 }
 
-// The gradient of x on the way, and what each element adds to those of its scale and its offset.
-template <class Op, class T, class Steps>
+// What each element adds to the gradients of its scale and its offset; that of x on the way, where it is asked for.
+template <class Op, bool kOfX, class T, class Steps>
 struct LearnedTerm {
   Op op;
   Steps steps;
@@ -101,8 +99,10 @@ struct LearnedTerm {
   STE_OPS_INLINE typename Op::Reduction::Total operator()(int64_t i, int64_t lane) const {
     bool inside;
     const arithmetic_t<T> slope = op.slope(load(x[i]), steps.at(lane), inside);
-    const bits_t<T> bits = bit_cast<bits_t<T>>(grad[i]);
-    of_x[i] = bit_cast<T>(bits_t<T>(inside ? bits : bits_t<T>(0)));
+    if constexpr (kOfX) {
+      const bits_t<T> bits = bit_cast<bits_t<T>>(grad[i]);
+      of_x[i] = bit_cast<T>(bits_t<T>(inside ? bits : bits_t<T>(0)));
+    }
     return Op::added(double(load(grad[i])), slope, inside);
   }
 };
@@ -138,23 +138,23 @@ void store_gradients(const std::vector<Pair>& totals, const LsqPlusBackward& cal
   store_totals(each, call.factor, call.of_offset);
 }
 
-template <template <class> class Op, class T, class Call>
+template <template <class> class Op, bool kOfX, class T, class Call>
 void learned_backward_loop(const char* name, Type<T>, const Quantizer& quantizer, const Call& call) {
   using A = arithmetic_t<T>;
   using Reduction = typename Op<A>::Reduction;
-  const Groups groups = quantizer.groups_of(call.of_x);
+  const Groups groups = quantizer.groups_of(call.x);
   const T *grad = const_data<T>(call.grad), *x = const_data<T>(call.x);
-  T* of_x = mutable_data<T>(call.of_x);
+  T* of_x = kOfX ? mutable_data<T>(*call.of_x) : nullptr;
   const Op<A> op = quantizer.element<Op, A>();
   const std::vector<Step<A>> steps = checked_steps<A>(name, quantizer, groups.size);
   std::vector<typename Reduction::Total> totals(groups.count());
   if (rows_hold_one_group(groups)) {
     reduce_groups<Reduction, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      return LearnedTerm<Op<A>, T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
+      return LearnedTerm<Op<A>, kOfX, T, SharedStep<A>>{op, {steps[task.first]}, grad, x, of_x};
     });
   } else {
     reduce_groups<Reduction, A>(groups, totals.data(), [&](const ReduceTask& task) {
-      return LearnedTerm<Op<A>, T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
+      return LearnedTerm<Op<A>, kOfX, T, StepLanes<A>>{op, lanes_of(groups, task, steps), grad, x, of_x};
     });
   }
   store_gradients(totals, call);
@@ -166,19 +166,43 @@ std::tuple<Tensor, Tensor> lsq_backward_cpu(
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
   const LsqBackward call = prepare_lsq_backward("lsq_backward", grad, x, scale, quantizer, grad_scale, of_sample);
   dispatch_elements(
-      "lsq_backward", "x", x, [&](auto type) { learned_backward_loop<Learned>("lsq", type, quantizer, call); });
-  return {call.of_x, call.of_scale};
+      "lsq_backward", "x", x, [&](auto type) { learned_backward_loop<Learned, true>("lsq", type, quantizer, call); });
+  return {*call.of_x, call.of_scale};
+}
+
+Tensor lsq_backward_of_scale_cpu(
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  constexpr const char* op = "lsq_backward_of_scale";
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const LsqBackward call =
+      prepare_lsq_backward(op, grad, x, scale, quantizer, grad_scale, of_sample, Gradients::of_parameters);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { learned_backward_loop<Learned, false>("lsq", type, quantizer, call); });
+  return call.of_scale;
 }
 
 std::tuple<Tensor, Tensor, Tensor> lsq_plus_backward_cpu(
     Tensor grad, Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis,
     std::optional<double> grad_scale, bool of_sample) {
   const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
-  const LsqPlusBackward call = prepare_lsq_plus_backward(grad, x, scale, offset, quantizer, grad_scale, of_sample);
-  dispatch_elements("lsq_plus_backward", "x", x, [&](auto type) {
-    learned_backward_loop<LearnedOffset>("lsq_plus", type, quantizer, call);
-  });
+  constexpr const char* op = "lsq_plus_backward";
+  const LsqPlusBackward call = prepare_lsq_plus_backward(op, grad, x, scale, offset, quantizer, grad_scale, of_sample);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { learned_backward_loop<LearnedOffset, true>("lsq_plus", type, quantizer, call); });
   return call.in_dtypes_of(scale, offset);
+}
+
+std::tuple<Tensor, Tensor> lsq_plus_backward_of_parameters_cpu(
+    Tensor grad, Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  constexpr const char* op = "lsq_plus_backward_of_parameters";
+  const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
+  const LsqPlusBackward call =
+      prepare_lsq_plus_backward(op, grad, x, scale, offset, quantizer, grad_scale, of_sample, Gradients::of_parameters);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { learned_backward_loop<LearnedOffset, false>("lsq_plus", type, quantizer, call); });
+  return call.of_parameters(scale, offset);
 }
 
 // The second mask of pact; what it writes beside it is of no use.
@@ -295,9 +319,11 @@ STE_OPS_CPU_IMPL(m) {
   m.impl("lsq", TORCH_BOX(&lsq_cpu));
   m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cpu));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cpu));
+  m.impl("lsq_backward_of_scale", TORCH_BOX(&lsq_backward_of_scale_cpu));
   m.impl("lsq_plus", TORCH_BOX(&lsq_plus_cpu));
   m.impl("lsq_plus_masked", TORCH_BOX(&lsq_plus_masked_cpu));
   m.impl("lsq_plus_backward", TORCH_BOX(&lsq_plus_backward_cpu));
+  m.impl("lsq_plus_backward_of_parameters", TORCH_BOX(&lsq_plus_backward_of_parameters_cpu));
   m.impl("pact", TORCH_BOX(&pact_cpu));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cpu));
   m.impl("dorefa_activation", TORCH_BOX(&dorefa_activation_cpu));

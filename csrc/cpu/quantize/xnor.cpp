@@ -30,6 +30,21 @@ std::tuple<Tensor, Tensor> xnor_weight_cpu(Tensor w, bool per_channel) {
 }
 
 template <class T>
+void mean_magnitude_loop(Type<T>, const Groups& groups, const Tensor& w, const Tensor& means) {
+  using A = arithmetic_t<T>;
+  const std::vector<double> totals = reduce_magnitudes<Additive>(groups, const_data<T>(w));
+  const KeepMean<A> keep{mutable_data<A>(means), groups.members()};
+  for (int64_t g = 0; g < groups.count(); ++g) keep(g, totals[g]);
+}
+
+Tensor mean_magnitude_cpu(Tensor w, bool per_channel) {
+  constexpr const char* op = "mean_magnitude";
+  const Magnitudes call = prepare_magnitudes(op, w, per_channel);
+  dispatch_elements(op, "w", w, [&](auto type) { mean_magnitude_loop(type, call.groups, call.w, call.statistic); });
+  return call.statistic;
+}
+
+template <class T>
 struct XnorTerm {
   const T *grad, *w;
   STE_OPS_INLINE double operator()(int64_t i, int64_t) const { return xnor_term(load(grad[i]), load(w[i])); }
@@ -103,6 +118,7 @@ std::tuple<Tensor, Tensor> scaled_sign_backward_cpu(Tensor grad, Tensor w, Tenso
 
 STE_OPS_CPU_IMPL(m) {
   m.impl("xnor_weight", TORCH_BOX(&xnor_weight_cpu));
+  m.impl("mean_magnitude", TORCH_BOX(&mean_magnitude_cpu));
   m.impl("xnor_weight_backward", TORCH_BOX(&xnor_weight_backward_cpu));
   m.impl("magnitude_aware_sign_backward", TORCH_BOX(&magnitude_aware_sign_backward_cpu));
   m.impl("scaled_sign_backward", TORCH_BOX(&scaled_sign_backward_cpu));

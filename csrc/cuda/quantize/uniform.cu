@@ -69,10 +69,10 @@ std::tuple<Tensor, Tensor> lsq_plus_masked_cuda(
       "lsq_plus", launch, lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis), x);
 }
 
-// The gradient of x on the way, and what each element adds to those of its scale and its offset. A thread keeps the
-// steps of its lanes.
-// Moves: reads 2 * n * T + steps * A, writes n * T.
-template <class Op, class T>
+// What each element adds to the gradients of its scale and its offset; that of x on the way, where kOfX is 1. A thread
+// keeps the steps of its lanes.
+// Moves: reads 2 * n * T + steps * A, writes kOfX * n * T.
+template <class Op, int kOfX, class T>
 struct LearnedTerms {
   static constexpr int N = Vector<T>::size;
   using A = arithmetic_t<T>;
@@ -88,7 +88,6 @@ struct LearnedTerms {
 
     __device__ void operator()(int64_t begin, int64_t end, Total* adds) const {
       const T *grad = terms.grad + begin, *x = terms.x + begin;
-      T* of_x = terms.of_x + begin;
       const int64_t count = end - begin;
       Vector<T> g = read_vector(grad, 0, count, aligned16(grad)), v = read_vector(x, 0, count, aligned16(x));
 #pragma unroll
@@ -98,7 +97,10 @@ struct LearnedTerms {
         adds[k] = Op::added(double(load(g.value[k])), slope, inside);
         if (!inside) g.value[k] = T{};
       }
-      write_vector(of_x, 0, count, aligned16(of_x), g);
+      if constexpr (kOfX == 1) {
+        T* of_x = terms.of_x + begin;
+        write_vector(of_x, 0, count, aligned16(of_x), g);
+      }
     }
   };
 
@@ -155,13 +157,13 @@ void reduce_into(const Launcher& launch, const Groups& groups, const Terms& term
   });
 }
 
-template <template <class> class Op, class T, class Call>
+template <template <class> class Op, int kOfX, class T, class Call>
 void launch_learned_backward(const Launcher& launch, Type<T>, const Quantizer& quantizer, const Call& call) {
   using A = arithmetic_t<T>;
-  const LearnedTerms<Op<A>, T> terms{
+  const LearnedTerms<Op<A>, kOfX, T> terms{
       quantizer.element<Op, A>(), DeviceSteps<A>(quantizer), const_data<T>(call.grad), const_data<T>(call.x),
-      mutable_data<T>(call.of_x)};
-  reduce_into<T>(launch, quantizer.groups_of(call.of_x), terms, call);
+      kOfX == 1 ? mutable_data<T>(*call.of_x) : nullptr};
+  reduce_into<T>(launch, quantizer.groups_of(call.x), terms, call);
 }
 
 std::tuple<Tensor, Tensor> lsq_backward_cuda(
@@ -171,8 +173,20 @@ std::tuple<Tensor, Tensor> lsq_backward_cuda(
   const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
   const LsqBackward call = prepare_lsq_backward("lsq_backward", grad, x, scale, quantizer, grad_scale, of_sample);
   dispatch_elements(
-      "lsq_backward", "x", x, [&](auto type) { launch_learned_backward<Learned>(launch, type, quantizer, call); });
-  return {call.of_x, call.of_scale};
+      "lsq_backward", "x", x, [&](auto type) { launch_learned_backward<Learned, 1>(launch, type, quantizer, call); });
+  return {*call.of_x, call.of_scale};
+}
+
+Tensor lsq_backward_of_scale_cuda(
+    Tensor grad, Tensor x, Tensor scale, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  constexpr const char* op = "lsq_backward_of_scale";
+  const Launcher launch(x);
+  const Quantizer quantizer = lsq_quantizer(x, scale, quant_min, quant_max, axis);
+  const LsqBackward call =
+      prepare_lsq_backward(op, grad, x, scale, quantizer, grad_scale, of_sample, Gradients::of_parameters);
+  dispatch_elements(op, "x", x, [&](auto type) { launch_learned_backward<Learned, 0>(launch, type, quantizer, call); });
+  return call.of_scale;
 }
 
 std::tuple<Tensor, Tensor, Tensor> lsq_plus_backward_cuda(
@@ -180,11 +194,24 @@ std::tuple<Tensor, Tensor, Tensor> lsq_plus_backward_cuda(
     std::optional<double> grad_scale, bool of_sample) {
   const Launcher launch(x);
   const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
-  const LsqPlusBackward call = prepare_lsq_plus_backward(grad, x, scale, offset, quantizer, grad_scale, of_sample);
-  dispatch_elements("lsq_plus_backward", "x", x, [&](auto type) {
-    launch_learned_backward<LearnedOffset>(launch, type, quantizer, call);
-  });
+  constexpr const char* op = "lsq_plus_backward";
+  const LsqPlusBackward call = prepare_lsq_plus_backward(op, grad, x, scale, offset, quantizer, grad_scale, of_sample);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { launch_learned_backward<LearnedOffset, 1>(launch, type, quantizer, call); });
   return call.in_dtypes_of(scale, offset);
+}
+
+std::tuple<Tensor, Tensor> lsq_plus_backward_of_parameters_cuda(
+    Tensor grad, Tensor x, Tensor scale, Tensor offset, int64_t quant_min, int64_t quant_max, int64_t axis,
+    std::optional<double> grad_scale, bool of_sample) {
+  constexpr const char* op = "lsq_plus_backward_of_parameters";
+  const Launcher launch(x);
+  const Quantizer quantizer = lsq_plus_quantizer(x, scale, offset, quant_min, quant_max, axis);
+  const LsqPlusBackward call =
+      prepare_lsq_plus_backward(op, grad, x, scale, offset, quantizer, grad_scale, of_sample, Gradients::of_parameters);
+  dispatch_elements(
+      op, "x", x, [&](auto type) { launch_learned_backward<LearnedOffset, 0>(launch, type, quantizer, call); });
+  return call.of_parameters(scale, offset);
 }
 
 // The kernels make what they quantize with from alpha: the host does not know it.
@@ -288,9 +315,11 @@ STE_OPS_CUDA_IMPL(m) {
   m.impl("lsq", TORCH_BOX(&lsq_cuda));
   m.impl("lsq_masked", TORCH_BOX(&lsq_masked_cuda));
   m.impl("lsq_backward", TORCH_BOX(&lsq_backward_cuda));
+  m.impl("lsq_backward_of_scale", TORCH_BOX(&lsq_backward_of_scale_cuda));
   m.impl("lsq_plus", TORCH_BOX(&lsq_plus_cuda));
   m.impl("lsq_plus_masked", TORCH_BOX(&lsq_plus_masked_cuda));
   m.impl("lsq_plus_backward", TORCH_BOX(&lsq_plus_backward_cuda));
+  m.impl("lsq_plus_backward_of_parameters", TORCH_BOX(&lsq_plus_backward_of_parameters_cuda));
   m.impl("pact", TORCH_BOX(&pact_cuda));
   m.impl("pact_backward", TORCH_BOX(&pact_backward_cuda));
   m.impl("dorefa_activation", TORCH_BOX(&dorefa_activation_cuda));

@@ -26,6 +26,21 @@ std::tuple<Tensor, Tensor> xnor_weight_cuda(Tensor w, bool per_channel) {
   return {call.out, call.statistic};
 }
 
+template <class T>
+void launch_mean_magnitude(const Launcher& launch, Type<T>, const Magnitudes& call) {
+  using A = arithmetic_t<T>;
+  const KeepMean<A> keep{mutable_data<A>(call.statistic), call.groups.members(), 0};
+  reduce_groups<Additive, T>(launch, call.groups, call.w, MagnitudeTerms<T>{const_data<T>(call.w)}, keep);
+}
+
+Tensor mean_magnitude_cuda(Tensor w, bool per_channel) {
+  constexpr const char* op = "mean_magnitude";
+  const Launcher launch(w);
+  const Magnitudes call = prepare_magnitudes(op, w, per_channel);
+  dispatch_elements(op, "w", w, [&](auto type) { launch_mean_magnitude(launch, type, call); });
+  return call.statistic;
+}
+
 // Moves: reads 2 * n * T, writes 0.
 template <class T>
 struct XnorTerms {
@@ -123,6 +138,7 @@ std::tuple<Tensor, Tensor> scaled_sign_backward_cuda(Tensor grad, Tensor w, Tens
 
 STE_OPS_CUDA_IMPL(m) {
   m.impl("xnor_weight", TORCH_BOX(&xnor_weight_cuda));
+  m.impl("mean_magnitude", TORCH_BOX(&mean_magnitude_cuda));
   m.impl("xnor_weight_backward", TORCH_BOX(&xnor_weight_backward_cuda));
   m.impl("magnitude_aware_sign_backward", TORCH_BOX(&magnitude_aware_sign_backward_cuda));
   m.impl("scaled_sign_backward", TORCH_BOX(&scaled_sign_backward_cuda));

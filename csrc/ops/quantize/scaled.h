@@ -31,6 +31,19 @@ inline Tensor new_statistic(const Tensor& x, int64_t kinds, int64_t groups) {
   return empty_vector(kinds * groups, arithmetic_type(x), x);
 }
 
+// Weights and the mean magnitude of each group, to fill.
+struct Magnitudes {
+  Tensor statistic, w;
+  Groups groups;
+};
+
+inline Magnitudes prepare_magnitudes(const char* op, const Tensor& w, bool per_channel) {
+  Tensor statistic = new_statistic(w, 1, group_count(op, w, per_channel));
+  if (w.numel() == 0) torch::stable::zero_(statistic);
+  const Tensor dense = dense_of(w);
+  return {statistic, dense, groups_of_weights(dense, per_channel)};
+}
+
 // Weights, the tensor to fill in w's memory order, and the numbers of its groups.
 struct ScaledWeights {
   Tensor statistic, out, w;

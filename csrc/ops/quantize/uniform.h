@@ -99,6 +99,36 @@ inline int64_t steps_of_bits(const char* op, int64_t bits) {
   return (int64_t(1) << bits) - 1;
 }
 
+// The steps of channels as rows of one tensor, to fill: scale, its reciprocal and, where there is one, the offset.
+struct StepRows {
+  Tensor scale, rows;
+  std::optional<Tensor> offset;
+  int64_t count;
+
+  StepRows(const char* op, const Tensor& given_scale, const std::optional<Tensor>& given_offset, bool wide)
+      : scale(in_arithmetic(given_scale, wide)), rows(scale), count(scale.numel()) {
+    if (given_offset) {
+      offset = in_arithmetic(*given_offset, wide);
+      const int64_t numel = offset->numel();
+      STE_CHECK(
+          numel == count || numel == 1 || count == 1, op, ": scale and offset must have as many elements, got ", count,
+          " and ", numel);
+      count = std::max(count, numel);
+    }
+    const int64_t sizes[2] = {given_offset ? 3 : 2, count}, strides[2] = {std::max<int64_t>(count, 1), 1};
+    rows = empty_strided({sizes, 2}, {strides, 2}, scale.scalar_type(), scale);
+  }
+
+  int64_t scale_stride() const { return scale.numel() > 1; }
+  int64_t offset_stride() const { return offset && offset->numel() > 1; }
+
+ private:
+  static Tensor in_arithmetic(const Tensor& given, bool wide) {
+    const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
+    return row_major(given.scalar_type() == dtype ? given : torch::stable::to(given, dtype));
+  }
+};
+
 // lsq takes a quantizer without a zero point.
 inline Quantizer lsq_quantizer(
     const Tensor& x, const Tensor& scale, int64_t quant_min, int64_t quant_max, int64_t axis) {
@@ -110,11 +140,16 @@ inline Quantizer lsq_plus_quantizer(
   return Quantizer("lsq_plus", x, scale, offset, 0, 0, quant_min, quant_max, axis, true);
 }
 
-// What lsq_backward reads, and the gradients to fill: of_x in x's memory order. `factor` multiplies that of the scale.
+// What lsq_backward reads, and the gradients to fill: of_x in x's memory order, where it is asked for. `factor`
+// multiplies that of the scale.
 struct LsqBackward {
-  Tensor of_scale, of_x, x, grad;
+  Tensor of_scale, x, grad;
   double factor;
+  std::optional<Tensor> of_x;
 };
+
+// Which gradients a backward makes.
+enum class Gradients { all, of_parameters };
 
 // 1 / sqrt(N * quant_max), N being the elements that share a scale: of all of x, or of one of the samples along
 // dimension 0 (section 2.2 of the paper). Counted here, where sizes are numbers, and not where they may be symbols.
@@ -126,16 +161,18 @@ inline double lsq_grad_scale(const Quantizer& quantizer, const Tensor& x, const 
 
 inline LsqBackward prepare_lsq_backward(
     const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, const Quantizer& quantizer,
-    std::optional<double> grad_scale, bool of_sample) {
+    std::optional<double> grad_scale, bool of_sample, Gradients made = Gradients::all) {
   check_like(op, "grad", grad, "x", x);
   STE_CHECK(
       grad_scale || quantizer.quant_max > 0, op,
       ": grad_scale must be given where quant_max is not positive, got quant_max ", quantizer.quant_max);
   Tensor of_scale = new_like(scale);
   if (x.numel() == 0) torch::stable::zero_(of_scale);
-  const Elementwise call(x);
   const double factor = grad_scale ? *grad_scale : lsq_grad_scale(quantizer, x, scale, of_sample);
-  return {of_scale, call.out, call.x, in_layout_of(call.out, grad), factor};
+  const Tensor dense = dense_of(x);
+  LsqBackward call{of_scale, dense, in_layout_of(dense, grad), factor, std::nullopt};
+  if (made == Gradients::all) call.of_x = new_like(x);
+  return call;
 }
 
 // And of lsq_plus_backward. The gradients of scale and offset are made in one dtype, which holds both.
@@ -143,7 +180,10 @@ struct LsqPlusBackward : LsqBackward {
   Tensor of_offset;
 
   std::tuple<Tensor, Tensor, Tensor> in_dtypes_of(const Tensor& scale, const Tensor& offset) const {
-    return {of_x, in_dtype_of(scale, of_scale), in_dtype_of(offset, of_offset)};
+    return {*of_x, in_dtype_of(scale, of_scale), in_dtype_of(offset, of_offset)};
+  }
+  std::tuple<Tensor, Tensor> of_parameters(const Tensor& scale, const Tensor& offset) const {
+    return {in_dtype_of(scale, of_scale), in_dtype_of(offset, of_offset)};
   }
 
  private:
@@ -153,9 +193,8 @@ struct LsqPlusBackward : LsqBackward {
 };
 
 inline LsqPlusBackward prepare_lsq_plus_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& offset, const Quantizer& quantizer,
-    std::optional<double> grad_scale, bool of_sample) {
-  constexpr const char* op = "lsq_plus_backward";
+    const char* op, const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& offset,
+    const Quantizer& quantizer, std::optional<double> grad_scale, bool of_sample, Gradients made = Gradients::all) {
   STE_CHECK(
       scale.numel() == offset.numel(), op, ": scale and offset must have as many elements, got ", scale.numel(),
       " and ", offset.numel());
@@ -166,7 +205,7 @@ inline LsqPlusBackward prepare_lsq_plus_backward(
   const Tensor offset_like = b == dtype ? offset : torch::stable::to(offset, dtype);
   Tensor of_offset = new_like(offset_like);
   if (x.numel() == 0) torch::stable::zero_(of_offset);
-  return {prepare_lsq_backward(op, grad, x, scale_like, quantizer, grad_scale, of_sample), of_offset};
+  return {prepare_lsq_backward(op, grad, x, scale_like, quantizer, grad_scale, of_sample, made), of_offset};
 }
 
 // The masks of pact.

@@ -42,6 +42,11 @@ def _(
     return torch.empty_like(x), torch.empty_like(scale)
 
 
+@fake("lsq_backward_of_scale")
+def _(grad: Tensor, x: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(scale)
+
+
 @fake("lsq_plus")
 def _(x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
     return torch.empty_like(x)
@@ -65,6 +70,17 @@ def _(
     of_sample: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(scale), torch.empty_like(offset)
+
+
+@fake("lsq_plus_backward_of_parameters")
+def _(grad: Tensor, x: Tensor, scale: Tensor, offset: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(scale), torch.empty_like(offset)
+
+
+@fake("checked_steps")
+def _(scale: Tensor, offset: Tensor | None, wide: bool, op: str) -> Tensor:
+    rows, count = (2, scale.numel()) if offset is None else (3, torch.sym_max(scale.numel(), offset.numel()))
+    return scale.new_empty((rows, count), dtype=torch.float64 if wide else torch.float32)
 
 
 def _grad_scale(rest: tuple[Any, ...], x: Tensor, scale: Tensor) -> float:

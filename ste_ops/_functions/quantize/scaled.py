@@ -37,6 +37,11 @@ def _(w: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(w), _statistic(w, 2, per_channel)
 
 
+@fake("mean_magnitude")
+def _(w: Tensor, per_channel: bool) -> Tensor:
+    return _statistic(w, 1, per_channel)
+
+
 @fake("xnor_weight_backward")
 @fake("magnitude_aware_sign_backward")
 @fake("dorefa_weight_backward")
