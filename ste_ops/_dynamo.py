@@ -1,7 +1,7 @@
-"""What Dynamo, the front end of `torch.compile`, must know of this package, and learns as soon as it is loaded.
+"""What the parts of `torch.compile` must know of this package: its front end Dynamo and its back end Inductor.
 
-Loading it takes longer than the rest of torch, and `torch.compiler.allow_in_graph` would do so at import, for those too
-who compile nothing.
+Each learns it as soon as it is loaded. To load them takes longer than the rest of torch, and
+`torch.compiler.allow_in_graph` would do so at import, for those too who compile nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ from typing import Any, TypeVar
 
 import torch
 
-from ste_ops._torch import skip_frames
+from ste_ops._torch import (
+    INDUCTOR_DECOMPOSITIONS,
+    INDUCTOR_LOWERINGS,
+    call_beside_decomposition,
+    call_with_alike,
+    decompose,
+    skip_frames,
+)
 
 _DYNAMO = "torch._dynamo"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# What to tell, each with its subject.
-_waiting: list[tuple[Callable[[Any], Any], Any]] = []
+# What to tell each module, with its subject.
+_waiting: dict[str, list[tuple[Callable[[Any], Any], Any]]] = {
+    _DYNAMO: [],
+    INDUCTOR_DECOMPOSITIONS: [],
+    INDUCTOR_LOWERINGS: [],
+}
 
 
 def allow_in_graph(function: _F) -> _F:
     """`torch.compiler.allow_in_graph`, as a decorator too: a call goes into the graph as it is."""
-    _tell(torch.compiler.allow_in_graph, function)
+    _tell(_DYNAMO, torch.compiler.allow_in_graph, function)
     return function
 
 
@@ -38,8 +49,24 @@ def never_compiled(function: _F) -> _F:
     def outside(*args: Any, **kwargs: Any) -> Any:
         return _outside(function)(*args, **kwargs) if _DYNAMO in sys.modules else function(*args, **kwargs)
 
-    _tell(skip_frames, outside)
+    _tell(_DYNAMO, skip_frames, outside)
     return outside  # type: ignore[return-value]
+
+
+def decomposition(operator: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Inductor traces the decorated function in place of the operator, or calls it where that is NotImplemented."""
+
+    def register(function: _F) -> _F:
+        _tell(INDUCTOR_DECOMPOSITIONS, decompose, (operator, function))
+        _tell(INDUCTOR_LOWERINGS, call_beside_decomposition, operator)
+        return function
+
+    return register
+
+
+def takes_alike(operator: Callable[..., Any]) -> None:
+    """Inductor gives the operator its first two tensors in one memory order, in which it has them."""
+    _tell(INDUCTOR_LOWERINGS, call_with_alike, operator)
 
 
 @functools.cache
@@ -48,26 +75,26 @@ def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
     return outside
 
 
-def _tell(what: Callable[[Any], Any], subject: Any) -> None:
-    _waiting.append((what, subject))
-    if _DYNAMO in sys.modules:
-        _tell_all()
+def _tell(module: str, what: Callable[[Any], Any], subject: Any) -> None:
+    _waiting[module].append((what, subject))
+    if module in sys.modules:
+        _tell_all(module)
 
 
-def _tell_all() -> None:
-    while _waiting:
-        what, subject = _waiting.pop()
+def _tell_all(module: str) -> None:
+    while _waiting[module]:
+        what, subject = _waiting[module].pop()
         what(subject)
 
 
-class _DynamoFinder(MetaPathFinder):
-    """Finds Dynamo as the finders behind it do, and has everything told when its module has run.
+class _Finder(MetaPathFinder):
+    """Finds those modules as the finders behind it do, and has everything told when a module has run.
 
     It stays in its place, since other threads may go through the list of finders at the same time.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _DYNAMO:
+        if name not in _waiting:
             return None
         behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in behind)), None)
@@ -83,10 +110,9 @@ def _tell_behind(loader: Loader) -> None:
     def exec_module(module: ModuleType) -> None:
         vars(loader).pop("exec_module", None)
         run(module)
-        _tell_all()
+        _tell_all(module.__name__)
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
-if _DYNAMO not in sys.modules:
-    sys.meta_path.insert(0, _DynamoFinder())
+sys.meta_path.insert(0, _Finder())

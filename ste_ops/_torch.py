@@ -128,6 +128,66 @@ def skip_frames(function: Callable[..., Any]) -> None:
     skip(function)
 
 
+# Where Inductor has its table of decompositions, and how it hands tensors to operators that it does not know.
+INDUCTOR_DECOMPOSITIONS, INDUCTOR_LOWERINGS = "torch._inductor.decomposition", "torch._inductor.lowering"
+
+
+def decompose(pair: tuple[Any, Callable[..., Any]]) -> None:
+    """Has Inductor trace a function in place of an operator. The table that it uses is a copy, made once."""
+    from torch._inductor import decomposition
+
+    operator, function = pair
+    decomposition.decompositions[operator] = function
+    decomposition.fast_random_decomps.cache_clear()
+
+
+def is_input_of_graph(x: torch.Tensor) -> bool:
+    """Whether a tensor that Inductor traces is an argument of the graph, or another name of one."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
+    if slot is None:
+        return False
+    node: Any = slot.proxy.node
+    while node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
+        node = node.args[0]
+    return bool(node.op == "placeholder")
+
+
+def call_beside_decomposition(operator: Any) -> None:
+    """Inductor otherwise takes no call of an operator in its table, which it finds where the function refused."""
+    from torch._inductor import lowering
+
+    constraint = lowering.tag_to_layout_constraint(lowering.get_layout_constraint_tag(operator, with_default=True))
+    lowering.make_fallback(operator, constraint, warn=False, override_decomp=True)
+
+
+def call_with_alike(operator: Any) -> None:
+    """Has Inductor call an operator with its first two tensors in one memory order, whichever they have by then.
+
+    It otherwise copies a tensor whose order it chose differently than that was in the traced program. A second argument
+    of the form where(.., x, x) is x itself.
+    """
+    from torch._inductor import ir, lowering
+    from torch._inductor.virtualized import V
+
+    def alike(node: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        source = node.args[1]
+        second = args[1]
+        if source.target is torch.ops.aten.where.self and source.args[1] is source.args[2]:
+            second = V.graph.env.get(source.args[1], second)  # unless nothing else needs it any more
+        pair = args[0], second
+        for tensor in pair:
+            tensor.realize()
+        decided = [tensor.get_stride() for tensor in pair if not isinstance(tensor.get_layout(), ir.FlexibleLayout)]
+        strides = decided[0] if decided else node.args[0].meta["val"].stride()
+        order = ir.get_stride_order(strides, V.graph.sizevars.shape_env)
+        return (*(ir.ExternKernel.require_stride_order(tensor, order) for tensor in pair), *args[2:]), kwargs
+
+    lowering.make_fallback(operator, alike, warn=False)
+
+
 def fsdp_manages(module: torch.nn.Module) -> bool:
     """Whether `fully_shard` or `FullyShardedDataParallel` puts other parameters there for the forward."""
     return getattr(module, "_is_fsdp_managed_module", False)

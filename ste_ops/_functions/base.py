@@ -39,6 +39,11 @@ def recording() -> bool:
     return is_exporting() or torch.jit.is_tracing()  # which Dynamo knows
 
 
+def compiling() -> bool:
+    """Whether Dynamo traces for a compiler, which makes better use of arithmetic that it sees than of an operator."""
+    return torch.compiler.is_compiling() and not recording()
+
+
 class NativeFunction(torch.autograd.Function):
     """An autograd.Function over registered operators.
 

@@ -1,5 +1,6 @@
 """The functions and classes that users call, family by family; every name here stands at the top of `ste_ops`."""
 
+import ste_ops._functions.compiled.decompositions  # of which Inductor hears
 from ste_ops.functional import binarize, clip, quantize, sampling
 from ste_ops.functional.binarize import *
 from ste_ops.functional.clip import *

@@ -96,7 +96,8 @@ def test_capture_keeps_layouts(layout):
     y = torch.compile(step_of("sign", surrogate), fullgraph=True, backend=CAPTURE, dynamic=False)(x)
     eager = ste_ops.sign(x, surrogate)
     assert_same_bits(y.detach(), eager.detach())
-    assert y.stride() == eager.stride()
+    # Of a size of 0 or 1 the stride leads nowhere, and a compiler chooses it.
+    assert x.numel() == 0 or torch.equal(y.as_strided(x.shape, eager.stride()), y)
     grad = torch.randn_like(y)
     assert_same_bits(torch.autograd.grad(y, x, grad)[0], torch.autograd.grad(eager, x, grad)[0])
 

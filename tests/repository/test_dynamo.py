@@ -31,7 +31,7 @@ def test_dynamo_takes_every_function_into_the_graph():
         pass
 
     assert allowed(Late)
-    assert _dynamo._waiting == []
+    assert _dynamo._waiting[_dynamo._DYNAMO] == []
 
 
 def test_a_graph_ends_before_what_waits_for_the_device():
@@ -56,9 +56,9 @@ def test_nothing_is_compiled_within_what_is_never_compiled():
 @pytest.fixture
 def module_in_place_of_dynamo(tmp_path, monkeypatch):
     """A module that is found as Dynamo is; it runs the file that the test writes."""
-    monkeypatch.setattr(_dynamo, "_DYNAMO", "in_place_of_dynamo")
-    others = [finder for finder in sys.meta_path if not isinstance(finder, _dynamo._DynamoFinder)]
-    monkeypatch.setattr(sys, "meta_path", [_dynamo._DynamoFinder(), *others])
+    monkeypatch.setattr(_dynamo, "_waiting", {"in_place_of_dynamo": []})
+    others = [finder for finder in sys.meta_path if not isinstance(finder, _dynamo._Finder)]
+    monkeypatch.setattr(sys, "meta_path", [_dynamo._Finder(), *others])
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield tmp_path / "in_place_of_dynamo.py"
@@ -67,7 +67,9 @@ def module_in_place_of_dynamo(tmp_path, monkeypatch):
 
 def test_what_waits_is_told_behind_the_import(module_in_place_of_dynamo):
     told = []
-    _dynamo._tell(lambda word: told.append((word, sys.modules["in_place_of_dynamo"].READY)), "before")
+    _dynamo._tell(
+        "in_place_of_dynamo", lambda word: told.append((word, sys.modules["in_place_of_dynamo"].READY)), "before"
+    )
     module_in_place_of_dynamo.write_text("raise ValueError('not yet')")
     with pytest.raises(ValueError, match="not yet"):
         importlib.import_module("in_place_of_dynamo")
@@ -78,5 +80,5 @@ def test_what_waits_is_told_behind_the_import(module_in_place_of_dynamo):
     module = importlib.import_module("in_place_of_dynamo")
     assert told == [("before", True)]
     assert "exec_module" not in vars(module.__spec__.loader)
-    _dynamo._tell(told.append, "after")
+    _dynamo._tell("in_place_of_dynamo", told.append, "after")
     assert told == [("before", True), "after"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ste_ops._checks import check_tensor
-from ste_ops._functions.base import needs_function, recording
+from ste_ops._functions.base import compiling, needs_function, recording
 from ste_ops._functions.quantize.lsq import LSQPlus, MaskedLSQPlus
 from ste_ops._functions.quantize.positive import PositiveLSQPlus, PositiveMaskedLSQPlus
 from ste_ops._fx import call_node
@@ -96,7 +96,7 @@ def learned_offset(
     if any(check_tensor("lsq_plus", *of) for of in (("x", x), ("scale", scale), ("offset", offset))):
         return call_node(learned_offset, locals())
     axis = axis_of_learned("lsq_plus", x, {"scale": scale, "offset": offset}, axis)
-    if not (needs_function(scale) or needs_function(offset) or recording()):
+    if not (needs_function(scale) or needs_function(offset) or recording() or compiling()):
         return PositiveMaskedLSQPlus.apply(x, scale.detach(), offset.detach(), quant_min, quant_max, axis)[0]
     scale, offset = _alike(scale, offset, x, axis)
     return PositiveLSQPlus.apply(x, scale, offset, quant_min, quant_max, axis, grad_scale, of_sample)[0]

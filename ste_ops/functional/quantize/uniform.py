@@ -14,7 +14,8 @@ from ste_ops._checks import (
     check_tensor,
     checked_bits,
 )
-from ste_ops._functions.base import needs_function, recording
+from ste_ops._functions.base import compiling, needs_function, recording
+from ste_ops._functions.compiled.masked import TransparentDorefaActivation, TransparentFakeQuantize
 from ste_ops._functions.quantize import uniform as _functions
 from ste_ops._functions.quantize.lsq import LSQ, MaskedLSQ
 from ste_ops._functions.quantize.positive import LEAST_STEP as LEAST_STEP
@@ -92,9 +93,10 @@ def fake_quantize(
         zero_points, zero_point = zero_point.detach(), 0.0
     else:
         check_number(operator, "zero_point", zero_point)
-    return _functions.FakeQuantize.apply(
-        x, scales, zero_points, float(scale), float(zero_point), quant_min, quant_max, axis
-    )[0]
+    arguments = x, scales, zero_points, float(scale), float(zero_point), quant_min, quant_max, axis
+    if compiling():
+        return TransparentFakeQuantize.apply(*arguments)
+    return _functions.FakeQuantize.apply(*arguments)[0]
 
 
 def lsq(
@@ -177,7 +179,7 @@ def learned_step(
     if check_tensor("lsq", "x", x) or check_tensor("lsq", "scale", scale):
         return call_node(learned_step, locals())
     axis = axis_of_learned("lsq", x, {"scale": scale}, axis)
-    if not needs_function(scale) and not recording():
+    if not (needs_function(scale) or recording() or compiling()):
         return PositiveMaskedLSQ.apply(x, scale.detach(), quant_min, quant_max, axis)[0]
     return PositiveLSQ.apply(x, scale, quant_min, quant_max, axis, grad_scale, of_sample)[0]
 
@@ -287,4 +289,6 @@ def dorefa_activation(x: Tensor, bits: int) -> Tensor:
     if check_tensor("dorefa_activation", "x", x):
         return call_node(dorefa_activation, locals())
     checked_bits("dorefa_activation", bits)
+    if compiling():
+        return TransparentDorefaActivation.apply(x, bits)
     return _functions.DorefaActivation.apply(x, bits)[0]
