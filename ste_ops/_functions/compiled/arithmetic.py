@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ste_ops._library import ops
+
 # From here on a whole number and 1 need not add up to their sum in float32.
 LARGEST_WHOLE = 2**23
 
@@ -40,7 +42,7 @@ def is_whole(quant_min: int, quant_max: int) -> bool:
 
 def steps_of(op: str, x: Tensor, axis: int, scale: Tensor, offset: Tensor | None = None) -> list[Tensor]:
     """Scale, its reciprocal and an offset if there is one, as the kernels divide once and check."""
-    rows = torch.ops.ste_ops.checked_steps.default(scale, offset, x.dtype == torch.float64, op)
+    rows = ops.checked_steps(scale, offset, x.dtype == torch.float64, op)
     return [beside(row, x, axis) for row in rows.unbind()]
 
 

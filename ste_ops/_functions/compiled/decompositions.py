@@ -22,13 +22,12 @@ from ste_ops._functions.compiled.arithmetic import (
     strictly_inside,
 )
 from ste_ops._functions.quantize.channels import along
+from ste_ops._library import ops
 from ste_ops._torch import is_input_of_graph
 
-_native: Any = torch.ops.ste_ops
-
 # The layout of their results does not depend on that of their tensors.
-takes_alike(_native.lsq_backward_of_scale.default)
-takes_alike(_native.lsq_plus_backward_of_parameters.default)
+takes_alike(ops.lsq_backward_of_scale)
+takes_alike(ops.lsq_plus_backward_of_parameters)
 
 LEAST_BITNET_SCALE = 1e-5  # kLeastBitNetScale of csrc/core/quantize/scaled.h
 
@@ -37,27 +36,27 @@ def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-@decomposition(_native.round.default)
+@decomposition(ops.round)
 def _(x: Tensor) -> Tensor:
     return torch.round(x)
 
 
-@decomposition(_native.floor.default)
+@decomposition(ops.floor)
 def _(x: Tensor) -> Tensor:
     return torch.floor(x)
 
 
-@decomposition(_native.ceil.default)
+@decomposition(ops.ceil)
 def _(x: Tensor) -> Tensor:
     return torch.ceil(x)
 
 
-@decomposition(_native.trunc.default)
+@decomposition(ops.trunc)
 def _(x: Tensor) -> Tensor:
     return torch.trunc(x)
 
 
-@decomposition(_native.clamp.default)
+@decomposition(ops.clamp)
 def _(x: Tensor, min: float | None, max: float | None) -> Tensor:
     return clamped(widen(x), min, max).to(x.dtype)
 
@@ -70,22 +69,22 @@ def _without_mask(out: Tensor) -> tuple[Tensor, Tensor]:
     return out, out.new_empty(0, dtype=torch.uint8)
 
 
-@decomposition(_native.heaviside.default)
+@decomposition(ops.heaviside)
 def _(x: Tensor, surrogate: int, a: float, b: float) -> Any:
     return NotImplemented if saves(surrogate) == "mask" else _without_mask(_step(x > 0, 0.0, x))
 
 
-@decomposition(_native.heaviside_from_zero.default)
+@decomposition(ops.heaviside_from_zero)
 def _(x: Tensor, surrogate: int, a: float, b: float) -> Any:
     return NotImplemented if saves(surrogate) == "mask" else _without_mask(_step(x >= 0, 0.0, x))
 
 
-@decomposition(_native.sign.default)
+@decomposition(ops.sign)
 def _(x: Tensor, surrogate: int, a: float, b: float) -> Any:
     return NotImplemented if saves(surrogate) == "mask" else _without_mask(_step(x >= 0, -1.0, x))
 
 
-@decomposition(_native.lsq.default)
+@decomposition(ops.lsq)
 def _(x: Tensor, scale: Tensor, quant_min: int, quant_max: int, axis: int) -> Any:
     if not is_whole(quant_min, quant_max):
         return NotImplemented
@@ -106,7 +105,7 @@ def _beside(grad: Tensor, x: Tensor) -> Tensor:
 # A parameter is kept anyway, and nothing is computed around its gradient: there the kernel is the one pass over both.
 
 
-@decomposition(_native.lsq_backward.default)
+@decomposition(ops.lsq_backward)
 def _(
     grad: Tensor,
     x: Tensor,
@@ -123,10 +122,10 @@ def _(
     x = _beside(grad, x)
     of_x = torch.where(strictly_inside(widen(x) * inverse, quant_min, quant_max), grad, 0.0)
     rest = quant_min, quant_max, axis, grad_scale, of_sample
-    return of_x, _native.lsq_backward_of_scale.default(grad, x, scale, *rest)
+    return of_x, ops.lsq_backward_of_scale(grad, x, scale, *rest)
 
 
-@decomposition(_native.lsq_plus.default)
+@decomposition(ops.lsq_plus)
 def _(x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, axis: int) -> Any:
     if not is_whole(quant_min, quant_max) or not _on_cpu(x):
         return NotImplemented
@@ -134,7 +133,7 @@ def _(x: Tensor, scale: Tensor, offset: Tensor, quant_min: int, quant_max: int, 
     return (quantized((widen(x) - by) * inverse, step, quant_min, quant_max) + by).to(x.dtype)
 
 
-@decomposition(_native.lsq_plus_backward.default)
+@decomposition(ops.lsq_plus_backward)
 def _(
     grad: Tensor,
     x: Tensor,
@@ -152,34 +151,34 @@ def _(
     x = _beside(grad, x)
     of_x = torch.where(strictly_inside((widen(x) - by) * inverse, quant_min, quant_max), grad, 0.0)
     rest = quant_min, quant_max, axis, grad_scale, of_sample
-    return of_x, *_native.lsq_plus_backward_of_parameters.default(grad, x, scale, offset, *rest)
+    return of_x, *ops.lsq_plus_backward_of_parameters(grad, x, scale, offset, *rest)
 
 
 def _groups(statistic: Tensor, w: Tensor) -> Tensor:
     return along(statistic, w, 0 if statistic.numel() != 1 else -1)
 
 
-@decomposition(_native.xnor_weight.default)
+@decomposition(ops.xnor_weight)
 def _(w: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
-    mean = _native.mean_magnitude.default(w, per_channel)
+    mean = ops.mean_magnitude(w, per_channel)
     scale = _groups(mean, w)
     return torch.where(w >= 0, scale, -scale).to(w.dtype), mean
 
 
-@decomposition(_native.magnitude_aware_sign_backward.default)
+@decomposition(ops.magnitude_aware_sign_backward)
 def _(grad: Tensor, w: Tensor, mean: Tensor, per_channel: bool) -> Tensor:
     return torch.where(widen(w).abs() > 1, 0.0, widen(grad) * _groups(mean, w)).to(w.dtype)
 
 
-@decomposition(_native.bitnet_weight.default)
+@decomposition(ops.bitnet_weight)
 def _(w: Tensor, per_channel: bool) -> Any:
     if not _on_cpu(w):
         return NotImplemented
-    scale = at_least(_groups(_native.mean_magnitude.default(w, per_channel), w), LEAST_BITNET_SCALE)
+    scale = at_least(_groups(ops.mean_magnitude(w, per_channel), w), LEAST_BITNET_SCALE)
     return (clamped(torch.round(widen(w) / scale), -1, 1) * scale).to(w.dtype)
 
 
-@decomposition(_native.bitnet_activation.default)
+@decomposition(ops.bitnet_activation)
 def _(x: Tensor, bits: int) -> Any:
     if not _on_cpu(x) or x.dim() == 0 or x.shape[-1] == 0:
         return NotImplemented
