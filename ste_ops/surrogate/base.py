@@ -12,7 +12,7 @@ from torch import Tensor
 from ste_ops._checks import check_tensor, is_number
 from ste_ops._functions.base import compiling, widen
 from ste_ops._functions.binarize import BINARIZERS, SURROGATES, Saves, binarize
-from ste_ops._functions.compiled.masked import TransparentStep
+from ste_ops._functions.compiled.masked import transparent_step
 from ste_ops._functions.learned_surrogate import FORMULAS
 from ste_ops._fx import method_node
 
@@ -99,7 +99,7 @@ class Surrogate:
     def _binarize(self, operator: str, x: Tensor, *threshold: float | Tensor) -> Tensor:
         a, b = self.parameters
         if compiling() and not self._holds_tensors and self.saves == "mask":
-            return TransparentStep.apply(x, operator, self.number, a, b, self.factor, *threshold)
+            return transparent_step(x, operator, self.number, a, b, self.factor, *threshold)
         if self._holds_tensors or torch.compiler.is_compiling():
             return binarize(x, operator, self.number, a, b, self.factor, *threshold)
         return BINARIZERS[operator].apply(x, self.number, a, b, self.factor, None, *threshold)[0]

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ste_ops._dynamo import allow_in_graph
 from ste_ops._functions.base import NativeFunction, widen
-from ste_ops._functions.binarize import BINARIZERS, Binarize
+from ste_ops._functions.binarize import BINARIZERS, Binarize, binarize
 from ste_ops._functions.compiled.arithmetic import beside, clamped, is_whole, quantized, steps_of
 from ste_ops._functions.learned_surrogate import FORMULAS
 from ste_ops._functions.quantize.uniform import DorefaActivation, FakeQuantize
@@ -108,6 +109,14 @@ class TransparentStep(Transparent):
         slope = FORMULAS[surrogate](a, b)._derivative(x)
         passed = torch.where(slope == 0, 0.0, grad)
         return passed if factor == 1 else (widen(passed) * factor).to(grad.dtype)
+
+
+@allow_in_graph
+def transparent_step(x: Tensor, *args: Any) -> Tensor:
+    """`TransparentStep`, or `binarize` of numbers that are symbols, which makes one graph for all their values."""
+    symbolic = any(isinstance(arg, torch.SymFloat) for arg in args)
+    out: Tensor = binarize(x, *args) if symbolic else TransparentStep.apply(x, *args)
+    return out
 
 
 class TransparentDorefaActivation(Transparent):
