@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -22,6 +23,7 @@ from ste_ops._torch import (
     call_beside_decomposition,
     call_with_alike,
     decompose,
+    forget_decompositions,
     skip_frames,
 )
 
@@ -84,7 +86,25 @@ def _tell(module: str, what: Callable[[Any], Any], subject: Any) -> None:
 def _tell_all(module: str) -> None:
     while _waiting[module]:
         what, subject = _waiting[module].pop()
-        what(subject)
+        if module == _DYNAMO:
+            what(subject)
+            continue
+        try:
+            what(subject)
+        except Exception as error:
+            _leave_inductor_alone(error)
+
+
+def _leave_inductor_alone(error: Exception) -> None:
+    """An Inductor that has these tables otherwise calls the operators as they are, which is slower and right."""
+    for module in (INDUCTOR_DECOMPOSITIONS, INDUCTOR_LOWERINGS):
+        _waiting[module].clear()
+    forget_decompositions("ste_ops")
+    warnings.warn(
+        f"ste_ops does not know the Inductor of torch {torch.__version__} ({type(error).__name__}: {error}): compiled "
+        "code calls its operators as they are, instead of fusing their arithmetic",
+        stacklevel=2,
+    )
 
 
 class _Finder(MetaPathFinder):

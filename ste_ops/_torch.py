@@ -5,6 +5,7 @@ No other module reaches for a name of torch that begins with an underscore, so a
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,6 +140,16 @@ def decompose(pair: tuple[Any, Callable[..., Any]]) -> None:
     operator, function = pair
     decomposition.decompositions[operator] = function
     decomposition.fast_random_decomps.cache_clear()
+
+
+def forget_decompositions(namespace: str) -> None:
+    """Takes out of the table what `decompose` put there for the operators of a namespace."""
+    module: Any = sys.modules.get(INDUCTOR_DECOMPOSITIONS)
+    table: dict[Any, Any] = getattr(module, "decompositions", {})
+    for operator in [operator for operator in table if getattr(operator, "namespace", None) == namespace]:
+        del table[operator]
+    if hasattr(module, "fast_random_decomps"):
+        module.fast_random_decomps.cache_clear()
 
 
 def is_input_of_graph(x: torch.Tensor) -> bool:

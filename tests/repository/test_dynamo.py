@@ -82,3 +82,25 @@ def test_what_waits_is_told_behind_the_import(module_in_place_of_dynamo):
     assert "exec_module" not in vars(module.__spec__.loader)
     _dynamo._tell("in_place_of_dynamo", told.append, "after")
     assert told == [("before", True), "after"]
+
+
+def test_an_inductor_that_is_not_known_calls_the_operators(monkeypatch):
+    from torch._inductor import decomposition, lowering
+
+    def ours():
+        return {op: f for op, f in decomposition.decompositions.items() if op.namespace == "ste_ops"}
+
+    def changed(*args, **kwargs):
+        raise TypeError("make_fallback() takes another argument")
+
+    before = ours()
+    assert torch.ops.ste_ops.lsq.default in before
+    monkeypatch.setattr(lowering, "make_fallback", changed)
+    try:
+        with pytest.warns(UserWarning, match=r"does not know the Inductor of torch .* \(TypeError: make_fallback"):
+            _dynamo.takes_alike(torch.ops.ste_ops.lsq_backward_of_scale.default)
+        assert ours() == {}
+        assert torch.ops.ste_ops.lsq.default not in decomposition.fast_random_decomps()
+    finally:
+        decomposition.decompositions.update(before)
+        decomposition.fast_random_decomps.cache_clear()
