@@ -74,6 +74,12 @@ def _most(cell: Cell, recipe: Recipe) -> int:
     return (MOST_OF_CODES if (cell.bits or 0) < 8 else MOST) * cell.nbytes
 
 
+def _saves(x: Any, ticket: Ticket) -> bool:
+    """Whether an operation that saves its input saves this one now; else what ran before it did."""
+    own = torch.is_grad_enabled() and x.requires_grad
+    return own and ticket.tensor is not None and x.data_ptr() == ticket.tensor.data_ptr()
+
+
 class Tape(DispatchMode):  # type: ignore[misc]
     """Sees every operation of a forward, and every tensor that is saved for its backward.
 
@@ -103,7 +109,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if not self._saved:
             return
         saved, self._saved = self._saved, []
-        if func is not None and reads_shape_only(func) and len(saved) == 1 and saved[0].tensor is args[0]:
+        if func is not None and reads_shape_only(func) and len(saved) == 1 and _saves(args[0], saved[0]):
             saved[0].settle_shape()
             return
         for ticket in saved:

@@ -469,3 +469,57 @@ def test_losses_while_training_are_those_of_today(floats):
     expected = floats(lambda: losses(lambda net, x: net))
     assert expected[-1] < expected[0]
     assert losses(lambda net, x: net) == losses(recompute_) == expected
+
+
+class Calls(nn.Module):
+    """A forward of its own, with layers."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv():
+    torch.manual_seed(0)
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+def as_it_was(floats, net, x):
+    """Trains a net with and without `recompute_`."""
+    expected = floats(lambda: trained(net, x, False))
+    assert_equal(trained(recompute_(net, x), x, False), expected)
+
+
+def images():
+    torch.manual_seed(1)
+    return torch.randn(2, 4, 24, 24)
+
+
+class Multiplied(torch.autograd.Function):
+    """It saves its input, which needs no gradient, once it has run."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, (grad * ctx.saved_tensors[0]).sum((0, 2, 3), keepdim=True)
+
+
+def pooled_beside(self, x):
+    y = torch.sigmoid(self.conv(x))
+    with torch.no_grad():
+        pooled = nn.functional.avg_pool2d(y, 2)
+        z = x + 1
+    return y.sum() + pooled.sum() + Multiplied.apply(z, self.conv.bias[:, None, None]).sum() + self.pool(z).sum()
+
+
+def test_a_pooling_that_saves_nothing_after_an_operation_that_saved_its_input(floats):
+    as_it_was(floats, Calls(pooled_beside, conv=conv(), pool=nn.MaxPool2d(2)), images())
