@@ -58,6 +58,14 @@ class DispatchMode(torch.utils._python_dispatch.TorchDispatchMode):
         return False  # the wrapper that would do so imports Dynamo, at the first operation
 
 
+def alias(x: torch.Tensor) -> torch.Tensor:
+    """`x.detach()`, which no mode sees: the same memory and version, without the graph that made it."""
+    if type(x) not in (torch.Tensor, torch.nn.Parameter):
+        return x.detach()
+    with torch._C._DisableTorchDispatch():
+        return x.detach()
+
+
 def dispatch_modes() -> int:
     """How many modes of others watch the dispatcher: a call past it would hide from them."""
     modes: int = torch._C._len_torch_dispatch_stack()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ste_ops._torch import DispatchMode
+from ste_ops._torch import DispatchMode, alias
 from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
 from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket
@@ -99,9 +99,12 @@ class Tape(DispatchMode):  # type: ignore[misc]
     # What autograd saves.
 
     def pack(self, x: Tensor) -> Ticket | Held:
-        if type(x) is nn.Parameter or not _is_plain(x) or _is_small(x):
+        if type(x) is nn.Parameter:
             return Held(x)
-        self._saved.append(Ticket(x))
+        kept = alias(x)  # an output that is kept with its graph would never be freed
+        if not _is_plain(x) or _is_small(x):
+            return Held(kept)
+        self._saved.append(Ticket(kept))
         return self._saved[-1]
 
     def settle(self, func: Any = None, args: tuple[Any, ...] = ()) -> None:
@@ -251,7 +254,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
                 self._quantized(q, grid)
                 self._padded = (grid, q, w.shape) if padded else None
         if w is not layer.weight and layer._uses(x) < _kept.LEAST_USES:
-            self._cell(w).held = Held(w)  # to quantize it again would take too long
+            self._cell(w).held = Held(alias(w))  # to quantize it again would take too long
         try:
             return compute(q, w)
         finally:
@@ -261,7 +264,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
     def _quantized(self, q: Tensor, grid: Grid) -> None:
         cell = self._cell(q)
         cell.bits, cell.packer = grid.bits, lambda x: pack(x, grid)
-        self._decide(cell, q)
+        self._decide(cell, alias(q))
 
     def _packer_of_padded(self, x: Tensor) -> Callable[[Tensor], Any] | None:
         """Of what a layer pads its quantized input to, with numbers of its own."""

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -523,3 +524,22 @@ def pooled_beside(self, x):
 
 def test_a_pooling_that_saves_nothing_after_an_operation_that_saved_its_input(floats):
     as_it_was(floats, Calls(pooled_beside, conv=conv(), pool=nn.MaxPool2d(2)), images())
+
+
+@pytest.mark.parametrize("act", [torch.sigmoid, lambda x: x.softmax(1), lambda x: x.relu_(), lambda x: x.mean().exp()])
+def test_a_graph_without_a_backward_is_freed(act):
+    """An operation that saves its own output must not hold the graph that it is in."""
+    net = recompute_(Calls(lambda self, x: act(self.conv(x)), conv=conv()), images())
+    y = net(images())
+    output = weakref.ref(y)
+    del y
+    assert output() is None
+
+
+def test_an_activation_changed_in_place_after_it_is_saved_is_refused():
+    net = recompute_(Calls(lambda self, x: self.conv(x).softmax(1), conv=conv()), images())
+    y = net(images())
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
