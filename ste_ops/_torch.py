@@ -47,15 +47,24 @@ negative_view = torch._neg_view
 all_operator_names = torch._C._dispatch_get_all_op_names
 
 
+# What the dispatcher calls, but for operators that take functions.
+OpOverload = torch._ops.OpOverload
+
 _own_modes = threading.local()
 
 
 class DispatchMode(torch.utils._python_dispatch.TorchDispatchMode):
-    """What sees every operation that a thread runs, in `__torch_dispatch__`."""
+    """What sees every operation that a thread runs, in `__torch_dispatch__`, but for those within compiled parts."""
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # the wrapper that would do so imports Dynamo, at the first operation
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # else what `torch.compile` was applied to would run as it was
 
 
 def alias(x: torch.Tensor) -> torch.Tensor:
@@ -205,6 +214,15 @@ def call_with_alike(operator: Any) -> None:
         return (*(ir.ExternKernel.require_stride_order(tensor, order) for tensor in pair), *args[2:]), kwargs
 
     lowering.make_fallback(operator, alike, warn=False)
+
+
+def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Has Dynamo compile neither the function nor what it calls where it runs within something compiled, as a hook on
+    saved tensors does. `torch.compiler.disable` would import Dynamo."""
+    skip = torch._C._dynamo.eval_frame._FrameAction.SKIP
+    strategy = torch._C._dynamo.eval_frame._FrameExecStrategy(skip, skip)
+    torch._C._dynamo.eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    return function
 
 
 def fsdp_manages(module: torch.nn.Module) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ste_ops._torch import differentiated_around, without_transforms
+from ste_ops._torch import differentiated_around, never_compiled, without_transforms
 
 
 class Packed(Protocol):
@@ -232,6 +232,7 @@ class Ticket:
         if self.cell.waiting == 0:
             self.cell.value = None
 
+    @never_compiled
     def __del__(self) -> None:
         self._leave()
 

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ste_ops._torch import differentiated_around, dispatch_modes, jit_tracing, keeps_saved_tensors, own_mode
+from ste_ops._torch import (
+    differentiated_around,
+    dispatch_modes,
+    jit_tracing,
+    keeps_saved_tensors,
+    never_compiled,
+    own_mode,
+)
 from ste_ops.nn import _tape
 from ste_ops.nn._cells import Held, Ticket
 from ste_ops.nn._tape import Tape
@@ -76,6 +83,7 @@ def recording(model: nn.Module, tape: Tape) -> ExitStack:
     return stack
 
 
+@never_compiled
 def _unpack(kept: Ticket | Held) -> Tensor:
     return kept.get()
 

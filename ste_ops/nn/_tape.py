@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ste_ops._torch import DispatchMode, alias
+from ste_ops._torch import DispatchMode, OpOverload, alias, never_compiled
 from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
 from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket
@@ -98,6 +98,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
 
     # What autograd saves.
 
+    @never_compiled
     def pack(self, x: Tensor) -> Ticket | Held:
         if type(x) is nn.Parameter:
             return Held(x)
@@ -161,10 +162,14 @@ class Tape(DispatchMode):  # type: ignore[misc]
 
     # What operations do.
 
+    @never_compiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            self.forget_all()  # of an operator that takes functions, as `torch.cond`, nothing within is seen
+            return func(*args, **kwargs)
         self.settle(func, args)
         self._widened = None
-        kwargs = kwargs or {}
         rule = rule_of(func)
         recipe = None
         if rule is not None and not _is_small(args[0]) and not (self._refused and str(func) in self._refused):

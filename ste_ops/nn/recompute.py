@@ -88,9 +88,14 @@ def recompute_(model: _Model, *example_inputs: Any) -> _Model:
     the forward without gradients.
 
     The hooks are on `model`: its own call records, and not a call of one of its parts. Where something else sees or
-    decides what is saved, nothing is made anew: under ``torch.compile``, in exported and traced programs, under
-    transforms of ``torch.func``, within ``torch.utils.checkpoint`` and ``save_on_cpu``. DDP and `fully_shard` come
-    after; of a sharded unit nothing is made anew outside of it. A second call replaces the first.
+    decides what is saved, nothing is made anew: under ``torch.compile``, also of a part of the model, in exported and
+    traced programs, under transforms of ``torch.func``, within ``torch.utils.checkpoint`` and ``save_on_cpu``. A
+    forward that itself calls ``torch.func.grad``, ``vjp`` or ``jacrev`` is refused by torch, which has none of them
+    beside hooks on saved tensors: recompute parts of such a model. DDP and `fully_shard` come after; of a sharded unit
+    nothing is made anew outside of it. A second call replaces the first.
+
+    A parameter, and what something that is not random is made of, must not change between the forward and the backward:
+    a change in place is refused, one past autograd (``.data``) after the forward is not seen.
 
     Args:
         model: any module.

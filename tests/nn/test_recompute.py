@@ -543,3 +543,27 @@ def test_an_activation_changed_in_place_after_it_is_saved_is_refused():
         y.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         y.sum().backward()
+
+
+def test_a_compiled_part_stays_compiled_and_nothing_else_is():
+    inner = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv())
+    parts = {"conv": conv(), "norm": nn.BatchNorm2d(4), "inner": inner}
+    net, x = Calls(lambda self, x: self.norm(self.inner(self.conv(x).relu())).sin(), **parts), images()
+    twin = recompute_(copy.deepcopy(net), x)
+    got = []
+    for one in (net, twin):
+        one.inner = torch.compile(one.inner, backend="aot_eager", fullgraph=True)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        y = one(x)
+        got.append([y, *torch.autograd.grad(y.square().sum(), [*one.parameters()]), *one.buffers()])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert_equal(got[1], got[0])
+
+
+def test_operators_that_take_functions(floats):
+    def forward(self, x):
+        y = self.conv(x)
+        return torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,)).relu() * y
+
+    as_it_was(floats, Calls(forward, conv=conv()), images())
