@@ -119,6 +119,9 @@ def tracked(tensor: torch.Tensor) -> bool:
     return _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(tensor).tangent is not None
 
 
+# Whether a tensor has memory of its own kind: a sparse one has not.
+has_storage = torch._C._has_storage
+
 # Turns the forward mode on or off, as a context.
 forward_mode = _forward_ad._set_fwd_grad_enabled
 

@@ -6,11 +6,12 @@ What is not here is kept as autograd keeps it: products, reductions, draws, atte
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ste_ops._torch import schema_of
 
@@ -85,10 +86,18 @@ def rule_of(function: Any) -> Rule | None:
 
 
 @functools.cache
-def written(function: Any) -> tuple[int, ...]:
-    """The places of the arguments that an operation writes to."""
-    arguments = schema_of(function).arguments
-    return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+def _written(function: Any) -> tuple[tuple[int, str], ...]:
+    arguments = enumerate(schema_of(function).arguments)
+    return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
+
+
+def written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments that an operation writes to."""
+    for place, name in _written(function):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        for x in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(x, Tensor):
+                yield x
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ste_ops._torch import DispatchMode, OpOverload, alias, never_compiled
+from ste_ops._torch import DispatchMode, OpOverload, alias, has_storage, never_compiled
 from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
 from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket
@@ -45,6 +45,11 @@ def running(tape: Tape) -> Iterator[None]:
 
 def _is_plain(x: Any) -> bool:
     return type(x) in _PLAIN and x.layout is torch.strided and not x.is_neg() and not x.is_conj()
+
+
+def _is_whole(x: Tensor) -> bool:
+    """Whether it is all that its memory holds."""
+    return x.storage_offset() == 0 and x.untyped_storage().nbytes() == x.numel() * x.itemsize
 
 
 def _is_small(x: Any) -> bool:
@@ -131,7 +136,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
             cell.debt = cell.brings_back(_most(cell, cell.recipe))
         if cell.debt is None:
             packer = cell.packer or self._packer_of_padded(x)
-            cell.packed = None if packer is None else packer(x)
+            cell.packed = packer(x) if packer is not None and _is_whole(x) else None
             if cell.packed is None:
                 cell.held = Held(x)
         self.decided(cell, x)
@@ -148,7 +153,9 @@ class Tape(DispatchMode):  # type: ignore[misc]
 
     def _cell(self, x: Tensor) -> Cell:
         known = self._known.get(x.untyped_storage()._cdata)
-        return self._know(x, Cell(x)) if known is None else known[1]
+        if known is None:
+            return self._know(x, Cell(x))
+        return known[1] if known[1].dtype == x.dtype else Cell(x)  # of complex numbers the real ones
 
     def _know(self, x: Tensor, cell: Cell) -> Cell:
         storage = x.untyped_storage()
@@ -175,10 +182,10 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if rule is not None and not _is_small(args[0]) and not (self._refused and str(func) in self._refused):
             recipe = self._recipe(rule, func, args, kwargs)
         if recipe is None or rule is None:
-            self._forget(func, args)
+            self._forget(func, args, kwargs)
             return func(*args, **kwargs)
         if rule.inplace:
-            self._forget(func, args)
+            self._forget(func, args, kwargs)
         made = func(*args, **kwargs)
         self._learn(recipe, made)
         if rule.windows:
@@ -228,8 +235,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
                 self._know(out, cell)
         if not several:
             out = made if recipe.output is None else made[recipe.output]
-            whole = _is_plain(out) and out.storage_offset() == 0 and not out.is_inference()
-            if whole and out.untyped_storage().nbytes() == out.numel() * out.itemsize:
+            if _is_plain(out) and not out.is_inference() and _is_whole(out):
                 self._know(out, Cell(out, recipe))
 
     def _learn_places(self, args: tuple[Any, ...], indices: Tensor) -> None:
@@ -237,15 +243,12 @@ class Tape(DispatchMode):  # type: ignore[misc]
         cell.packer = Windows(*args).pack
         self._know(indices, cell)
 
-    def _forget(self, func: Any, args: tuple[Any, ...]) -> None:
+    def _forget(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What is written has other numbers; what was kept of it is refused, also where its version does not tell."""
-        for place in written(func):
-            for x in args[place : place + 1]:
-                for item in x if isinstance(x, (list, tuple)) else [x]:
-                    if _is_plain(item):
-                        known = self._known.pop(item.untyped_storage()._cdata, None)
-                        if known is not None:
-                            known[1].spoiled = True
+        for x in written(func, args, kwargs):
+            known = self._known.pop(x.untyped_storage()._cdata, None) if has_storage(x) else None
+            if known is not None:
+                known[1].spoiled = True
 
     # What layers tell.
 

@@ -567,3 +567,51 @@ def test_operators_that_take_functions(floats):
         return torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,)).relu() * y
 
     as_it_was(floats, Calls(forward, conv=conv()), images())
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def _written_out(self, x):
+    with torch.no_grad():
+        made = self.weight * 2
+        torch.mul(made, 3, out=made)
+    return x * made
+
+
+def _written_as_a_subclass(self, x):
+    with torch.no_grad():
+        made = self.weight * 2
+        made.as_subclass(Subclass).mul_(3)
+    return x * made
+
+
+def _written_as_a_conjugate(self, x):
+    with torch.no_grad():
+        made = self.weight * 2j
+        made.conj().mul_(3j)
+    return torch.view_as_real(x * made)
+
+
+def _complex(self, x):
+    y = self.conv(x).relu()
+    z = torch.view_as_complex(y.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(z * z) + (y * y).unflatten(-1, (-1, 2))
+
+
+def _parts_of_indices(self, x):
+    with torch.no_grad():
+        _, places = nn.functional.max_pool2d(x, 2, return_indices=True)
+    y = self.conv(x).flatten()
+    return torch.take(y, places[1:]) * torch.take(y, places), torch.take(y, places[:1])
+
+
+MEMORY = [_written_out, _written_as_a_subclass, _written_as_a_conjugate, _complex, _parts_of_indices]
+
+
+@pytest.mark.parametrize("forward", MEMORY)
+def test_memory_that_is_written_or_seen_in_other_ways(floats, forward):
+    net = Calls(lambda self, x: torch.cat([y.flatten() for y in forward(self, x)]), conv=conv())
+    net.weight = nn.Parameter(images())
+    as_it_was(floats, net, images())
