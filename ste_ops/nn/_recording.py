@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import ExitStack
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,7 +24,16 @@ from ste_ops.nn._cells import Held, Ticket
 from ste_ops.nn._tape import Tape
 
 _NAME = "_ste_ops_recording"
-_calls = threading.local()
+
+
+class _Calls(threading.local):
+    """Of each call that runs in this thread its frame and what turns its tape off."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[FrameType, ExitStack]] = []
+
+
+_calls = _Calls()
 
 
 class Recording:
@@ -49,18 +59,36 @@ class Recording:
     def before(self, model: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if not hasattr(_calls, "stack"):
-            _calls.stack = []
-        _calls.stack.append(recording(model, Tape(self.refused)) if may_record() else ExitStack())
+        close_interrupted()
+        stack = recording(model, Tape(self.refused)) if may_record() else ExitStack()
+        _calls.stack.append((sys._getframe(1), stack))
 
     def after(self, model: nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            _calls.stack.pop().close()
+        if torch.compiler.is_compiling():
+            return
+        if _calls.stack and _calls.stack[-1][0] is sys._getframe(1):
+            _calls.stack.pop()[1].close()
+        else:  # after an error, maybe of a hook before `before`
+            close_interrupted()
 
 
 def recording_of(model: nn.Module) -> Recording | None:
     found: Recording | None = vars(model).get(_NAME)
     return found
+
+
+def close_interrupted() -> None:
+    """Turns off what a KeyboardInterrupt left on: for it torch calls no hook."""
+    while _calls.stack and not _runs(_calls.stack[-1][0]):
+        _calls.stack.pop()[1].close()
+
+
+def _runs(frame: FrameType) -> bool:
+    """Whether this thread is in a call."""
+    now: FrameType | None = sys._getframe()
+    while now is not None and now is not frame:
+        now = now.f_back
+    return now is not None
 
 
 def may_record() -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ste_ops.nn._recording import Recording, may_record, recording_of
+from ste_ops.nn._recording import Recording, close_interrupted, may_record, recording_of
 from ste_ops.nn._trial import Trial
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -129,6 +129,7 @@ def recompute_(model: _Model, *example_inputs: Any) -> _Model:
         raise TypeError(f"recompute_: model must be a torch.nn.Module, got {type(model).__name__}")
     if not example_inputs:
         raise TypeError("recompute_: example_inputs must be what the model is called with, got none")
+    close_interrupted()
     with torch.enable_grad():
         if not may_record():
             raise RuntimeError(

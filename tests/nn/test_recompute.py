@@ -329,6 +329,10 @@ def test_an_error_in_the_forward_leaves_nothing_behind():
 
     net, x = Fails(), torch.randn(3, 4, requires_grad=True)
     recompute_(net, x)
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: {}["before it"])
+    with pytest.raises(KeyError, match="before it"), warnings.catch_warnings(action="error"):
+        net(x)
+    hook.remove()
     for _ in range(2):
         with pytest.raises(KeyError, match="of the model"):
             net(x[:1])
@@ -615,3 +619,25 @@ def test_memory_that_is_written_or_seen_in_other_ways(floats, forward):
     net = Calls(lambda self, x: torch.cat([y.flatten() for y in forward(self, x)]), conv=conv())
     net.weight = nn.Parameter(images())
     as_it_was(floats, net, images())
+
+
+def test_an_interrupted_forward_records_no_longer_than_to_the_next():
+    def forward(self, x):
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return (self.conv(x) * x).relu()
+
+    net, x = Calls(forward, conv=conv()), images()
+    net.interrupted = False
+    outer = recompute_(nn.Sequential(recompute_(net, x), nn.ReLU()), x)
+    kept = kept_bytes(outer, x)
+    for call in (lambda: outer(x), lambda: recompute_(copy.deepcopy(outer), x)):
+        net.interrupted = True
+        with pytest.raises(KeyboardInterrupt):
+            outer(x)
+        net.interrupted = False
+        call()
+        assert _tape.current() is None
+        assert ste_ops._torch.keeps_saved_tensors()
+        assert ste_ops._torch.dispatch_modes() == 0
+    assert kept_bytes(outer, x) == kept
