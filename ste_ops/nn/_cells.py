@@ -114,6 +114,8 @@ class Cell:
         "packer",
         "recipe",
         "spoiled",
+        "steps",
+        "storage",
         "value",
         "waiting",
     )
@@ -123,6 +125,9 @@ class Cell:
         self.recipe = recipe
         # Made of parameters alone, as a quantized weight.
         self.of_parameters: bool = recipe is not None and all(taken.cell.of_parameters for taken in recipe.inputs)
+        # The operations that run for it; fewer once something between is kept.
+        taken = () if recipe is None else recipe.inputs
+        self.steps: int = 1 + sum(each.cell.steps for each in taken if each.cell.of_parameters or not each.cell.decided)
         self.held: Held | None = None
         self.packer: Callable[[Tensor], Packed | None] | None = None
         self.packed: Packed | None = None
@@ -131,6 +136,7 @@ class Cell:
         self.value: Tensor | None = None
         self.waiting = 0  # for so many savers it is still made
         self.spoiled = False
+        self.storage = 0  # by which the tape knows it
 
     @property
     def decided(self) -> bool:

@@ -24,6 +24,11 @@ from ste_ops.nn._windows import Windows
 LEAST, FEW = 1 << 14, 1 << 12
 # What is made anew may bring back so many times its bytes; of what has codes, so many where its input is not saved.
 MOST, MOST_OF_CODES = 8, 4
+# And so many operations run for it, which bounds also those on parameters alone.
+MOST_STEPS = 16
+
+# So many tensors may be known that are there no more.
+MANY = 4
 
 _PLAIN = (Tensor, nn.Parameter)
 _running = threading.local()
@@ -95,11 +100,11 @@ class Tape(DispatchMode):  # type: ignore[misc]
     def __init__(self, refused: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._refused = refused
-        self._known: dict[int, tuple[StorageWeakRef, Cell]] = {}
+        self._known: dict[int, tuple[StorageWeakRef, Callable[[], Cell | None]]] = {}
+        self._room = MANY
         self._saved: list[Ticket] = []  # since the last operation
         self._padded: tuple[Grid, Tensor, torch.Size] | None = None
         self._widened: tuple[Recipe, Tensor] | None = None  # by the last operation
-        self.decided: Callable[[Cell, Tensor], None] = lambda cell, x: None
 
     # What autograd saves.
 
@@ -138,8 +143,14 @@ class Tape(DispatchMode):  # type: ignore[misc]
             packer = cell.packer or self._packer_of_padded(x)
             cell.packed = packer(x) if packer is not None and _is_whole(x) else None
             if cell.packed is None:
-                cell.held = Held(x)
+                self._hold(cell, x)
         self.decided(cell, x)
+
+    def _hold(self, cell: Cell, x: Tensor) -> None:
+        """The tape itself holds it no longer than others do."""
+        cell.held = Held(x)
+        if cell.storage in self._known:
+            self._known[cell.storage] = self._known[cell.storage][0], weakref.ref(cell)
 
     def _narrower(self, cell: Cell) -> None:
         """What was just widened is kept as it was before: the one exception from keeping what autograd would keep."""
@@ -147,19 +158,29 @@ class Tape(DispatchMode):  # type: ignore[misc]
             recipe, x = self._widened
             source = recipe.inputs[0].cell
             if 2 * source.nbytes <= cell.nbytes and source.brings_back(MOST * source.nbytes) is None:
-                source.held = Held(x)
+                self._hold(source, alias(x))
+
+    def decided(self, cell: Cell, x: Tensor) -> None:
+        if cell.debt is None:
+            cell.recipe = None  # which holds what it was made of
 
     # Which tensor is which.
 
     def _cell(self, x: Tensor) -> Cell:
         known = self._known.get(x.untyped_storage()._cdata)
-        if known is None:
+        cell = None if known is None else known[1]()
+        if cell is None:
             return self._know(x, Cell(x))
-        return known[1] if known[1].dtype == x.dtype else Cell(x)  # of complex numbers the real ones
+        return cell if cell.dtype == x.dtype else Cell(x)  # of complex numbers the real ones
 
     def _know(self, x: Tensor, cell: Cell) -> Cell:
+        """The tape holds a cell while its memory lives, one with a tensor only as long as others do."""
         storage = x.untyped_storage()
-        self._known[storage._cdata] = StorageWeakRef(storage), cell
+        cell.storage = storage._cdata
+        self._known[storage._cdata] = StorageWeakRef(storage), lambda: cell
+        if len(self._known) > self._room:
+            self._known = {key: known for key, known in self._known.items() if not known[0].expired()}
+            self._room = len(self._known) * 3 // 2 + MANY
         return cell
 
     def forget_all(self) -> None:
@@ -236,7 +257,8 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if not several:
             out = made if recipe.output is None else made[recipe.output]
             if _is_plain(out) and not out.is_inference() and _is_whole(out):
-                self._know(out, Cell(out, recipe))
+                cell = Cell(out, recipe)
+                self._know(out, cell if cell.steps <= MOST_STEPS else Cell(out))
 
     def _learn_places(self, args: tuple[Any, ...], indices: Tensor) -> None:
         cell = Cell(indices)
@@ -247,8 +269,9 @@ class Tape(DispatchMode):  # type: ignore[misc]
         """What is written has other numbers; what was kept of it is refused, also where its version does not tell."""
         for x in written(func, args, kwargs):
             known = self._known.pop(x.untyped_storage()._cdata, None) if has_storage(x) else None
-            if known is not None:
-                known[1].spoiled = True
+            cell = None if known is None else known[1]()
+            if cell is not None:
+                cell.spoiled = True
 
     # What layers tell.
 

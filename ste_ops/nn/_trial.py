@@ -27,7 +27,6 @@ class _Watched(Tape):
         self.made_by: dict[int, tuple[Tensor, str]] = {x.untyped_storage().data_ptr(): (x, "") for x in inputs}
         self.inside: list[str] = [""]
         self.seen: list[tuple[str, Cell, Tensor, str]] = []
-        self.decided = self._see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = super().__torch_dispatch__(func, types, args, kwargs)
@@ -37,7 +36,7 @@ class _Watched(Tape):
                 self.made_by[out.untyped_storage().data_ptr()] = out, str(func)
         return made
 
-    def _see(self, cell: Cell, x: Tensor) -> None:
+    def decided(self, cell: Cell, x: Tensor) -> None:
         if x.untyped_storage().data_ptr() not in self.parameters:
             maker = self.made_by.get(x.untyped_storage().data_ptr())
             self.seen.append(
