@@ -37,6 +37,12 @@ def view(base: Tensor, layout: Layout) -> Tensor:
     return base if layout_of(base) == layout else base.as_strided(*layout)
 
 
+def copy_of(x: Tensor) -> Tensor:
+    """x on a copy of its memory, which may be larger than x or, where x is expanded, smaller."""
+    memory = x.detach().as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
+    return view(memory.clone(), layout_of(x))
+
+
 class Input:
     """A tensor that an operation took, within what a cell gives back."""
 
@@ -46,13 +52,7 @@ class Input:
         self.cell, self.layout = cell, layout_of(x)
 
     def get(self) -> Tensor:
-        got = self.cell.get()
-        if self.cell.spoiled and self.cell.held is not None:
-            raise RuntimeError(
-                "ste_ops.nn.recompute_: an activation that the backward computes with was written past autograd "
-                f"(.data) since: shape {tuple(self.layout[0])}"
-            )
-        return view(got, self.layout)
+        return view(self.cell.get() if self.cell.before is None else self.cell.before, self.layout)
 
 
 class Held:
@@ -62,6 +62,11 @@ class Held:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.version = tensor, tensor._version
+
+    def copy(self) -> None:
+        """From here on what it is now, whatever is written to it."""
+        self.tensor = copy_of(self.tensor)
+        self.version = self.tensor._version
 
     def get(self) -> Tensor:
         if self.tensor._version != self.version:
@@ -103,6 +108,7 @@ class Cell:
 
     __slots__ = (
         "__weakref__",
+        "before",
         "bits",
         "debt",
         "dtype",
@@ -113,9 +119,9 @@ class Cell:
         "packed",
         "packer",
         "recipe",
-        "spoiled",
         "steps",
         "storage",
+        "taken",
         "value",
         "waiting",
     )
@@ -135,7 +141,8 @@ class Cell:
         self.debt: int | None = None  # bytes that come back with it, once it is decided that it is made anew
         self.value: Tensor | None = None
         self.waiting = 0  # for so many savers it is still made
-        self.spoiled = False
+        self.before: Tensor | None = None  # all of a memory that was written since
+        self.taken = False  # by a recipe
         self.storage = 0  # by which the tape knows it
 
     @property
@@ -161,6 +168,12 @@ class Cell:
                 return None
             total += more
         return total if total <= most else None
+
+    def keep_before(self) -> None:
+        """What is made of it is made of the numbers that it has now; who saved it may see others."""
+        if self.taken and self.held is not None and self.before is None:
+            base = self.held.tensor
+            self.before = copy_of(base.as_strided((base.untyped_storage().nbytes() // base.itemsize,), (1,), 0))
 
     def get(self) -> Tensor:
         if self.held is not None:

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ste_ops._torch import DispatchMode, OpOverload, alias, has_storage, never_compiled
 from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
-from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket
+from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket, copy_of
 from ste_ops.nn._replay import Rule, reads_shape_only, rule_of, written
 from ste_ops.nn._windows import Windows
 
@@ -102,6 +102,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self._refused = refused
         self._known: dict[int, tuple[StorageWeakRef, Callable[[], Cell | None]]] = {}
         self._room = MANY
+        self._parameters: dict[int, dict[int, Held]] = {}  # by their memory
         self._saved: list[Ticket] = []  # since the last operation
         self._padded: tuple[Grid, Tensor, torch.Size] | None = None
         self._widened: tuple[Recipe, Tensor] | None = None  # by the last operation
@@ -219,7 +220,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         """What the operation takes, as cells; None where something of it is no plain tensor."""
         if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
             return None
-        if rule.inplace and not _returns_alike(args):
+        if rule.inplace and (isinstance(args[0], nn.Parameter) or not _returns_alike(args)):
             return None
         inputs: list[Input] = []
         given = rule.arguments(args) if rule.arguments is not None else args
@@ -228,6 +229,10 @@ class Tape(DispatchMode):  # type: ignore[misc]
             return None
         if rule.product and not any(taken.cell.bits == 1 for taken in inputs):
             return None
+        if rule.inplace and any(taken.cell.held is not None for taken in inputs[:1]):
+            return None  # it would need a copy of what is written
+        for each in inputs:
+            each.cell.taken = True
         return Recipe(rule.function, tuple(taken), kwargs, rule.output, tuple(inputs), func)
 
     def _taken(self, value: Any, inputs: list[Input]) -> Any:
@@ -238,11 +243,11 @@ class Tape(DispatchMode):  # type: ignore[misc]
             return value
         if not _is_plain(value) or value.is_inference():
             return NotImplemented
-        if isinstance(value, nn.Parameter):
-            return Held(value)
         storage = value.untyped_storage()
+        if isinstance(value, nn.Parameter):
+            return self._parameters.setdefault(storage._cdata, {}).setdefault(id(value), Held(value))
         if storage._cdata not in self._known and storage.nbytes() <= FEW:
-            return Held(value.clone())
+            return Held(copy_of(value))
         inputs.append(Input(self._cell(value), value))
         return inputs[-1]
 
@@ -266,12 +271,15 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self._know(indices, cell)
 
     def _forget(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What is written has other numbers; what was kept of it is refused, also where its version does not tell."""
+        """What is written has other numbers from here on, also where its version does not tell (``.data``)."""
         for x in written(func, args, kwargs):
-            known = self._known.pop(x.untyped_storage()._cdata, None) if has_storage(x) else None
+            key = x.untyped_storage()._cdata if has_storage(x) else 0
+            for parameter in self._parameters.pop(key, {}).values():
+                parameter.copy()
+            known = self._known.pop(key, None)
             cell = None if known is None else known[1]()
             if cell is not None:
-                cell.spoiled = True
+                cell.keep_before()
 
     # What layers tell.
 
