@@ -81,8 +81,19 @@ def rule_of(function: Any) -> Rule | None:
     if not mutates:
         runs = name in _ELEMENTWISE.split() or name in _MADE_OF_SOME.split()
         return Rule(function, widens=name == "_to_copy") if runs else None
-    returns = getattr(getattr(aten, name[:-1], None), overload, None)
-    return Rule(returns, inplace=True) if name.endswith("_") and name[:-1] in _ELEMENTWISE.split() and returns else None
+    returns = _that_returns(function, name) if name.endswith("_") and name[:-1] in _ELEMENTWISE.split() else None
+    return None if returns is None else Rule(returns, inplace=True)
+
+
+def _that_returns(function: Any, name: str) -> Any:
+    """The operation that takes the same as one in place; as overloads the two may have other names."""
+    taken = _arguments(function)
+    packet = getattr(aten, name[:-1])
+    return next((each for each in (getattr(packet, o) for o in packet.overloads()) if _arguments(each) == taken), None)
+
+
+def _arguments(function: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in schema_of(function).arguments]
 
 
 @functools.cache

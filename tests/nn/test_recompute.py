@@ -703,3 +703,8 @@ def test_what_a_forward_changes_later_on(floats, forward):
     expected = floats(lambda: trained(net, images(), False))
     recompute_(net.eval(), images())
     assert_equal(trained(net.train(), images(), False), expected)
+
+
+def test_a_power_in_place(floats):
+    """The overload of `pow_` has the name of one of `pow` that takes other arguments."""
+    as_it_was(floats, Calls(lambda self, x: (x * 2).pow_(2).sin()), images())
