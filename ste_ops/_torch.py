@@ -37,8 +37,8 @@ current_backward = torch._C._current_graph_task_id
 # Whether the profiler records: it sees only what the dispatcher sees.
 profiled = torch.autograd._profiler_enabled
 
-# The tensors in nested arguments: torch has no public pytree.
-tree_leaves = torch.utils._pytree.tree_leaves
+# The tensors in nested arguments, and what a function makes of them: torch has no public pytree.
+tree_leaves, tree_map = torch.utils._pytree.tree_leaves, torch.utils._pytree.tree_map
 
 # A view of the other sign: of a tensor with the negative bit what its memory holds.
 negative_view = torch._neg_view

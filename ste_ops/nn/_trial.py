@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ste_ops._torch import tree_leaves
+from ste_ops._torch import has_storage, tree_leaves, tree_map
 from ste_ops.nn._cells import Cell, as_in_forward, layout_of, view
 from ste_ops.nn._recording import recording, recording_of
 from ste_ops.nn._replay import written
@@ -23,8 +25,11 @@ class _Watched(Tape):
 
     def __init__(self, model: nn.Module, inputs: list[Tensor], refused: frozenset[str]) -> None:
         super().__init__(refused)
-        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self.made_by: dict[int, tuple[Tensor, str]] = {x.untyped_storage().data_ptr(): (x, "") for x in inputs}
+        there = (parameter for parameter in model.parameters() if not is_lazy(parameter))
+        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in there if has_storage(parameter)}
+        self.made_by: dict[int, tuple[Tensor, str]] = {
+            x.untyped_storage().data_ptr(): (x, "") for x in inputs if has_storage(x)
+        }
         self.inside: list[str] = [""]
         self.seen: list[tuple[str, Cell, Tensor, str]] = []
 
@@ -32,8 +37,11 @@ class _Watched(Tape):
         made = super().__torch_dispatch__(func, types, args, kwargs)
         for out in tree_leaves(made):
             # The tensor is held, so no other has its memory.
-            if type(out) is Tensor and (written(func) or out.untyped_storage().data_ptr() not in self.made_by):
-                self.made_by[out.untyped_storage().data_ptr()] = out, str(func)
+            if type(out) is not Tensor or not has_storage(out):
+                continue
+            memory = out.untyped_storage().data_ptr()
+            if memory not in self.made_by or any(True for _ in written(func, args, kwargs or {})):
+                self.made_by[memory] = out, str(func)
         return made
 
     def decided(self, cell: Cell, x: Tensor) -> None:
@@ -63,6 +71,7 @@ class Trial:
             self.refused |= {different} if different is not None else set()
 
     def _run(self, inputs: tuple[Any, ...]) -> None:
+        inputs = _copied(inputs)
         tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
         devices = {x.device for x in (*self._model.parameters(), *tensors) if x.is_cuda}
         tape = _Watched(self._model, tensors, self.refused)
@@ -72,10 +81,12 @@ class Trial:
                 continue  # one with hooks is not ours any more
             handles.append(module.register_forward_pre_hook(_enter(tape, name)))
             handles.append(module.register_forward_hook(_leave(tape), always_call=True))
+        state = random.getstate()
         try:
             with torch.random.fork_rng(list(devices)), recording(self._model, tape):
                 self._output = self._model(*inputs)
         finally:
+            random.setstate(state)
             for handle in handles:
                 handle.remove()
         self._seen = tape.seen
@@ -115,6 +126,25 @@ class Trial:
         if any(taken.cell.brings_back(1 << 62) is None for taken in cell.recipe.inputs):
             return "what it is made of is not kept"
         return f"would bring back more than {MOST} times its bytes"
+
+
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Inputs that the model may write to and draw from; one that is given twice stays one."""
+    copies: dict[int, Any] = {}
+
+    def copied(x: Any) -> Any:
+        if isinstance(x, torch.Generator):
+            return copies.setdefault(id(x), x.clone_state())
+        if type(x) is not Tensor:
+            return x
+        if id(x) not in copies:
+            copies[id(x)] = x.detach().clone().requires_grad_(x.requires_grad)
+            if not x.is_leaf:
+                copies[id(x)] = copies[id(x)].clone()  # a leaf would not be written to
+        return copies[id(x)]
+
+    made: tuple[Any, ...] = tree_map(copied, inputs)
+    return made
 
 
 def _comes_back(cell: Cell, x: Tensor) -> bool:

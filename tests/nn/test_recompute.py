@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import random
 import warnings
 import weakref
 
@@ -710,3 +711,28 @@ def test_a_power_in_place(floats):
     net = Calls(lambda self, x: self.conv(x) * (x * 2).pow_(2), conv=conv())
     as_it_was(floats, net, images())
     assert "does not give the same bits again" not in {row.reason for row in recomputed(net)}
+
+
+def test_the_trial_leaves_its_example_alone():
+    x, generator = images(), torch.Generator().manual_seed(0)
+    states = generator.get_state(), random.getstate()
+
+    class Draws(nn.Module):
+        def forward(self, x, also, generator):
+            assert also is x
+            return x.relu_() * torch.rand(x.shape, generator=generator) * random.random()
+
+    recompute_(Draws(), x, x, generator)
+    assert torch.equal(x, images())
+    assert torch.equal(generator.get_state(), states[0])
+    assert random.getstate() == states[1]
+
+
+def test_lazy_layers_and_sparse_tensors(floats):
+    def forward(self, x):
+        lines = torch.eye(24).to_sparse()
+        return torch.sparse.mm(lines, self.conv(x).flatten(2)[0].T.unflatten(0, (24, -1)).flatten(1)).relu().sin()
+
+    as_it_was(floats, Calls(forward, conv=conv()), images())
+    lazy = recompute_(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), images())
+    lazy(images()).sum().backward()
