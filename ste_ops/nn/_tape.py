@@ -20,7 +20,7 @@ from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket, copy_of
 from ste_ops.nn._replay import Rule, reads_shape_only, rule_of, written
 from ste_ops.nn._windows import Windows
 
-# What is smaller is kept as it is; of numbers beside an operation, as a scale, there is a copy.
+# What is smaller is kept as it is; of so few numbers beside an operation, as a scale or running statistics, a copy.
 LEAST, FEW = 1 << 14, 1 << 12
 # What is made anew may bring back so many times its bytes; of what has codes, so many where its input is not saved.
 MOST, MOST_OF_CODES = 8, 4
@@ -246,7 +246,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         storage = value.untyped_storage()
         if isinstance(value, nn.Parameter):
             return self._parameters.setdefault(storage._cdata, {}).setdefault(id(value), Held(value))
-        if storage._cdata not in self._known and storage.nbytes() <= FEW:
+        if storage._cdata not in self._known and storage.nbytes() <= max(FEW, LEAST):
             return Held(copy_of(value))
         inputs.append(Input(self._cell(value), value))
         return inputs[-1]
