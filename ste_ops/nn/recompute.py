@@ -80,8 +80,8 @@ def recompute_(model: _Model, *example_inputs: Any) -> _Model:
     tensor that autograd saves is seen. What comes out of tensors that are kept anyway by elementwise operations,
     batch, layer, group and RMS norms, quantizers, paddings and poolings is not kept; the backward runs these once more,
     with the same numbers. A layer whose input is binary runs again too, as a norm behind it saves its output. Of
-    max-pools 4 bits of an index are kept, and of what poolings take nothing but its sizes. Convolutions, linear layers
-    and attention do not run again otherwise, nor does anything random.
+    max-pools 4 bits of an index are kept, 8 for windows of more than 16 places, and of what poolings take nothing but
+    its sizes. Convolutions, linear layers and attention do not run again otherwise, nor does anything random.
 
     Gradients, of every order, are those of the model as it was, bit for bit, on the same device and with the same
     number of threads; so are running statistics, which move once. The ``state_dict`` does not change, and neither does
@@ -94,15 +94,17 @@ def recompute_(model: _Model, *example_inputs: Any) -> _Model:
     beside hooks on saved tensors: recompute parts of such a model. DDP and `fully_shard` come after; of a sharded unit
     nothing is made anew outside of it. A second call replaces the first.
 
-    A parameter, and what something that is not random is made of, must not change between the forward and the backward:
-    a change in place is refused, one past autograd (``.data``) after the forward is not seen.
+    Parameters and activations that the backward computes with must not change between the forward and the backward: a
+    change in place is refused, one past autograd (``.data``) is not seen. ``torch.jit.script`` takes no module with
+    these hooks.
 
     Args:
         model: any module.
-        *example_inputs: what the model is called with. A copy of the model runs with it once, forward alone, to check
-            that each operation gives the same bits again (one that does not, as a convolution that chooses its
-            algorithm anew on a GPU, is left out), and to list what is left alone. Numbers do not matter, shapes
-            should be those of training. The copy needs the memory of the float forward.
+        *example_inputs: what the model is called with. A copy of the model runs with copies of them, forward alone, to
+            check that each operation gives the same bits again (one that does not, as a convolution that chooses its
+            algorithm anew on a GPU, is left out, and the copy runs once more), and to list what is left alone. Numbers
+            do not matter; shapes, and what requires gradients, should be those of training. The copy needs the memory
+            of the float forward.
 
     Returns:
         `model` itself; `recomputed` says what was found.
