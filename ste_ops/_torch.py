@@ -222,9 +222,10 @@ def call_with_alike(operator: Any) -> None:
 def never_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Has Dynamo compile neither the function nor what it calls where it runs within something compiled, as a hook on
     saved tensors does. `torch.compiler.disable` would import Dynamo."""
-    skip = torch._C._dynamo.eval_frame._FrameAction.SKIP
-    strategy = torch._C._dynamo.eval_frame._FrameExecStrategy(skip, skip)
-    torch._C._dynamo.eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):  # else Dynamo looks at what it may compile, which is slower and right
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
 
 
