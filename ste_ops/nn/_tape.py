@@ -16,17 +16,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ste_ops._torch import DispatchMode, OpOverload, alias, has_storage, never_compiled
 from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
+from ste_ops.nn._budget import MOST, MOST_STEPS, most_for
 from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket, copy_of
 from ste_ops.nn._replay import Rule, reads_shape_only, rule_of, written
 from ste_ops.nn._windows import Windows
 
 # What is smaller is kept as it is; of so few numbers beside an operation, as a scale or running statistics, a copy.
 LEAST, FEW = 1 << 14, 1 << 12
-# What is made anew may bring back so many times its bytes; of what has codes, so many where its input is not saved.
-MOST, MOST_OF_CODES = 8, 4
-# And so many operations run for it, which bounds also those on parameters alone.
-MOST_STEPS = 16
-
 # So many tensors may be known that are there no more.
 MANY = 4
 
@@ -65,23 +61,6 @@ def _returns_alike(args: tuple[Any, ...]) -> bool:
     """Whether an operation in place gives the dtype that the one that returns a tensor would give."""
     others = [x for x in args[1:] if isinstance(x, Tensor)]
     return all(x.dtype == args[0].dtype or x.dim() == 0 for x in others)
-
-
-def _most(cell: Cell, recipe: Recipe) -> int:
-    """The bytes that may come back with a cell.
-
-    What a quantizer puts out, or a mask beside that, comes back for little more than its input, if that is saved too: a
-    learned scale needs it. Else there are codes, of 4 bits and fewer an eighth of the floats, and the mask itself.
-    """
-    first = recipe.inputs[0].cell if recipe.inputs else None
-    mask = recipe.output is not None and recipe.output > 0
-    if first is None or not (cell.packer is not None or mask):
-        return MOST * cell.nbytes
-    if first.decided:
-        return (MOST + 1) * first.nbytes + cell.nbytes
-    if mask:
-        return MOST_OF_CODES * first.nbytes
-    return (MOST_OF_CODES if (cell.bits or 0) < 8 else MOST) * cell.nbytes
 
 
 def _saves(x: Any, ticket: Ticket) -> bool:
@@ -139,7 +118,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
             return
         self._narrower(cell)
         if cell.recipe is not None:
-            cell.debt = cell.brings_back(_most(cell, cell.recipe))
+            cell.debt = cell.brings_back(most_for(cell, cell.recipe))
         if cell.debt is None:
             packer = cell.packer or self._packer_of_padded(x)
             cell.packed = packer(x) if packer is not None and _is_whole(x) else None

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ste_ops._torch import has_storage, tree_leaves, tree_map
+from ste_ops.nn._budget import MOST
 from ste_ops.nn._cells import Cell, as_in_forward, layout_of, view
 from ste_ops.nn._recording import recording, recording_of
 from ste_ops.nn._replay import written
-from ste_ops.nn._tape import MOST, Tape
+from ste_ops.nn._tape import Tape
 from ste_ops.nn.quantizer import Quantizer
 
 _Row = tuple[str, str, tuple[int, ...], int, int, "str | None"]
