@@ -97,13 +97,22 @@ def _arguments(function: Any) -> list[tuple[str, str]]:
 
 
 @functools.cache
+def _name(function: Any) -> str:
+    return str(str(function).split(".")[1])
+
+
+@functools.cache
 def _written(function: Any) -> tuple[tuple[int, str], ...]:
     arguments = enumerate(schema_of(function).arguments)
+    if _name(function) in _BATCH_NORMS.split():
+        return (3, "running_mean"), (4, "running_var")  # of which their schemas say nothing
     return tuple((i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 def written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """The tensors among the arguments that an operation writes to."""
+    if _name(function) in _BATCH_NORMS.split() and not args[5]:
+        return  # which takes them as they are
     for place, name in _written(function):
         given = args[place] if place < len(args) else kwargs.get(name)
         for x in given if isinstance(given, (list, tuple)) else [given]:

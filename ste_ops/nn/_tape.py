@@ -182,11 +182,9 @@ class Tape(DispatchMode):  # type: ignore[misc]
         recipe = None
         if rule is not None and not _is_small(args[0]) and not (self._refused and str(func) in self._refused):
             recipe = self._recipe(rule, func, args, kwargs)
+        self._forget(func, args, kwargs)
         if recipe is None or rule is None:
-            self._forget(func, args, kwargs)
             return func(*args, **kwargs)
-        if rule.inplace:
-            self._forget(func, args, kwargs)
         made = func(*args, **kwargs)
         self._learn(recipe, made)
         if rule.windows:

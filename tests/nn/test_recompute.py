@@ -745,3 +745,16 @@ def test_frozen_norms_of_many_channels(monkeypatch, channels):
     net = nn.Sequential(nn.Conv2d(4, channels, 1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 4, 1))
     saved = kept_bytes(net.eval(), x)
     assert kept_bytes(recompute_(net, x), x) <= 0.6 * saved
+
+
+def test_running_statistics_that_are_read_between_two_calls(floats, monkeypatch):
+    """A batch norm writes to them, of which its schema says nothing."""
+
+    def forward(self, x):
+        y = self.norm(self.conv(x)) + self.norm.running_mean[:, None, None]
+        return self.norm(y) * self.norm.running_var[:, None, None]
+
+    monkeypatch.setattr(_tape, "FEW", 0)  # as of many channels
+    net = Calls(forward, conv=conv(), norm=nn.BatchNorm2d(4))
+    as_it_was(floats, net, images())
+    assert not net._ste_ops_recording.refused
