@@ -167,6 +167,6 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise RuntimeError(
-            f"recompute_: the model must be copied for a trial, and copy.deepcopy of {type(model).__name__} failed; "
-            "call it before the model is wrapped"
+            f"recompute_: the model must be copied for a trial, and copy.deepcopy of {type(model).__name__} failed "
+            f"({error}); call it before the model is wrapped, or its parameters are made tensors by pruning"
         ) from error
