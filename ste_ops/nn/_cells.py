@@ -21,6 +21,9 @@ from ste_ops._torch import differentiated_around, never_compiled, without_transf
 class Packed(Protocol):
     """What a tensor was packed to."""
 
+    @property
+    def nbytes(self) -> int: ...
+
     def unpack(self) -> Tensor: ...
 
 

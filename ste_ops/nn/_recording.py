@@ -104,7 +104,7 @@ def recording(model: nn.Module, tape: Tape) -> ExitStack:
     stack.enter_context(_tape.running(tape))
     stack.enter_context(torch.autograd.graph.saved_tensors_hooks(tape.pack, _unpack))
     stack.enter_context(own_mode(tape))
-    stack.callback(tape.forget_all)  # torch goes on to hold its hooks, and by them the tape
+    stack.callback(tape.close)  # torch goes on to hold its hooks, and by them the tape
     for unit in _sharded_units(model):
         for register in (unit.register_forward_pre_hook, unit.register_forward_hook):
             stack.callback(register(lambda *_: tape.forget_all()).remove)

@@ -168,6 +168,12 @@ class Tape(DispatchMode):  # type: ignore[misc]
         self.settle()
         self._known.clear()
 
+    def close(self) -> None:
+        """The forward has ended. A tensor held here whose graph holds this tape, out of sight of Python, would stay."""
+        self.forget_all()
+        self._parameters.clear()
+        self._widened = None
+
     # What operations do.
 
     @never_compiled
@@ -270,12 +276,18 @@ class Tape(DispatchMode):  # type: ignore[misc]
                 self._quantized(q, grid)
                 self._padded = (grid, q, w.shape) if padded else None
         if w is not layer.weight and layer._uses(x) < _kept.LEAST_USES:
-            self._cell(w).held = Held(alias(w))  # to quantize it again would take too long
+            self._keep(alias(w))  # to quantize it again would take too long
         try:
             return compute(q, w)
         finally:
             self.settle()
             self._padded = None
+
+    def _keep(self, w: Tensor) -> None:
+        cell = self._cell(w)
+        if not cell.decided:
+            self._hold(cell, w)
+            self.decided(cell, w)
 
     def _quantized(self, q: Tensor, grid: Grid) -> None:
         cell = self._cell(q)

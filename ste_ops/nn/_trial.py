@@ -45,12 +45,15 @@ class _Watched(Tape):
                 self.made_by[memory] = out, str(func)
         return made
 
+    def close(self) -> None:
+        super().close()
+        self.made_by.clear()
+
     def decided(self, cell: Cell, x: Tensor) -> None:
         if x.untyped_storage().data_ptr() not in self.parameters:
             maker = self.made_by.get(x.untyped_storage().data_ptr())
-            self.seen.append(
-                (self.inside[-1], cell, x.detach(), "a buffer or a constant" if maker is None else maker[1])
-            )
+            made_by = "a buffer or a constant" if maker is None else maker[1]
+            self.seen.append((self.inside[-1], cell, x.detach(), made_by))
 
 
 class Trial:
@@ -85,12 +88,13 @@ class Trial:
         state = random.getstate()
         try:
             with torch.random.fork_rng(list(devices)), recording(self._model, tape):
-                self._output = self._model(*inputs)
+                output = self._model(*inputs)  # whose graph holds what was saved until all is settled
         finally:
             random.setstate(state)
             for handle in handles:
                 handle.remove()
         self._seen = tape.seen
+        del output
 
     def _first_different(self) -> str | None:
         """The operation that gave other bits; what follows it does so for that alone."""
@@ -102,18 +106,9 @@ class Trial:
     def rows(self) -> Iterator[_Row]:
         for module, cell, x, made_by in self._seen:
             of = made_by.removesuffix(".default") or "an input"
-            codes = 0 if cell.packed is None or cell.bits is None else x.numel() * cell.bits // 8
-            if cell.packed is not None and cell.bits is None:
-                codes = x.numel() // 2
-            reason = self._reason(cell, made_by)
-            yield (
-                module,
-                of,
-                tuple(x.shape),
-                x.numel() * x.itemsize,
-                x.numel() * x.itemsize if reason else codes,
-                reason,
-            )
+            nbytes, reason = x.numel() * x.itemsize, self._reason(cell, made_by)
+            codes = 0 if cell.packed is None else cell.packed.nbytes
+            yield module, of, tuple(x.shape), nbytes, nbytes if reason else codes, reason
 
     def _reason(self, cell: Cell, made_by: str) -> str | None:
         if made_by in self.refused:
@@ -122,6 +117,8 @@ class Trial:
             return None
         if not made_by:
             return "is an input"
+        if cell.of_parameters:
+            return "is used for too few outputs to quantize it again"
         if cell.recipe is None:
             return "runs once"
         if any(taken.cell.brings_back(1 << 62) is None for taken in cell.recipe.inputs):

@@ -54,6 +54,10 @@ class Places:
     def __init__(self, windows: Windows, codes: Codes) -> None:
         self._windows, self._codes = windows, codes
 
+    @property
+    def nbytes(self) -> int:
+        return self._codes.nbytes
+
     def unpack(self) -> Tensor:
         distances = self._codes.unpack().to(torch.int64)
         return distances.add_(self._windows._firsts(distances))

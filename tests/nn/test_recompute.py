@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import random
@@ -542,6 +543,31 @@ def test_a_graph_without_a_backward_is_freed(act):
     output = weakref.ref(y)
     del y
     assert output() is None
+
+
+def alive(shape):
+    gc.collect()
+    return sum(type(x) is torch.Tensor and x.shape == shape for x in gc.get_objects())
+
+
+def test_nothing_of_the_trial_or_of_a_dropped_forward_stays():
+    """A tape that holds a tensor whose graph holds the tape would be a cycle that no collector sees."""
+    x = torch.randn(2, 4, 23, 29)
+    before = alive(x.shape)
+    net = recompute_(Calls(lambda self, x: self.conv(x).relu().double(), conv=conv()), x)
+    assert alive(x.shape) == before
+    for _ in range(3):
+        net(x)
+    assert alive(x.shape) == before
+
+
+def test_weights_that_few_outputs_use_are_listed(monkeypatch):
+    monkeypatch.setattr(_kept, "LEAST_USES", 64)
+    net, x = nn.Sequential(QuantLinear(64, 96, weight_quantizer=LSQ(4), input_quantizer=LSQ(4))), torch.randn(4, 64)
+    net(x)
+    x.requires_grad_()
+    left = recomputed(recompute_(net, x)).left
+    assert [row.reason for row in left if row.shape == (96, 64)] == ["is used for too few outputs to quantize it again"]
 
 
 def test_an_activation_changed_in_place_after_it_is_saved_is_refused():

@@ -74,6 +74,10 @@ class Codes:
         self._codes, self._arguments = packed, arguments
         self._like = q.shape, q.stride(), q.dtype, q.device
 
+    @property
+    def nbytes(self) -> int:
+        return self._codes.numel()
+
     def unpack(self) -> Tensor:
         shape, stride, dtype, device = self._like
         out = torch.empty_strided(shape, stride, dtype=dtype, device=device)
