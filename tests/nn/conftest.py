@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ste_ops.nn import _kept
+from ste_ops.nn import _kept, _tape
 
 
 @pytest.fixture
@@ -12,6 +12,12 @@ def of_any_size(monkeypatch):
     """Codes are kept of small tensors too."""
     for name in ("LEAST_INPUT", "LEAST_WEIGHT", "LEAST_USES"):
         monkeypatch.setattr(_kept, name, 0)
+
+
+@pytest.fixture
+def of_any_tensor(monkeypatch, of_any_size):
+    """A recomputed model decides of small tensors too."""
+    monkeypatch.setattr(_tape, "LEAST", 0)
 
 
 @pytest.fixture

@@ -36,24 +36,8 @@ def _on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-@decomposition(ops.round)
-def _(x: Tensor) -> Tensor:
-    return torch.round(x)
-
-
-@decomposition(ops.floor)
-def _(x: Tensor) -> Tensor:
-    return torch.floor(x)
-
-
-@decomposition(ops.ceil)
-def _(x: Tensor) -> Tensor:
-    return torch.ceil(x)
-
-
-@decomposition(ops.trunc)
-def _(x: Tensor) -> Tensor:
-    return torch.trunc(x)
+for _rounding in ("round", "floor", "ceil", "trunc"):
+    decomposition(getattr(ops, _rounding))(getattr(torch, _rounding))
 
 
 @decomposition(ops.clamp)
