@@ -57,7 +57,7 @@ def of_table(weights: torch.Tensor) -> Iterator[Row]:
 
 
 def few_draws(weights: torch.Tensor) -> Iterator[Row]:
-    for draws in (1, 10, len(weights) // 128, len(weights) // 16):
+    for draws in (1, 10, *(len(weights) // few for few in (128, 16, 8))):
         yield Row(
             f"{draws} draws with replacement without a table, n = {len(weights)}",
             "torch.multinomial",
@@ -71,9 +71,9 @@ def few_draws(weights: torch.Tensor) -> Iterator[Row]:
 
 def few_of_few() -> Iterator[Row]:
     """Nothing but calling: at most 3 us more than torch takes, which are 2 or 3."""
-    for shape in ((10,), (100,), (8, 10)):
+    for shape in ((10,), (100,), (8, 10), (8, 200)):
         weights = torch.rand(shape)
-        for draws in (2, 10):
+        for draws in (2, 10, 20):
             yield Row(
                 f"{draws} draws with replacement of weights {list(shape)}",
                 "torch.multinomial",

@@ -234,6 +234,8 @@ def sampling(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("alias_table", (weights,), of_rows)
     yield Case("alias_sample", (*ops.alias_table(weights), seed(), 0, k), of_rows)
     yield Case("inverse_cdf_sample", (weights, seed(), 30), of_rows | {"draws": 30 * rows})
+    short = torch.rand(7, 900).to(dtype)
+    yield Case("inverse_cdf_sample", (short, seed(), 30), {"rows": 7, "n": 900, "draws": 210})
     for name in ("systematic_resample", "stratified_resample"):
         yield Case(name, (weights, seed(), k), of_rows)
     yield Case("residual_resample", (weights, seed(), k), of_rows, {"sum_up_kernel": {"label": "residual"}})

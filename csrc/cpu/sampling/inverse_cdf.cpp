@@ -17,9 +17,9 @@ struct DrawRows {
   int64_t *out, *total;
 
   void operator()(int64_t first, int64_t last) const {
-    RowDrawer<T> drawer(n);
+    RowDrawer<T> drawer(n, num_samples);
     for (int64_t row = first; row < last; ++row) {
-      total[row] = drawer.draw(weights + row * n, seed, uint64_t(row), num_samples, out + row * num_samples);
+      total[row] = drawer.draw(weights + row * n, seed, uint64_t(row), out + row * num_samples);
     }
   }
 };
@@ -34,7 +34,7 @@ void draw_rows(const InverseCdfDraws& call) {
       call.num_samples,
       mutable_typed_data<int64_t>(call.out),
       mutable_typed_data<int64_t>(call.total)};
-  share_rows(rows, kWeightNanoseconds * double(n) + kSearchNanoseconds * double(call.num_samples), draw);
+  share_rows(rows, summed_nanoseconds(n, call.num_samples), draw);
 }
 
 std::tuple<Tensor, Tensor> inverse_cdf_sample_cpu(Tensor weights, Tensor seed, int64_t num_samples) {

@@ -13,7 +13,7 @@ namespace {
 
 // Whether every weight is valid; `largest` gets the greatest magnitude.
 template <class T>
-STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64_t& largest) {
+STE_OPS_INLINE bool inspect(const bits_t<T>* weights, int64_t count, uint64_t& largest) {
   bits_t<T> greatest = 0, greatest_signed = 0;
   for (int64_t i = 0; i < count; ++i) {
     greatest = std::max(greatest, magnitude<T>(weights[i]));
@@ -32,7 +32,7 @@ STE_OPS_INLINE bool all_integers(const bits_t<T>* weights, int64_t count, int64_
 }
 
 template <class T>
-STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int64_t exponent) {
+STE_OPS_INLINE uint64_t coarse_sum(const bits_t<T>* weights, int64_t count, int64_t exponent) {
   uint64_t sum = 0;
   if (all_integers<T>(weights, count, exponent)) {
     for (int64_t i = 0; i < count; ++i) sum += integer_mass<T>(weights[i], exponent);
@@ -44,7 +44,7 @@ STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int
 
 // Writes the masses and returns their sum.
 template <class T>
-STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
+STE_OPS_INLINE uint64_t write_masses(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
   uint64_t sum = 0;
   if (all_integers<T>(weights, count, exponent)) {
     for (int64_t i = 0; i < count; ++i) sum += masses[i] = integer_mass<T>(weights[i], exponent);
@@ -52,6 +52,22 @@ STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64
     for (int64_t i = 0; i < count; ++i) sum += masses[i] = mass<T>(weights[i], exponent);
   }
   return sum;
+}
+
+// The same of a tile, each a function of its own.
+template <class T>
+STE_OPS_CLONES bool inspect_tile(const bits_t<T>* weights, int64_t count, uint64_t& largest) {
+  return inspect<T>(weights, count, largest);
+}
+
+template <class T>
+STE_OPS_CLONES uint64_t coarse_tile(const bits_t<T>* weights, int64_t count, int64_t exponent) {
+  return coarse_sum<T>(weights, count, exponent);
+}
+
+template <class T>
+STE_OPS_CLONES uint64_t mass_tile(const bits_t<T>* weights, int64_t count, int64_t exponent, uint64_t* masses) {
+  return write_masses<T>(weights, count, exponent, masses);
 }
 
 // Writes the sum of the masses of each `tile` weights.

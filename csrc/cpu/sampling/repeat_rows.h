@@ -20,9 +20,9 @@ struct RepeatRows {
   // Draws from rows first .. last - 1; a state says what is wrong with one.
   void operator()(int64_t first, int64_t last) const {
     if (few_draws(n, num_samples)) {
-      RowDrawer<T> drawer(n);
+      RowDrawer<T> drawer(n, num_samples);
       for (int64_t row = first; row < last; ++row) {
-        states[row] = drawer.draw(weights + row * n, seed, uint64_t(row), num_samples, out + row * num_samples);
+        states[row] = drawer.draw(weights + row * n, seed, uint64_t(row), out + row * num_samples);
       }
       return;
     }
@@ -36,7 +36,7 @@ struct RepeatRows {
   }
 
   double nanoseconds() const {
-    return few_draws(n, num_samples) ? kWeightNanoseconds * double(n) + kSearchNanoseconds * double(num_samples)
+    return few_draws(n, num_samples) ? summed_nanoseconds(n, num_samples)
                                      : kBuildNanoseconds * double(n) + kDrawNanoseconds * double(num_samples);
   }
 };

@@ -1,4 +1,4 @@
-// Draws by the inverse CDF; a block takes a draw at a time.
+// Draws by the inverse CDF: a block takes a short row with all its draws, or a draw from a long row.
 #include "ops/sampling/inverse_cdf.h"
 
 #include <tuple>
@@ -35,17 +35,8 @@ __global__ void __launch_bounds__(kSamplingThreads) inverse_cdf_sample_kernel(
     }
     uint64_t unit =
         uniform_below(philox_draw(*seed, uint64_t(number), uint64_t(draw - number * num_samples)), row.total);
-    // The last tile that begins at or before the unit.
     const uint64_t* before = mass_before + number * tiles.per_row;
-    int64_t low = 0, high = tiles.per_row - 1;
-    while (low < high) {
-      int64_t middle = low + (high - low + 1) / 2;
-      if (before[middle] <= unit) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
+    const int64_t low = stretch_at(before, tiles.per_row, unit);
     int64_t tile = number * tiles.per_row + low;
     uint64_t masses[kTileItems];
     tile_masses<T>(tiles, tile, weights, row, masses);
@@ -58,8 +49,91 @@ __global__ void __launch_bounds__(kSamplingThreads) inverse_cdf_sample_kernel(
   }
 }
 
+// The weights of a short row, in the order of tile_item.
+template <class T>
+struct ShortRow {
+  bits_t<T> weight[kTileItems];
+  int64_t n;
+
+  __device__ ShortRow(const bits_t<T>* row, int64_t n) : n(n) {
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      const int64_t i = tile_item(0, k);
+      weight[k] = i < n ? row[i] : bits_t<T>(0);
+    }
+  }
+
+  // All of a Row but its total.
+  __device__ Row measured() const {
+    uint64_t largest = 0, invalid = 0, coarse = 0;
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      largest = Greater()(largest, magnitude<T>(weight[k]));
+      if (!is_weight<T>(weight[k])) invalid = Greater()(invalid, uint64_t(n - tile_item(0, k)));
+    }
+    Row row;
+    row.largest = block_reduce(largest, Greater(), uint64_t(0));
+    row.invalid = block_reduce(invalid, Greater(), uint64_t(0));
+    if (row.invalid != 0) return row;
+    const int64_t exponent = coarse_exponent<T>(row.largest, n);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) coarse += coarse_mass<T>(weight[k], exponent);
+    row.coarse_total = block_sum(coarse);
+    return row;
+  }
+
+  // Writes the mass before each weight and returns that of all.
+  __device__ uint64_t sum(const Row& row, uint64_t* before) const {
+    uint64_t masses[kTileItems];
+    const int64_t exponent = mass_exponent<T>(row, n);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) masses[k] = row.invalid == 0 ? mass<T>(weight[k], exponent) : 0;
+    TileSums<uint64_t> sums(sum_of(masses), 0);
+#pragma unroll
+    for (int k = 0; k < kTileItems; ++k) {
+      const uint64_t here = sums.next(masses[k]);
+      if (tile_item(0, k) < n) before[tile_item(0, k)] = here;
+    }
+    return sums.total;
+  }
+};
+
+// Moves: reads rows * n * T + 8, writes 8 * draws + 8 * rows.
+template <class T>
+__global__ void __launch_bounds__(kSamplingThreads) short_row_sample_kernel(
+    int64_t rows, int64_t n, const bits_t<T>* weights, const uint64_t* seed, int64_t num_samples, int64_t* out,
+    int64_t* total) {
+  __shared__ uint64_t before[kShortRow];
+  for (int64_t number = blockIdx.x; number < rows; number += gridDim.x) {
+    const ShortRow<T> weights_of_row(weights + number * n, n);
+    Row row = weights_of_row.measured();
+    row.total = weights_of_row.sum(row, before);
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < num_samples; i += kSamplingThreads) {
+      int64_t item = -1;
+      if (row.total != 0) {
+        const uint64_t unit = uniform_below(philox_draw(*seed, uint64_t(number), uint64_t(i)), row.total);
+        item = stretch_at(before, n, unit);
+      }
+      out[number * num_samples + i] = item;
+    }
+    if (threadIdx.x == 0) total[number] = total_of(row, n);
+    __syncthreads();  // the array is free for the next row
+  }
+}
+
+template <class T>
+void draw_short_rows(const Launcher& launch, const InverseCdfDraws& call) {
+  const int64_t rows = call.weights.rows;
+  launch(
+      short_row_sample_kernel<T>, std::min(rows, resident_blocks(launch)), kSamplingThreads, rows, call.weights.n,
+      call.weights.bits<T>(), unsigned_data(call.seed), call.num_samples, mutable_typed_data<int64_t>(call.out),
+      mutable_typed_data<int64_t>(call.total));
+}
+
 template <class T>
 void draw_rows(const Launcher& launch, const InverseCdfDraws& call) {
+  if (call.weights.n <= kShortRow) return draw_short_rows<T>(launch, call);
   const int64_t rows = call.weights.rows;
   const Tiles tiles(rows, call.weights.n);
   Tensor row_memory = zero_rows(call.weights.dense, rows);

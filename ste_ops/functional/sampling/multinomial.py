@@ -17,10 +17,10 @@ def multinomial(
 
     A zero weight is never drawn, no positive weight is lost however small it is beside the others, and the same seed
     gives the same draws on every device and at any number of threads. With replacement an alias table is built and
-    drawn from, unless num_samples * 16 <= n: draws so few come from the inverse of the summed masses, in two passes
-    over the weights and without a table. To draw more than once from the same weights, keep an `AliasTable`. Without
-    replacement, every category gets an exponential key and the least num_samples of them are drawn, in the order in
-    which one draw after the other would take them.
+    drawn from, unless the draws are few: up to n / 8, up to n / 2 where n <= 1024, and up to 16 of any n come from the
+    inverse of the summed masses, without a table. To draw more than once from the same weights, keep an
+    `AliasTable`. Without replacement, every category gets an exponential key and the least num_samples of them are
+    drawn, in the order in which one draw after the other would take them.
 
     Under `torch.vmap` a batch is more rows with randomness="different"; with "same" each of it draws what it would draw
     alone, and with "error", the default, the call is refused. Errors count the rows of a batch from its first sample.

@@ -15,19 +15,26 @@ from ste_ops.reference.sampling.inverse_cdf import inverse_cdf_sample
 def multinomial(
     weights: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
-    """Draws from each row of weights, with replacement from a table or, where they are
-    few, by the inverse of the summed masses, without by the least exponential keys."""
+    """Draws from each row of weights, with replacement from a table or, where they are few, by the inverse of the
+    summed masses, without by the least exponential keys."""
     if num_samples < 1:
         raise RuntimeError(f"multinomial: num_samples must be >= 1, got {num_samples}")
     table = AliasTable(weights, _operator="multinomial", _error=RuntimeError)
     seed = draw_seed("multinomial", weights.device, generator)
-    if replacement and num_samples * 16 <= weights.shape[-1]:
+    if replacement and num_samples <= most_from_sums(weights.shape[-1]):
         return inverse_cdf_sample(weights, seed, num_samples)
     if replacement:
         return table.sample_at(seed, 0, num_samples)
     rows = weights.detach().to(torch.float64).reshape(-1, weights.shape[-1]).tolist()
     drawn = [_least_keys(w, int(seed) & MASK64, row, num_samples) for row, w in enumerate(rows)]
     return torch.tensor(drawn, dtype=torch.int64, device=weights.device).reshape(*weights.shape[:-1], num_samples)
+
+
+def most_from_sums(n: int) -> int:
+    """The most draws from n weights that are made from their sums, and not from a table."""
+    if n > 1024:
+        return n // 8
+    return n // 2 if n > 32 else 16
 
 
 def _least_keys(weights: list[float], seed: int, row: int, num_samples: int) -> list[int]:
