@@ -88,6 +88,7 @@ void* dynamic_shared_memory();
 // Zeros that kernels may touch, for good: cudaHostAlloc.
 void* pinned_memory(size_t bytes);
 [[noreturn]] void trap(const Site& site);
+void note_system_atomic(const Site& site);
 void note_atomic(const void* address, size_t bytes, const void* return_address);
 
 template <class... Parameters, class... Arguments>
@@ -162,7 +163,16 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize, EMULA
       emulator::Exchange::kXor, mask, value, lanes, width, EMULATOR_SITE("__shfl_xor_sync"));
 }
 [[noreturn]] inline void __trap(EMULATOR_HERE) { emulator::trap(EMULATOR_SITE("__trap")); }
-#undef EMULATOR_HERE
-#undef EMULATOR_SITE
 
 #include "intrinsics.h"
+
+// What the host sees too lies in its memory, where an atomic takes a microsecond and all wait for each other: a block
+// may do one.
+inline unsigned long long atomicCAS_system(
+    unsigned long long* address, unsigned long long compare, unsigned long long value, EMULATOR_HERE) {
+  emulator::note_system_atomic(EMULATOR_SITE("atomicCAS_system"));
+  return atomicCAS(address, compare, value);
+}
+
+#undef EMULATOR_HERE
+#undef EMULATOR_SITE

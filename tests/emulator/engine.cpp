@@ -142,6 +142,7 @@ void Engine::run_block(const Order& order) {
   live_ = launch_->threads;
   if (checked_) checker_->begin_block(live_);
   synchronized_ = false;
+  system_atomics_ = 0;
   turn_ = 0;
   for (uint64_t phase = 0; live_ > 0; ++phase) {
     if (phase > 0) release_barrier();
@@ -239,6 +240,10 @@ void Engine::abandon(const std::string& what) {
   abort();
 }
 
+void Engine::note_system_atomic(const Site& site) {
+  if (++system_atomics_ > 1) throw error("more than one atomic on memory of the host: " + place(site));
+}
+
 void Engine::barrier(const Site& site) {
   in_kernel_ = false;
   threads_[size_t(current_)].site = site;
@@ -304,6 +309,7 @@ uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, in
   return Engine::get().exchange(kind, mask, value, argument, width, site);
 }
 void* dynamic_shared_memory() { return Engine::get().shared_memory(); }
+void note_system_atomic(const Site& site) { Engine::get().note_system_atomic(site); }
 void trap(const Site& site) { throw Engine::get().error(place(site)); }
 
 }  // namespace emulator

@@ -57,6 +57,7 @@ class Engine {
 
   void run(const Launch& launch);
   void barrier(const Site& site);
+  void note_system_atomic(const Site& site);
   uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int argument, int width, const Site& site);
   void* shared_memory() { return shared_.data(); }
   bool running() const { return launch_ != nullptr; }
@@ -93,6 +94,7 @@ class Engine {
   int lane_cursor_ = 0;
   int lane_flip_ = 0;
   uint64_t turn_ = 0;
+  int system_atomics_ = 0;  // of this block
   bool synchronized_ = false;
   std::exception_ptr failure_;
   std::unique_ptr<Checker> checker_;

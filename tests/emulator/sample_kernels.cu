@@ -278,6 +278,10 @@ __global__ void read_past_shared_kernel(int* out, int index) {
   out[threadIdx.x] = tile[threadIdx.x + index];
 }
 
+__global__ void host_atomics_kernel(unsigned long long* claimed, int threads) {
+  if (int(threadIdx.x) < threads) atomicCAS_system(claimed, 0ull, 1ull);
+}
+
 #ifdef STE_OPS_EMULATED
 __global__ void throwing_kernel() {
   if (threadIdx.x == 33) throw std::invalid_argument("thrown by thread 33");
@@ -360,6 +364,7 @@ const std::map<std::string, void (*)(const Shape&, const int64_t*)> kernels = {
     {"unnamed_lane", Call<unnamed_lane_kernel>::run},
     {"read_past_shared", Call<read_past_shared_kernel>::run},
     {"throwing", Call<throwing_kernel>::run},
+    {"host_atomics", Call<host_atomics_kernel>::run},
 };
 
 }  // namespace

@@ -221,6 +221,14 @@ def test_exceptions_reach_the_launching_thread_and_leave_the_emulator_usable(lau
         assert np.array_equal(x, np.roll(np.arange(256), -1))
 
 
+def test_a_block_does_one_atomic_on_memory_of_the_host(launch, order):
+    claimed = np.zeros(1, dtype=np.uint64)
+    launch("host_atomics", claimed, 1, blocks=3, threads=64)
+    assert claimed == 1
+    with pytest.raises(RuntimeError, match="more than one atomic on memory of the host: atomicCAS_system at "):
+        launch("host_atomics", claimed, 2, blocks=3, threads=64)
+
+
 def test_block_sizes_are_whole_warps(launch):
     with pytest.raises(RuntimeError, match="multiple of 32 up to 1024, got 48"):
         launch("grid", np.zeros(1, np.int32), threads=48)

@@ -75,6 +75,13 @@ def test_bad_probabilities(device: str, dtype: torch.dtype, bad: float) -> None:
             ste_ops.check_deferred_errors(device)
 
 
+def test_of_nothing_but_bad_probabilities_a_block_reports_one(device: str) -> None:
+    p = torch.full((3_000,), float("nan"), device=device)
+    with pytest.raises(RuntimeError, match=r"^bernoulli_ste: p must be in \[0, 1\], got nan at index \d+"):
+        assert ste_ops.bernoulli_ste(p).isnan().all()
+        ste_ops.check_deferred_errors(device)
+
+
 def test_bad_arguments(device: str) -> None:
     with pytest.raises(TypeError, match="p must be a tensor, got float"):
         ste_ops.bernoulli_ste(0.5)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads, 2) bernoulli_kernel(
     const bits_t<T>* p, const uint64_t* seed, int64_t rows, int64_t numel, bits_t<T>* out, bool aligned,
-    DeferredErrors errors) {
+    DeferredErrors deferred) {
+  const BlockErrors errors(deferred);
   map_drawn(p, seed, rows, numel, out, aligned, [&](bits_t<T> probability, int64_t place, uint64_t random) {
     if (is_probability<T>(probability)) return bernoulli<T>(probability, random) ? kOne<T> : bits_t<T>(0);
     errors.report(Fault::probability(place, double(load(bit_cast<T>(probability)))));

@@ -42,12 +42,34 @@ struct DeferredErrors {
   }
 
   __device__ void report(const Fault& fault) const {
-    if (atomicCAS(&record->claimed, 0ull, 1ull) != 0) return;
+    if (atomicCAS_system(&record->claimed, 0ull, 1ull) != 0) return;  // the host writes it too
     record->op = op;
     record->fault = fault;
     __threadfence_system();
     *static_cast<volatile unsigned long long*>(&record->ready) = 1;
   }
+};
+
+// For a kernel in which every element may be at fault: only the first fault of a block goes the long way to the host's
+// memory. All threads of the block make it.
+class BlockErrors {
+ public:
+  __device__ explicit BlockErrors(const DeferredErrors& errors) : errors_(errors) {
+    if (threadIdx.x == 0) reported() = 0;
+    __syncthreads();
+  }
+
+  __device__ void report(const Fault& fault) const {
+    if (atomicExch(&reported(), 1u) == 0) errors_.report(fault);
+  }
+
+ private:
+  __device__ static unsigned& reported() {
+    __shared__ unsigned flag;
+    return flag;
+  }
+
+  const DeferredErrors& errors_;
 };
 
 // A block searches all rows; its first thread gets the first row for which at_fault(row) holds, -1 where there is none.
