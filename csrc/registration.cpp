@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/binarize/surrogate.h"
+#include "cpu/capability.h"
 #include "cpu/clip/python_list.h"
 #include "cpu/sampling/python_draws.h"
 
@@ -43,7 +44,9 @@ std::string build_info() {
   std::ostringstream info;
   info << "torch=" << TORCH_VERSION_MAJOR << '.' << TORCH_VERSION_MINOR << '.' << TORCH_VERSION_PATCH << '\n';
   info << "abi_target=" << (TORCH_TARGET_VERSION >> 56) << '.' << (TORCH_TARGET_VERSION >> 48 & 0xff) << '\n';
-  info << "compiler=" << __VERSION__;
+  info << "compiler=" << __VERSION__ << '\n';
+  const ste_ops::ChosenCapability& chosen = ste_ops::checked_capability("build_info");
+  info << "cpu_capability=" << ste_ops::name_of(chosen.level) << (chosen.popcounts ? " vpopcntdq" : "");
   return info.str();
 }
 
@@ -73,6 +76,23 @@ STE_OPS_LIBRARY(m) {
   m.def(
       "learned_surrogate_backward(Tensor grad, Tensor x, int surrogate, Tensor parameters) -> "
       "(Tensor of_x, Tensor of_parameters)");
+
+  // Bits of signs (csrc/core/binarize/bits.h): 1 where x >= 0, eight along a dimension of a contiguous x to a byte, the
+  // first the lowest; back, +1 or -1.
+  m.def("pack_bits(Tensor x, int dim) -> Tensor");
+  m.def("unpack_bits(Tensor bits, int dim, Tensor(a!) out) -> ()");
+  // Weights as panels, for products that use them again: (out, channels, ...) of numbers or of bits along dimension 1.
+  m.def("binary_panels(Tensor weight, int channels, int groups) -> Tensor");
+  // Products of the signs of x and of weight, numbers or bits, or for weight its panels; times scale, plus bias, which
+  // are in the arithmetic of `dtype`, the output's. With `step` the numbers of x are 1 where they are > 0 and 0
+  // elsewhere. `padding` has what is added before and after height and width: of padding_value, 0 being a true zero.
+  m.def(
+      "binary_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int in_features, int out_features, "
+      "bool step, ScalarType dtype) -> Tensor");
+  m.def(
+      "binary_conv2d(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int in_channels, int out_channels, "
+      "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, int padding_value, bool step, "
+      "bool channels_last, ScalarType dtype) -> Tensor");
 
   // Rounding. The results have x's dtype and strides; one seed, or one for each row of a contiguous x.
   m.def("round(Tensor x) -> Tensor");
@@ -266,6 +286,13 @@ STE_OPS_LIBRARY(m) {
   m.def("autograd_bernoulli(Tensor p, Tensor seed) -> Tensor");
   m.def("autograd_categorical(Tensor logits, Tensor seed, int estimator, float tau) -> Tensor");
   m.def("autograd_subset(Tensor logits, Tensor seed, int k, float tau) -> Tensor");
+  m.def(
+      "autograd_binary_linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int in_features, "
+      "int out_features, bool step, ScalarType dtype) -> Tensor");
+  m.def(
+      "autograd_binary_conv2d(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int in_channels, "
+      "int out_channels, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, int padding_value, "
+      "bool step, bool channels_last, ScalarType dtype) -> Tensor");
   m.def("autograd_clip_gradient_value(Tensor(a) x, float clip_value) -> Tensor(a)");
   m.def("autograd_clip_gradient_norm(Tensor(a) x, float max_norm, float norm_type, int[] dims) -> Tensor(a)");
 

@@ -13,6 +13,9 @@ from ste_ops.functional import (
     ClipResult,
     SumTree,
     bernoulli_ste,
+    binary_conv1d,
+    binary_conv2d,
+    binary_linear,
     bitnet_activation,
     bitnet_weight,
     categorical_ste,
@@ -37,6 +40,7 @@ from ste_ops.functional import (
     lsq_plus,
     magnitude_aware_sign,
     multinomial,
+    pack_bits,
     pact,
     residual_resample,
     sign,
@@ -48,6 +52,7 @@ from ste_ops.functional import (
     systematic_resample,
     ternary,
     trunc,
+    unpack_bits,
     xnor_weight,
 )
 from ste_ops.functional import round as round

@@ -179,8 +179,10 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         A dict: ``version`` of ste_ops; ``torch`` that is running and ``built_with_torch``; ``abi_target``, the oldest
-        torch the libraries load on; ``compiler``; ``cuda``, whether the CUDA kernels are loaded; ``cuda_reason``, why
-        not where they are not; ``built_with_cuda`` and ``cuda_archs`` where they are; ``libraries``, their paths.
+        torch the libraries load on; ``compiler``; ``cpu_capability``, the instructions of loops that are written for
+        several, which STE_OPS_CPU_CAPABILITY (default, avx2, avx512) in the environment lowers; ``cuda``, whether the
+        CUDA kernels are loaded; ``cuda_reason``, why not where they are not; ``built_with_cuda`` and ``cuda_archs``
+        where they are; ``libraries``, their paths.
 
     Example:
         >>> import ste_ops
@@ -196,6 +198,7 @@ def build_info() -> dict[str, Any]:
         "built_with_torch": cpu["torch"],
         "abi_target": cpu["abi_target"],
         "compiler": cpu["compiler"],
+        "cpu_capability": cpu["cpu_capability"],
         "cuda": CUDA_LOADED,
         "cuda_reason": CUDA_REASON,
         "libraries": sorted(str(path) for path in _FOLDER.glob("*.abi3.so")),

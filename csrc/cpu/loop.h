@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
+
+#include "cpu/capability.h"
 
 // One function body, compiled for AVX-512, AVX2 and the baseline; the loader picks the best that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -21,6 +21,7 @@
 #include <immintrin.h>
 #define STE_OPS_AVX512 __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
 #define STE_OPS_AVX512_INLINE STE_OPS_AVX512 STE_OPS_INLINE
+#define STE_OPS_AVX2 __attribute__((target("arch=x86-64-v3")))
 #define STE_OPS_BELOW_AVX512 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define STE_OPS_BELOW_AVX512
@@ -29,12 +30,8 @@
 namespace ste_ops {
 
 #ifdef STE_OPS_AVX512
-// STE_OPS_CPU_CAPABILITY=avx2 in the environment keeps these loops below AVX-512, for tests and comparisons.
 inline bool has_avx512() {
-  static const char* const capability = std::getenv("STE_OPS_CPU_CAPABILITY");
-  static const bool has = !(capability && strcmp(capability, "avx2") == 0) && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl");
+  static const bool has = chosen_capability().level == Capability::avx512;
   return has;
 }
 #endif
@@ -78,6 +75,33 @@ void each(F f, int64_t begin, int64_t end) {
   if (has_avx512()) return each_avx512(f, begin, end);
 #endif
   each_below_avx512(f, begin, end);
+}
+
+// Calls f(), compiled for the level: what it does stands in an operator() that is always inlined.
+template <class F>
+void run_plain(const F& f) {
+  f();
+}
+
+#ifdef STE_OPS_AVX512
+template <class F>
+STE_OPS_AVX2 void run_avx2(const F& f) {
+  f();
+}
+
+template <class F>
+STE_OPS_AVX512 void run_avx512(const F& f) {
+  f();
+}
+#endif
+
+template <class F>
+void run_at(Capability level, const F& f) {
+#ifdef STE_OPS_AVX512
+  if (level == Capability::avx512) return run_avx512(f);
+  if (level == Capability::avx2) return run_avx2(f);
+#endif
+  run_plain(f);
 }
 
 }  // namespace ste_ops

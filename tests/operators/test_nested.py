@@ -28,6 +28,11 @@ CALLS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "heaviside": ("x", ste_ops.heaviside),
     "sign": ("x", ste_ops.sign),
     "ternary": ("x", ste_ops.ternary),
+    "pack_bits": ("x", ste_ops.pack_bits),
+    "unpack_bits": ("bits", lambda bits: ste_ops.unpack_bits(bits, 8)),
+    "binary_linear": ("x", lambda x: ste_ops.binary_linear(x, torch.ones(2, 3))),
+    "binary_conv1d": ("input", lambda input: ste_ops.binary_conv1d(input, torch.ones(2, 3, 1))),
+    "binary_conv2d": ("input", lambda input: ste_ops.binary_conv2d(input, torch.ones(2, 3, 1, 1))),
     "round": ("x", ste_ops.round),
     "floor": ("x", ste_ops.floor),
     "ceil": ("x", ste_ops.ceil),
@@ -71,6 +76,11 @@ CALLS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
 WITHOUT = {"ClipResult", "check_deferred_errors", "sr_ste_decay_"}  # of parameters and their masks
 # Where a second argument is a tensor too.
 OTHERS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
+    "binary_linear": ("weight", lambda weight: ste_ops.binary_linear(torch.ones(2, 3), weight)),
+    "binary_linear, scale": (
+        "scale",
+        lambda scale: ste_ops.binary_linear(torch.ones(2, 3), torch.ones(2, 3), scale=scale),
+    ),
     "fake_quantize": ("scale", lambda scale: ste_ops.fake_quantize(torch.ones(3), scale, 0, -4, 3)),
     "fake_quantize, zero_point": ("zero_point", lambda zero: ste_ops.fake_quantize(torch.ones(3), 0.5, zero, -4, 3)),
     "lsq": ("scale", lambda scale: ste_ops.lsq(torch.ones(3), scale, -4, 3)),

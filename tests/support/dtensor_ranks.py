@@ -67,6 +67,11 @@ REFUSED = {
     "systematic_resample": lambda weights: ste_ops.systematic_resample(weights, 2),
     "stratified_resample": lambda weights: ste_ops.stratified_resample(weights, 2),
     "residual_resample": lambda weights: ste_ops.residual_resample(weights, 2),
+    "pack_bits": ste_ops.pack_bits,
+    "unpack_bits": lambda bits: ste_ops.unpack_bits(bits.to(torch.uint8), 32),
+    "binary_linear": lambda x: ste_ops.binary_linear(x, torch.ones(2, 4)),
+    "binary_conv1d": lambda weight: ste_ops.binary_conv1d(torch.ones(1, 4, 4), weight),
+    "binary_conv2d": lambda weight: ste_ops.binary_conv2d(torch.ones(1, 4, 4, 4), weight),
     # Two tensors of one, with a gradient each.
     "xnor_weight": lambda w: ste_ops.xnor_weight(w, surrogate.ATan()),
     "magnitude_aware_sign": lambda w: ste_ops.magnitude_aware_sign(w, surrogate.Rect()),

@@ -201,6 +201,51 @@ def coded(device: str) -> list[Arguments]:
     return found
 
 
+def signs(device: str) -> list[Arguments]:
+    """What is packed along which dimension."""
+    return [
+        (torch.randn(3, 21, device=device), 1),
+        (torch.randn(4, 40, device=device, dtype=torch.float16), 1),
+        (torch.randn(2, 35, 3, 4, device=device, dtype=torch.bfloat16), 1),
+        (torch.randn(9, 2, device=device, dtype=torch.float64), 0),
+        (torch.randn(0, 4, device=device), 1),
+    ]
+
+
+def binary_matrices(device: str) -> list[Arguments]:
+    """Numbers, bits and panels, with and without scale and bias, of signs and of steps."""
+    x, weight = torch.randn(5, 70, device=device), torch.randn(19, 70, device=device)
+    scale, bias = torch.rand(2, 19, device=device)
+    wide = x.double()
+    return [
+        (x, weight, None, None, 70, 19, False, torch.float32),
+        (x.t().contiguous().t(), weight.bfloat16(), scale, bias, 70, 19, True, torch.bfloat16),
+        (wide, weight, scale[:1].double(), None, 70, 19, False, torch.float64),
+        (ops.pack_bits(x, 1), ops.pack_bits(weight, 1), None, bias, 70, 19, False, torch.float32),
+        (x.half(), ops.binary_panels(weight, 70, 1), scale, None, 70, 19, False, torch.float16),
+        (x[:0], weight, None, None, 70, 19, False, torch.float32),
+        (x[:, :0], weight[:, :0], None, bias, 0, 19, False, torch.float32),
+    ]
+
+
+def binary_convolutions(device: str) -> list[Arguments]:
+    x, weight = torch.randn(2, 40, 6, 7, device=device), torch.randn(18, 20, 3, 2, device=device)
+    scale, bias = torch.rand(2, 18, device=device)
+    last = x.contiguous(memory_format=torch.channels_last)
+    sizes = (40, 18, [3, 2])
+    return [
+        (x, weight, None, None, *sizes, [1, 1], [1, 1, 1, 1], [1, 1], 2, 0, False, False, torch.float32),
+        (x, weight, scale, bias, *sizes, [2, 1], [0, 2, 1, 0], [1, 2], 2, -1, False, True, torch.bfloat16),
+        (last, weight, None, None, *sizes, [1, 2], [1, 0, 1, 0], [2, 1], 2, 0, False, True, torch.float16),
+        (last, weight, scale, bias, *sizes, [1, 1], [1, 1, 1, 1], [1, 1], 2, 1, True, False, torch.float32),
+        (
+            *(ops.pack_bits(x[:, :20].contiguous(), 1), ops.binary_panels(weight, 20, 1), None, None, 20, 18, [3, 2]),
+            *([1, 1], [1, 1, 1, 1], [1, 1], 1, 0, False, False, torch.float32),
+        ),
+        (x[:0], weight, None, None, *sizes, [1, 1], [0] * 4, [1, 1], 2, 0, False, False, torch.float32),
+    ]
+
+
 def backwards(device: str, kinds: int) -> list[Arguments]:
     """The gradient, the weights, their statistic of so many numbers a scale, and whether each channel has one."""
     return [
@@ -268,6 +313,15 @@ ARGUMENTS: dict[str, Callable[[str], list[Arguments]]] = {
     "unpack_codes": lambda device: [
         (ops.pack_codes(q, *table), *table, torch.zeros_like(q)) for q, *table in coded(device)
     ],
+    "pack_bits": signs,
+    "unpack_bits": lambda device: [(ops.pack_bits(x, dim), dim, torch.zeros_like(x)) for x, dim in signs(device)],
+    "binary_panels": lambda device: [
+        (torch.randn(20, 70, device=device), 70, 1),
+        (torch.randn(34, 40, 3, 2, device=device, dtype=torch.bfloat16), 40, 2),
+        (ops.pack_bits(torch.randn(5, 40, 3, device=device), 1), 40, 1),
+    ],
+    "binary_linear": binary_matrices,
+    "binary_conv2d": binary_convolutions,
     "xnor_weight": weights,
     "mean_magnitude": weights,
     "xnor_weight_backward": lambda device: backwards(device, 1),
