@@ -44,7 +44,7 @@ def _finished(out: Tensor, scale: Any, bias: Tensor | None, dims: int, dtype: to
     out = out.to(wide)
     for numbers, combine in ((scale, torch.mul), (bias, torch.add)):
         if numbers is not None:
-            own = torch.as_tensor(numbers, device=out.device).to(wide)
+            own = torch.as_tensor(numbers, dtype=wide, device=out.device)
             out = combine(out, own.reshape(-1, *[1] * dims) if own.dim() else own)
     return out.to(dtype)
 

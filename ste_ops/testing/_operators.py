@@ -32,6 +32,7 @@ def cases() -> Iterator[Case]:
     yield from _elementwise()
     yield from _scaled()
     yield from _statistics()
+    yield from _products()
     yield from _clipped()
     yield from _drawn()
 
@@ -331,6 +332,48 @@ def _drawn() -> Iterator[Case]:
         [x],
         skip=_RANDOM,
     )
+
+
+# Products of signs: both sides pass their gradients.
+
+
+def _through(x0: Tensor) -> Callable[[Tensor], Tensor]:
+    held = torch.where(x0 >= 0, 1.0, -1.0).to(x0.dtype) - x0
+    return lambda x: held + x
+
+
+def _products() -> Iterator[Case]:
+    x, weight, scale = _values(3, 6), _values(4, 6).flip(0), torch.tensor([0.5, 1.5, 0.25, 2.0], dtype=torch.float64)
+    numeric = {"gradgradcheck": "a gradient is of the other side's signs, held to finite differences"}
+
+    def linear(x0: Tensor, weight0: Tensor, _: Tensor) -> Callable[..., Tensor]:
+        of_x, of_weight = _through(x0), _through(weight0)
+        return lambda x, weight, scale: of_x(x) @ of_weight(weight).t() * scale
+
+    yield gradient_case(
+        "binary_linear",
+        "x, weight, scale",
+        lambda fn, x, weight, scale: fn(x, weight, scale=scale),
+        linear,
+        [x, weight, scale],
+        skip=numeric,
+    )
+    for dims, name in ((1, "binary_conv1d"), (2, "binary_conv2d")):
+        convolve = torch.nn.functional.conv1d if dims == 1 else torch.nn.functional.conv2d
+        shapes = ((1, 4, 6), (4, 4, 3)) if dims == 1 else ((1, 4, 3, 4), (5, 4, 3, 2))
+
+        def convolution(x0: Tensor, weight0: Tensor, convolve: Any = convolve) -> Callable[..., Tensor]:
+            of_x, of_weight = _through(x0), _through(weight0)
+            return lambda x, weight: convolve(of_x(x), of_weight(weight), None, 1, 1)
+
+        yield gradient_case(
+            name,
+            "input, weight, padding=1",
+            lambda fn, x, weight: fn(x, weight, padding=1),
+            convolution,
+            [_values(math.prod(shape)).view(shape) for shape in shapes],
+            skip=numeric,
+        )
 
 
 # Clipping inside the graph: identity forward.

@@ -16,6 +16,8 @@ SCALES = torch.tensor([0.2, 0.35, 0.5])
 
 # Calls of every function with a gradient for a tensor (3, 8), whose channels lie along dimension 0.
 CALLS = {
+    "binary_linear": lambda x: ste_ops.binary_linear(x, x.flip(0), scale=0.5),
+    "binary_conv2d": lambda x: ste_ops.binary_conv2d(x.view(1, 8, 1, 3), x.view(3, 8, 1, 1))[0, :, 0],
     "heaviside(Clip)": lambda x: ste_ops.heaviside(x, surrogate.Clip(0.7)),
     "heaviside(Rect)": lambda x: ste_ops.heaviside(x, surrogate.Rect(0.7)),
     "heaviside(Identity)": lambda x: ste_ops.heaviside(x, surrogate.Identity()),

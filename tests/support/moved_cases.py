@@ -277,6 +277,27 @@ def trees(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("sum_tree_sample", (nodes, n, seed(), 0, 300), {"n": n})
 
 
+def products(dtype: torch.dtype) -> Iterator[Case]:
+    """Bits of numbers, and products, whose operands are packed once each."""
+    x = torch.randn(3, 1007).to(dtype)
+    T, words = x.element_size(), up(1007, 32)
+    for of, dim, count in ((x, 1, 3 * up(1007, 8)), (x.t().contiguous(), 0, 3 * up(1007, 8))):
+        sizes = {"n": x.numel(), "bytes": count}
+        yield Case("pack_bits", (of, dim), sizes)
+        yield Case("unpack_bits", (ops.pack_bits(of, dim), dim, torch.empty_like(of)), sizes)
+    weight = torch.randn(20, 1007).to(dtype)
+    panels = [{"numbers": t.numel(), "size": T, "words": up(t.shape[0], 16) * 16 * words} for t in (x, weight)]
+    plain = (None, None, 1007)
+    yield Case("binary_linear", (x, weight, *plain, 20, False, dtype), {}, {"pack_panels_kernel": panels})
+    image, kernel = torch.randn(2, 40, 5, 9).to(dtype), torch.randn(20, 40, 3, 3).to(dtype)
+    sizes = [[3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1, 0, False, False, dtype]
+    packed = {
+        "pack_panels_kernel": {"numbers": kernel.numel(), "size": T, "words": 32 * 9 * 2},
+        "pack_planes_kernel": {"numbers": image.numel(), "size": T, "words": 2 * 2 * 45},
+    }
+    yield Case("binary_conv2d", (image, kernel, None, None, 40, 20, *sizes), {}, packed)
+
+
 FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "elementwise": lambda dtype: elementwise(EVEN, dtype),
     "elementwise ragged": lambda dtype: elementwise(RAGGED, dtype),
@@ -289,4 +310,5 @@ FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "sampling": sampling,
     "rows of logits": rows_of_logits,
     "trees": trees,
+    "products": products,
 }

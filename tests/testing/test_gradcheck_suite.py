@@ -31,6 +31,8 @@ WITHOUT_GRADIENT = {
     "clip_grad_value_",
     "clip_grads_with_norm_",
     "clip_per_sample_",
+    "pack_bits",
+    "unpack_bits",
     "data",
     "fold_grad_clip_",
     "get_total_norm",

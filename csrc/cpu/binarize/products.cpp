@@ -122,7 +122,8 @@ Words input_planes(Capability level, const ConvolutionCall& call, const Frame& f
   const Convolution& c = call.sizes;
   Words planes = new_words(frame.size());
   if (call.x.scalar_type() == ScalarType::Byte) {
-    pack_planes(frame, const_data<uint8_t>(call.x), planes.get());
+    const Tensor bits = row_major(call.x);
+    pack_planes(frame, const_data<uint8_t>(bits), planes.get());
     return planes;
   }
   const bool channels_last = call.x.stride(1) == 1 && is_dense(call.x) && !call.x.is_contiguous() &&

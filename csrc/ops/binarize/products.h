@@ -202,8 +202,8 @@ struct ConvolutionCall {
     const int64_t all = sizes.channels * sizes.groups;
     STE_CHECK(of_x != Holds::panels, op, ": x must be numbers or uint8 of pack_bits, got Int");
     STE_CHECK(
-        of_x != Holds::bits || (x.is_contiguous() && (sizes.groups == 1 || sizes.channels % 8 == 0)), op,
-        ": x of bits must be contiguous, its groups of whole bytes");
+        of_x != Holds::bits || sizes.groups == 1 || sizes.channels % 8 == 0, op,
+        ": the groups of x must be of whole bytes, got ", sizes.channels, " channels each");
     check_numbers(op, "x", x, 1, all);
     STE_CHECK(weight.device() == x.device(), op, ": weight and x must be on one device");
     const int64_t out_channels = sizes.features * sizes.groups;
