@@ -92,6 +92,11 @@ def own_mode(mode: Any) -> Iterator[None]:
         _own_modes.count -= 1
 
 
+def function_of(node: Any) -> Any:
+    """The autograd.Function whose node this is, or None of torch's own nodes."""
+    return getattr(node, "_forward_cls", None)
+
+
 def schema_of(operation: Any) -> Any:
     """Which arguments an operation takes and writes to, and what it returns."""
     return operation._schema

@@ -141,8 +141,9 @@ class UniformQuantizer(HostSide):
         return in_groups(type(self).__name__, x, self.group_size, self._quantize)
 
     def _repeats(self) -> bool:
-        """Once its scale is set, for which a weight is enough."""
-        return self._settled or self._host_knows(whole=True)
+        """Once its scale is set, for which a weight is enough. What a learned one makes comes again out of its node."""
+        learns = not self._frozen and any(p is not None and p.requires_grad for p in self._parameters.values())
+        return not (learns and self.group_size is None) and (self._settled or self._host_knows(whole=True))
 
     @property
     def _looks_on(self) -> bool:

@@ -1,12 +1,13 @@
-"""What a quantized layer keeps for its backward: codes of its input, and nothing of its quantized weight.
+"""What a quantized layer keeps for its backward: codes of its input or less, and nothing of its quantized weight.
 
-Both are floats that autograd would save. Hooks put codes in the place of the one, from which it comes back bit for bit;
-of the other the weight itself is there, and its quantizer runs once more. Everything else about the backward stays
-torch's, the second order too.
+Both are floats that autograd would save. What a learned scale has made comes again out of what its gradient needs
+anyway. Else hooks put codes in the place of the input, from which it comes back bit for bit; of the weight the float
+one is there, and its quantizer runs once more. Everything else about the backward stays torch's, the second order too.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._torch import differentiated_around, dispatch_modes, jit_tracing, keeps_saved_tensors
+from ste_ops._torch import function_of as function_of_node
 from ste_ops.functional.quantize._codes import Codes, Grid, pack, whole_grid
 from ste_ops.nn._again import Again
 from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
+
+Made = Callable[[], Tensor]
+"""What gives a tensor of the forward once more."""
 
 # To keep less of an input or a weight takes tens of microseconds, which so many bytes are worth; to quantize a weight
 # once more takes a twentieth of a step and more, where each of its elements is used for fewer outputs.
@@ -52,19 +57,24 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
     q = layer._quantized_input(x)
     again = _again(layer, x)
     w = layer.quantized_weight() if again is None else again.run(layer._quantizer("weight_quantizer"), layer.weight)
-    # The input is saved for the gradient of the weight alone.
-    grid = grid_of(layer._quantizer("input_quantizer"), x, q) if w.requires_grad else None
-    if grid is None and again is None:
+    of_w = None if again is None else again.quantized
+    if again is None and _is_worth_it(layer, w, x):
+        of_w = _remade(w)
+    grid = of_q = None
+    if w.requires_grad:  # the input is saved for the gradient of the weight alone
+        of_q = None if padded or q.nbytes < LEAST_INPUT else _remade(q)
+        grid = grid_of(layer._quantizer("input_quantizer"), x, q) if of_q is None else None
+    if grid is None and of_q is None and of_w is None:
         return compute(q, w)
     if x.dtype in _NARROW and _autocast(x.new_empty(0)).dtype != x.dtype:
         grid = None  # a number that is rounded twice is another
     if not padded:  # what pads adds up gradients in the dtype of q
         q = _autocast(q)
-    if again is not None:
+    if of_w is not None:
         w = _autocast(w)
-    kept = Kept(q, grid, w.shape if padded else None)
+    kept = Kept(q, of_q, grid, w.shape if padded else None)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(_Hooks(kept, w, again), _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(_Hooks(kept, w, of_w), _unpack):
             return compute(q, w)
     finally:
         kept.close()
@@ -82,9 +92,17 @@ def _again(layer: Any, x: Tensor) -> Again | None:
     weight, quantizer = layer._parameters.get("weight"), layer._quantizer("weight_quantizer")
     if quantizer is None or type(weight) is not nn.Parameter or not layer._quantizes_by_quantizer:
         return None
-    if weight.nbytes < LEAST_WEIGHT or layer._uses(x) < LEAST_USES:
-        return None
-    return Again.of(quantizer, weight)
+    return Again.of(quantizer, weight) if _is_worth_it(layer, weight, x) else None
+
+
+def _is_worth_it(layer: Any, weight: Tensor, x: Tensor) -> bool:
+    return weight.nbytes >= LEAST_WEIGHT and layer._uses(x) >= LEAST_USES
+
+
+def _remade(made: Tensor) -> Made | None:
+    """What gives a tensor once more, out of what the node that made it has saved for its gradient anyway."""
+    again = getattr(function_of_node(made.grad_fn), "again", None)
+    return None if again is None or made._version > 0 else functools.partial(again, made.grad_fn)
 
 
 def grid_of(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
@@ -103,8 +121,9 @@ def grid_of(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
 class Kept:
     """A quantized input while its layer computes, and its codes once autograd asks for it."""
 
-    def __init__(self, q: Tensor, grid: Grid | None, padded_beside: torch.Size | None) -> None:
-        self._grid, self._shape, self._other = grid, q.shape, padded_beside  # the shape of the weight
+    def __init__(self, q: Tensor, made: Made | None, grid: Grid | None, padded_beside: torch.Size | None) -> None:
+        self._made, self._grid = made, grid
+        self._shape, self._other = q.shape, padded_beside  # the shape of the weight
         self._memory = q.untyped_storage().data_ptr()
         self._q: Tensor | None = None if grid is None else q.detach()
         self._codes: Codes | None = None
@@ -112,11 +131,16 @@ class Kept:
         of_channels = grid is not None and grid.axis is not None and grid.axis % max(q.dim(), 1) == 1
         self._padded = padded_beside is not None and grid is not None and (grid.scale is None or of_channels)
 
-    def codes_of(self, tensor: Tensor) -> Codes | None:
-        """The codes from which `tensor` comes back, which holds the input or what it was padded to."""
+    def made_of(self, tensor: Tensor, memory: int) -> Made | None:
+        """What gives `tensor` once more, which holds the input or what it was padded to."""
         if self._grid is None:
-            return None
-        if tensor.untyped_storage().data_ptr() != self._memory:
+            return self._made if memory == self._memory else None
+        codes = self._codes_of(tensor, memory)
+        return None if codes is None else codes.unpack
+
+    def _codes_of(self, tensor: Tensor, memory: int) -> Codes | None:
+        assert self._grid is not None
+        if memory != self._memory:
             alike = tensor.dim() == len(self._shape) and tensor.shape[:2] == self._shape[:2]
             alike = alike and tensor.shape != self._other
             return pack(tensor.detach(), self._grid) if self._padded and alike else None
@@ -126,7 +150,7 @@ class Kept:
 
     def close(self) -> None:
         """What torch goes on to hold of the hooks holds no tensor."""
-        self._q = self._codes = None
+        self._q = self._codes = self._made = None
 
 
 class _View:
@@ -134,7 +158,7 @@ class _View:
 
     __slots__ = ("_base", "_dtype", "_geometry")
 
-    def __init__(self, base: Callable[[], Tensor], tensor: Tensor) -> None:
+    def __init__(self, base: Made, tensor: Tensor) -> None:
         self._base, self._dtype = base, tensor.dtype
         self._geometry = tensor.shape, tensor.stride(), tensor.storage_offset()
 
@@ -163,15 +187,14 @@ class _AsItIs:
 class _Hooks:
     """The pack hook of a layer's own operation."""
 
-    def __init__(self, kept: Kept, w: Tensor, again: Again | None) -> None:
-        self._kept, self._again = kept, again
+    def __init__(self, kept: Kept, w: Tensor, of_w: Made | None) -> None:
+        self._kept, self._of_w = kept, of_w
         self._memory = w.untyped_storage().data_ptr()
 
     def __call__(self, tensor: Tensor) -> _View | _AsItIs:
-        if tensor.untyped_storage().data_ptr() == self._memory:
-            return _AsItIs(tensor) if self._again is None else _View(self._again.quantized, tensor)
-        codes = self._kept.codes_of(tensor)
-        return _AsItIs(tensor) if codes is None else _View(codes.unpack, tensor)
+        memory = tensor.untyped_storage().data_ptr()
+        made = self._of_w if memory == self._memory else self._kept.made_of(tensor, memory)
+        return _AsItIs(tensor) if made is None else _View(made, tensor)
 
 
 def _unpack(kept: _View | _AsItIs) -> Tensor:

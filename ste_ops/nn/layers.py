@@ -167,9 +167,10 @@ class QuantLinear(QuantLayer, nn.Linear):
     their quantizers. A quantizer that is a module becomes a submodule, its parameters and buffers with it; the same
     module in two layers shares them.
 
-    For the backward the layer keeps codes of its quantized input, 1, 2, 4 or 8 bits an element, and nothing of its
-    quantized weight, whose quantizer runs once more. A weight or scale that is changed in place before the backward is
-    refused. docs/memory.md says where floats are kept instead.
+    For the backward the layer keeps codes of its quantized input, 1, 2, 4 or 8 bits an element, or nothing where the
+    scale is learned, and nothing of its quantized weight, whose quantizer runs once more. A weight that is changed in
+    place before the backward is refused, and a scale that is not learned. docs/memory.md says where floats are kept
+    instead.
 
     Under `torch.distributed.tensor.parallel` the quantizers follow the weight: a scale for each channel along a sharded
     dimension is sharded with it, anything else is on every rank, and the numbers are those of one process.

@@ -16,6 +16,7 @@ from ste_ops.functional.quantize._codes import pack
 from ste_ops.nn import (
     LSQ,
     BitNetWeight,
+    LSQPlus,
     QuantConv2d,
     QuantLinear,
     Sign,
@@ -47,8 +48,8 @@ def test_gradients_of_two_orders(device, floats, of_input, of_weight, kind):
 @pytest.mark.parametrize("of_input", INPUTS)
 def test_what_is_kept(floats, of_input):
     quantizer, bits = INPUTS[of_input]
-    if of_input == "LSQ channels":
-        quantizer = functools.partial(LSQ, 2, axis=1, channels=16)
+    if of_input.startswith("LSQ channels"):
+        quantizer = lambda: LSQ(2, axis=1, channels=16).freeze() if bits else LSQ(2, axis=1, channels=16)  # noqa: E731
     layer = QuantConv2d(16, 16, 3, padding=1, input_quantizer=quantizer(), weight_quantizer=XNORWeight())
     x = torch.randn(4, 16, 32, 32, requires_grad=True)
     if of_input == "BitNet":
@@ -73,7 +74,7 @@ def test_a_frozen_weight_and_an_input_without_a_gradient_keep_no_codes():
     assert 0 < kept_bytes(layer, x) < 128 * 64 // 8 + 256
 
 
-@pytest.mark.parametrize("of_weight", ["Sign", "LSQ", "XNOR", "FakeQuantize"])
+@pytest.mark.parametrize("of_weight", ["Sign", "LSQ frozen", "XNOR", "FakeQuantize"])
 def test_a_weight_that_changes_before_the_backward_is_told(of_weight):
     layer = QuantLinear(4, 3, input_quantizer=Sign(), weight_quantizer=WEIGHTS[of_weight]())
     x = torch.randn(5, 4, requires_grad=True)
@@ -85,11 +86,38 @@ def test_a_weight_that_changes_before_the_backward_is_told(of_weight):
         RuntimeError, match=r"changed in place between forward and backward.*shape \(3, 4\), version 2, expected 1"
     ):
         loss.backward()
-    if of_weight in ("LSQ", "FakeQuantize"):
+    if of_weight in ("LSQ frozen", "FakeQuantize"):
         loss = layer(x).sum()
         with torch.no_grad():
             layer.weight_quantizer.scale.mul_(2)
         with pytest.raises(RuntimeError, match="changed in place between forward and backward"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("quantizer", [LSQ, LSQPlus])
+def test_what_a_learned_scale_made_comes_again_out_of_its_node(floats, quantizer):
+    layer = QuantLinear(16, 8, input_quantizer=quantizer(4), weight_quantizer=quantizer(4))
+    x = torch.randn(64, 16, requires_grad=True)
+    layer(x)
+    assert kept_bytes(layer, x) < 64  # the two steps
+
+    def stepped():
+        y = layer(x)
+        with torch.no_grad():
+            for scale in (layer.input_quantizer.scale, layer.weight_quantizer.scale):
+                scale.mul_(2)
+        gradients = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+        with torch.no_grad():
+            for scale in (layer.input_quantizer.scale, layer.weight_quantizer.scale):
+                scale.div_(2)
+        return gradients
+
+    assert_equal(stepped(), floats(stepped))
+    for changed in (layer.weight, x):
+        loss = layer(x).sum()
+        with torch.no_grad():
+            changed.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
 
@@ -160,7 +188,12 @@ def test_quantizers_that_are_changed_by_others(floats):
         def forward(self, x):
             return super().forward(x) * torch.rand_like(x)
 
-    for quantizer in (shifted, Noisy(), LSQ(4).disable(), lambda x: x, nn.Identity()):
+    def written(x):
+        y = ste_ops.lsq(x, torch.full((1,), 0.3, requires_grad=True), -8, 7)
+        with torch.no_grad():
+            return y.mul_(2)
+
+    for quantizer in (shifted, Noisy(), LSQ(4).disable(), lambda x: x, nn.Identity(), written):
         for of_weight in (Noisy(), None):
             layer = QuantLinear(6, 3, input_quantizer=quantizer, weight_quantizer=of_weight)
             x = torch.randn(5, 6)

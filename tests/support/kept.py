@@ -38,11 +38,14 @@ INPUTS = {
     "Sign": (Sign, 1),
     "Heaviside": (Heaviside, 1),
     "Ternary": (Ternary, 2),
-    "LSQ": (lambda: LSQ(4), 4),
-    "LSQ 8": (lambda: LSQ(8, signed=False), 8),
-    "LSQ 3": (lambda: LSQ(3, signed=False), 4),
-    "LSQ channels": (lambda: LSQ(2, axis=1, channels=4), 2),
-    "LSQPlus": (lambda: LSQPlus(4, signed=False), 4),
+    "LSQ": (lambda: LSQ(4), 0),
+    "LSQ frozen": (lambda: LSQ(4).freeze(), 4),
+    "LSQ 8 frozen": (lambda: LSQ(8, signed=False).freeze(), 8),
+    "LSQ 3 frozen": (lambda: LSQ(3, signed=False).freeze(), 4),
+    "LSQ channels": (lambda: LSQ(2, axis=1, channels=4), 0),
+    "LSQ channels frozen": (lambda: LSQ(2, axis=1, channels=4).freeze(), 2),
+    "LSQPlus": (lambda: LSQPlus(4, signed=False), 0),
+    "LSQPlus frozen": (lambda: LSQPlus(4, signed=False).freeze(), 4),
     "PACT": (lambda: PACT(2.0, 2), 2),
     "DoReFa": (lambda: DoReFaActivation(4), 4),
     "FakeQuantize": (lambda: FakeQuantize(8, signed=False), 8),
@@ -88,7 +91,7 @@ LAYERS = {
 def made(kind, of_input, of_weight, dtype=torch.float32):
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
-    if of_input == "LSQ channels" and kind in ("linear", "one image"):
+    if of_input.startswith("LSQ channels") and kind in ("linear", "one image"):
         kind, (make, shape) = "conv2d", LAYERS["conv2d"]
     layer = make(input_quantizer=INPUTS[of_input][0](), weight_quantizer=WEIGHTS[of_weight]()).to(dtype)
     return layer, torch.randn(shape, dtype=dtype)

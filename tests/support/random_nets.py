@@ -95,7 +95,7 @@ def _conv(rng: random.Random) -> nn.Module:
     }
     if rng.random() < 0.15:
         return nn.Conv2d(CHANNELS, CHANNELS, size, **arguments)
-    of_input = rng.choice([name for name in INPUTS if name != "LSQ channels"])
+    of_input = rng.choice([name for name in INPUTS if not name.startswith("LSQ channels")])
     if rng.random() < 0.3:
         of_input = "sign"
     layer = QuantConv2d(CHANNELS, CHANNELS, size, **arguments)
@@ -107,7 +107,7 @@ def _conv(rng: random.Random) -> nn.Module:
 
 def _linear(rng: random.Random) -> nn.Module:
     layer = QuantLinear(CHANNELS, CHANNELS, bias=rng.random() < 0.5)
-    names = [name for name in INPUTS if name != "LSQ channels"]
+    names = [name for name in INPUTS if not name.startswith("LSQ channels")]
     layer.input_quantizer = BitNetActivation() if rng.random() < 0.3 else INPUTS[rng.choice(names)][0]()
     layer.weight_quantizer = WEIGHTS[rng.choice([*WEIGHTS])]()
     return layer

@@ -212,6 +212,12 @@ class Learned(NativeFunction):
         return *call(grad, *[saved.detach() for saved in ctx.saved_tensors], *ctx.rest), *[None] * 5
 
     @classmethod
+    def again(cls, ctx: Any) -> Tensor:
+        """The result once more, for a layer that does not keep it: `ste_ops.nn._kept`."""
+        made: Tensor = cls.forward(*[saved.detach() for saved in ctx.saved_tensors], *ctx.rest)
+        return made
+
+    @classmethod
     def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor | None:
         return _tangent(ctx.saved_tensors, ctx.rest, tangents[: 1 + cls.of_gradient.parameters])
 

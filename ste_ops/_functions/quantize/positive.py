@@ -72,6 +72,10 @@ class PositiveLearned(Learned):
         ctx.rest = inputs[last:]
 
     @classmethod
+    def again(cls, ctx: Any) -> Tensor:
+        return cls.plain.again(ctx)
+
+    @classmethod
     def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Any:
         return super().jvp(ctx, *tangents), None
 
