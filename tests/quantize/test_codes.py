@@ -67,7 +67,7 @@ def test_steps_that_a_dtype_rounds_away(device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_scale_of_each_channel_and_token(device, dtype):
     levels = levels_of(torch.empty(0, dtype=dtype, device=device), -8, 7)
-    for shape in ((3, 5, 7), (2, 64, 1), (4, 6, 129), (1, 3, 1000), (3, 1, 5)):
+    for shape in ((3, 5, 7), (2, 64, 1), (4, 6, 129), (2, 3, 136), (2, 2, 688), (1, 3, 1000), (3, 1, 5)):
         scale = torch.rand(shape[1], dtype=levels.dtype, device=device) + 0.1
         level = torch.randint(-8, 8, shape, device=device).to(levels.dtype)
         q = (level * scale[:, None]).to(dtype)

@@ -30,8 +30,9 @@ struct Levels {
 
   // The code of x where x is one of them; where a narrow dtype rounds several to one number, maybe of a neighbour.
   STE_HD int near(A x, A inverse) const {
-    const A place = clamp((x * inverse - first) * per_step, A(0), A(count - 1));
-    return int((place == place ? place : A(0)) + A(0.5));
+    const A place = (x * inverse - first) * per_step, last = A(count - 1);
+    const A above = place > A(0) ? place : A(0);  // 0 of a NaN
+    return int((above < last ? above : last) + A(0.5));
   }
 
   template <class T>

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/quantize/numbers.h"
 #include "cpu/quantize/steps.h"
 #include "ops/library.h"
 #include "ops/quantize/codes.h"
@@ -71,36 +72,6 @@ void with_bits(int bits, const F& f) {
   }
 }
 
-// The code that the place of an element in the levels suggests.
-template <class A, class Steps>
-struct Guess {
-  Levels<A> levels;
-  Steps steps;
-  int64_t base;
-  const A* x;
-  int32_t* codes;
-
-  STE_OPS_INLINE void operator()(int64_t k) const { codes[k] = levels.near(x[k], steps.at(base + k).inverse); }
-};
-
-// What codes stand for.
-template <class A, class Steps, class Code>
-struct Decode {
-  Levels<A> levels;
-  Steps steps;
-  int64_t base;
-  const Code* codes;
-  A* out;
-
-  STE_OPS_INLINE void operator()(int64_t k) const { out[k] = levels.values[codes[k]] * steps.at(base + k).scale; }
-};
-
-struct Bytes {
-  const int32_t* codes;
-  uint8_t* out;
-  STE_OPS_INLINE void operator()(int64_t k) const { out[k] = uint8_t(codes[k]); }
-};
-
 template <class A>
 STE_OPS_CLONES bool equal(const A* a, const A* b, int64_t count) {
   int differs = 0;
@@ -108,10 +79,12 @@ STE_OPS_CLONES bool equal(const A* a, const A* b, int64_t count) {
   return !differs;
 }
 
-template <class T>
+template <class T, class Numbers>
 struct PackStretch {
   using A = arithmetic_t<T>;
+  static constexpr int64_t kAlign = 8;  // whole bytes
   Levels<A> levels;
+  Numbers numbers;
   const T* x;
   int bits;
   uint8_t* out;
@@ -124,35 +97,23 @@ struct PackStretch {
 
   template <class Steps>
   void batch(const Steps& steps, int64_t begin, int64_t count) const {
-    A values[kBatch];
-    int32_t guessed[kBatch];
     uint8_t codes[kBatch];
     bool same;
     if constexpr (sizeof(T) == 2) {
-      A wide[kBatch];
+      A wide[kBatch], values[kBatch];
       T narrow[kBatch];
       each(Widen<T>{x + begin, wide}, 0, count);
-      guess(steps, wide, begin, count, guessed, values);
+      coded(Code<A, Numbers, Steps>{levels, numbers, steps, begin, wide, codes}, count);
+      each(Decode<A, Numbers, Steps>{numbers, steps, begin, codes, values}, 0, count);
       each(Narrow<T>{values, narrow}, 0, count);
       each(Widen<T>{narrow, values}, 0, count);
       same = equal(static_cast<const A*>(wide), static_cast<const A*>(values), count);
     } else {
-      guess(steps, x + begin, begin, count, guessed, values);
-      same = equal(x + begin, static_cast<const A*>(values), count);
+      same = coded(Code<A, Numbers, Steps>{levels, numbers, steps, begin, x + begin, codes}, count);
     }
-    if (same) {
-      each(Bytes{guessed, codes}, 0, count);
-    } else {
-      one_by_one(steps, begin, count, codes);
-    }
+    if (!same) one_by_one(steps, begin, count, codes);
     std::fill(codes + count, codes + (count + 7) / 8 * 8, 0);
     with_bits(bits, [&](auto constant) { write<constant()>(codes, begin, count); });
-  }
-
-  template <class Steps>
-  void guess(const Steps& steps, const A* numbers, int64_t begin, int64_t count, int32_t* codes, A* values) const {
-    each(Guess<A, Steps>{levels, steps, begin, numbers, codes}, 0, count);
-    each(Decode<A, Steps, int32_t>{levels, steps, begin, codes, values}, 0, count);
   }
 
   template <int kBits>
@@ -176,10 +137,11 @@ struct PackStretch {
   }
 };
 
-template <class T>
+template <class T, class Numbers>
 struct UnpackStretch {
   using A = arithmetic_t<T>;
-  Levels<A> levels;
+  static constexpr int64_t kAlign = 8;
+  Numbers numbers;
   const uint8_t* packed;
   int bits;
   T* out;
@@ -195,10 +157,10 @@ struct UnpackStretch {
     with_bits(bits, [&](auto constant) { read<constant()>(codes, begin, count); });
     if constexpr (sizeof(T) == 2) {
       A values[kBatch];
-      each(Decode<A, Steps, uint8_t>{levels, steps, begin, codes, values}, 0, count);
+      each(Decode<A, Numbers, Steps>{numbers, steps, begin, codes, values}, 0, count);
       each(Narrow<T>{values, out + begin}, 0, count);
     } else {
-      each(Decode<A, Steps, uint8_t>{levels, steps, begin, codes, out + begin}, 0, count);
+      each(Decode<A, Numbers, Steps>{numbers, steps, begin, codes, out + begin}, 0, count);
     }
   }
 
@@ -227,8 +189,10 @@ template <class T>
 void pack_loop(Type<T>, const CodeTable& table, const Tensor& q, const Tensor& codes, std::atomic<bool>& missed) {
   using A = arithmetic_t<T>;
   const auto levels = Levels<A>::of(const_data<A>(table.values), table.count());
-  const PackStretch<T> stretch{levels, const_data<T>(q), table.bits, mutable_bytes(codes), &missed};
-  each_coded(table, q, stretch, A(1));
+  with_numbers(levels, [&](const auto& numbers) {
+    using Stretch = PackStretch<T, std::decay_t<decltype(numbers)>>;
+    each_coded(table, q, Stretch{levels, numbers, const_data<T>(q), table.bits, mutable_bytes(codes), &missed}, A(1));
+  });
   std::fill_n(mutable_bytes(codes) + code_bytes(q.numel(), table.bits), code_runs<T>(q.numel()), uint8_t(0));
 }
 
@@ -237,7 +201,10 @@ void unpack_loop(Type<T>, const CodeTable& table, const Tensor& codes, const Ten
   using A = arithmetic_t<T>;
   const auto levels = Levels<A>::of(const_data<A>(table.values), table.count());
   T* x = mutable_data<T>(out);
-  each_coded(table, out, UnpackStretch<T>{levels, const_bytes(codes), table.bits, x}, A(1));
+  with_numbers(levels, [&](const auto& numbers) {
+    using Stretch = UnpackStretch<T, std::decay_t<decltype(numbers)>>;
+    each_coded(table, out, Stretch{numbers, const_bytes(codes), table.bits, x}, A(1));
+  });
   const int64_t numel = out.numel();
   const uint8_t* missed = const_bytes(codes) + code_bytes(numel, table.bits);
   for (int64_t run = 0; run < code_runs<T>(numel); ++run) {

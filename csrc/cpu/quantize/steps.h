@@ -70,6 +70,7 @@ class ChannelSteps {
     while (begin < end) {
       const int64_t place = begin / groups_.inner, left = (place + 1) * groups_.inner - begin;
       int64_t to = end - begin < kStretch ? end : begin + kStretch;
+      if (left < to - begin && left >= kShortest && left % F::kAlign == 0) to = begin + left;
       if (left >= to - begin) {
         const int64_t whole = left - left % kStretch;
         if (whole > to - begin) to = end - begin < whole ? end : begin + whole;
@@ -85,7 +86,8 @@ class ChannelSteps {
   }
 
  private:
-  static constexpr int64_t kStretch = 512, kLongestPeriod = 16384;
+  // A step for all of a run of kShortest takes less than one for each element.
+  static constexpr int64_t kStretch = 512, kLongestPeriod = 16384, kShortest = 128;
 
   void fill(StepLists<A>& lists, int64_t begin, int64_t count) const {
     int64_t channel = begin / groups_.inner % groups_.size, left = groups_.inner - begin % groups_.inner;
@@ -150,6 +152,7 @@ struct MaskedBatch {
 // A stretch of elements between two changes of the way in which their steps are found.
 template <class Op, class T>
 struct QuantizeStretch {
+  static constexpr int64_t kAlign = 1;  // of what a stretch may be long, but for the last
   Op op;
   const T* x;
   T* out;
@@ -162,6 +165,7 @@ struct QuantizeStretch {
 
 template <class Op, class T>
 struct QuantizeMaskedStretch {
+  static constexpr int64_t kAlign = kWord;
   Op op;
   const T* x;
   T* out;
