@@ -19,6 +19,7 @@ from ste_ops._torch import differentiated_around, dispatch_modes, jit_tracing, k
 from ste_ops._torch import function_of as function_of_node
 from ste_ops.functional.quantize._codes import Codes, Grid, pack, whole_grid
 from ste_ops.nn._again import Again
+from ste_ops.nn._cells import layout_of, view
 from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
 
 Made = Callable[[], Tensor]
@@ -156,14 +157,17 @@ class Kept:
 class _View:
     """A tensor that shares the memory of another one, which is made when it is asked for."""
 
-    __slots__ = ("_base", "_dtype", "_geometry")
+    __slots__ = ("_base", "_dtype", "_layout")
 
     def __init__(self, base: Made, tensor: Tensor) -> None:
         self._base, self._dtype = base, tensor.dtype
-        self._geometry = tensor.shape, tensor.stride(), tensor.storage_offset()
+        self._layout = layout_of(tensor)
 
     def get(self) -> Tensor:
-        return self._base().to(self._dtype).as_strided(*self._geometry)
+        made = self._base()
+        if made.dtype is not self._dtype:
+            made = made.to(self._dtype)
+        return view(made, self._layout)
 
 
 class _AsItIs:
