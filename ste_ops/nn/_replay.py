@@ -49,6 +49,7 @@ _NORMS = "native_layer_norm native_group_norm _fused_rms_norm max_pool2d_with_in
 # Their fourth and fifth arguments are running statistics, which move once: in training they are left out.
 _BATCH_NORMS = "native_batch_norm cudnn_batch_norm miopen_batch_norm"
 _PRODUCTS = "convolution addmm mm"
+_COUNTED = "binary_linear binary_conv2d"
 _OURS = (
     "sign heaviside heaviside_from_zero ternary xnor_weight magnitude_aware_sign dorefa_weight dorefa_activation lsq "
     "lsq_masked lsq_plus lsq_plus_masked pact fake_quantize bitnet_activation bitnet_weight clamp round floor ceil "
@@ -67,6 +68,8 @@ def rule_of(function: Any) -> Rule | None:
     """What to do to have the output of an operation once more; None where it is not done."""
     namespace, name, overload = str(function).split(".")
     if namespace == "ste_ops":
+        if name in _COUNTED.split():
+            return Rule(function, product=True)
         several = len(schema_of(function).returns) > 1
         return Rule(function, 0 if several else None) if name in _OURS.split() else None
     if namespace != "aten":

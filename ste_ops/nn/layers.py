@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._fx import one_node
-from ste_ops.nn import _kept, _tape
+from ste_ops.nn import _binary, _kept, _tape
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._quantized_class import QUANTIZED, become, check_float
@@ -139,6 +139,13 @@ class QuantLayer(nn.Module):
         inputs = layer.in_channels * math.prod(layer.stride) if hasattr(layer, "stride") else layer.in_features
         return x.numel() // max(int(inputs), 1)
 
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution, by counted bits where both are signs."""
+        layer: Any = self
+        kinds = _binary.counts(layer, x, weight)
+        out = None if kinds is None else _binary.convolution(layer, x, weight, layer.bias, *kinds)
+        return layer._conv_forward(x, weight, layer.bias) if out is None else out  # type: ignore[no-any-return]
+
     def _quantized_input(self, x: Tensor) -> Tensor:
         if self._sign_input is not None:
             self._sign_input.look(self, x, "sign")
@@ -193,7 +200,13 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        return self._computed(input, lambda x, weight: nn.functional.linear(x, weight, self.bias))
+        return self._computed(input, self._product)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        kinds = _binary.counts(self, x, weight)
+        if kinds is not None:
+            return _binary.linear(x, weight, self.bias, *kinds)
+        return nn.functional.linear(x, weight, self.bias)
 
 
 class QuantConv1d(QuantLayer, nn.Conv1d):
@@ -208,8 +221,7 @@ class QuantConv1d(QuantLayer, nn.Conv1d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        padded = self.padding_mode != "zeros"
-        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
+        return self._computed(input, self._product, self.padding_mode != "zeros")
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -244,8 +256,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        padded = self.padding_mode != "zeros"
-        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
+        return self._computed(input, self._product, self.padding_mode != "zeros")
 
 
 class QuantConv3d(QuantLayer, nn.Conv3d):
@@ -260,8 +271,7 @@ class QuantConv3d(QuantLayer, nn.Conv3d):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        padded = self.padding_mode != "zeros"
-        return self._computed(input, lambda x, weight: self._conv_forward(x, weight, self.bias), padded)
+        return self._computed(input, self._product, self.padding_mode != "zeros")
 
 
 def fit_to(quantizer: Quantize | None, layer: nn.Module, name: str = "weight") -> None:

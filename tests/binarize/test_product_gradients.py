@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.kept import kept_bytes
 from torch import Tensor
 from torch.nn import functional as F
 
 import ste_ops
 from ste_ops.functional.binarize.convolutions import conv2d_by_sizes
 from ste_ops.functional.binarize.products import linear_by_sizes, weight_panels
-from support.kept import kept_bytes
 
 IDENTITY = ste_ops.surrogate.Identity()
 
