@@ -16,6 +16,7 @@ import torch
 import ste_ops
 from benchmarks import (
     binarize,
+    binary_products,
     busy,
     clip,
     data,
@@ -31,6 +32,7 @@ from benchmarks.measure import Result, keep_memory, measure
 
 GROUPS = {
     "binarize": binarize.rows,
+    "binary_products": binary_products.rows,
     "straight_through": straight_through.rows,
     "clip": clip.rows,
     "sampling": sampling.rows,

@@ -34,6 +34,12 @@ def both_orders(fn, tensors: list[Tensor]) -> list[Tensor | None]:
     return [out, *first, *torch.autograd.grad(total, [*tensors, grad], allow_unused=True)]
 
 
+def with_zeros(x: Tensor) -> Tensor:
+    """A fifth of its numbers 0, which a sign takes for +1 and a step for 0."""
+    x.detach().view(-1)[::5] = 0
+    return x
+
+
 def signs(x: Tensor, step: bool) -> Tensor:
     return ste_ops.heaviside(x, IDENTITY) if step else ste_ops.sign(x, IDENTITY)
 
@@ -42,6 +48,7 @@ def signs(x: Tensor, step: bool) -> Tensor:
 @pytest.mark.parametrize("shape", [(5, 40), (40,), (2, 3, 40)], ids=str)
 def test_linear_in_both_orders(device, shape, step):
     tensors = leaves(shape, (7, 40), (7,), (7,), device=device)
+    with_zeros(tensors[0])
     received = both_orders(lambda x, w, b, s: ste_ops.binary_linear(x, w, b, scale=s, step=step), tensors)
     expected = both_orders(lambda x, w, b, s: F.linear(signs(x, step), signs(w, False)) * s + b, tensors)
     torch.testing.assert_close(received, expected)
@@ -91,7 +98,10 @@ def test_packed_weights_pass_the_gradient_of_x(device):
 def test_a_bit_an_element_is_kept():
     x, w = leaves((64, 512), (96, 512), device="cpu", dtype=torch.float32)
     out = ste_ops.binary_linear(x, w)
-    assert kept_bytes(out) <= (64 + 96) * 512 // 8 + 8
+    memories = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in out.grad_fn.saved_tensors if t is not None
+    }
+    assert sum(memories.values()) == (64 + 96) * 512 // 8 + 2 * x.element_size()  # and a zero that leads to each
 
 
 @pytest.mark.parametrize("name", ["linear", "conv2d"])
@@ -153,7 +163,7 @@ REFUSED = [
     (ValueError, r"binary_conv1d: padding_value must be 0 or 1 beside steps, got -1",
      lambda x, w: ste_ops.binary_conv1d(x[:, :, None], w[..., None], padding_value=-1, step=True)),
     (ValueError, r"binary_conv1d: padding 'same' needs a stride of 1, got \[2\]",
-     lambda x, w: ste_ops.binary_conv1d(x[:, :, None], w[..., None], 2, "same")),
+     lambda x, w: ste_ops.binary_conv1d(x[:, :, None], w[..., None], None, 2, "same")),
     (ValueError, r"unpack_bits: size must be what 40 bytes along dimension 1 hold, got 3",
      lambda x, w: ste_ops.unpack_bits(x.to(torch.uint8), 3)),
     (IndexError, r"pack_bits: dim must be in \[-2, 2\), got 2", lambda x, w: ste_ops.pack_bits(x, 2)),
@@ -182,6 +192,8 @@ def test_every_level_counts_the_same(level):
         assert "asks for instructions that this processor lacks, got " + level in found.stderr
         return
     assert found.stdout.split()[0] == level
+    if level == best:
+        return  # as the other tests have run
     values = str(Path(__file__).with_name("test_products.py"))
     run = at_level(level, "-m", "pytest", "-q", "-p", "no:xdist", values, "-k", "cpu")
     assert run.returncode == 0, run.stdout[-3000:]
