@@ -1,4 +1,4 @@
-"""Functions and fake kernels of bits and their products."""
+"""Functions and fake kernels of products of signs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ste_ops._functions.base import NativeFunction, fake, inverse, memory_order, recorded, recording, widen
+from ste_ops._functions.base import NativeFunction, fake, recorded, recording, widen
 from ste_ops._functions.binarize import BINARIZERS, IDENTITY
+from ste_ops._functions.bits import UnpackBits, pack, packed_size
 from ste_ops._library import ops
 from ste_ops._torch import differentiated_around
 
 PANEL_ROWS = 16
 
 
-def packed_size(numbers: int) -> int:
-    return (numbers + 7) // 8
-
-
 def _words(numbers: int) -> int:
     return (numbers + 31) // 32
-
-
-@fake("pack_bits")
-def _(x: Tensor, dim: int) -> Tensor:
-    sizes = list(x.shape)
-    sizes[dim] = packed_size(sizes[dim])
-    return x.new_empty(sizes, dtype=torch.uint8)
-
-
-@fake("unpack_bits")
-def _(bits: Tensor, dim: int, out: Tensor) -> None:
-    pass
 
 
 @fake("binary_panels")
@@ -83,63 +68,6 @@ def _(
     return torch.empty(x.shape[0], out_channels, *size, dtype=dtype, device=x.device, memory_format=order)
 
 
-def _pack(x: Tensor, dim: int) -> Tensor:
-    order = memory_order(x)
-    if order is None:
-        return ops.pack_bits(x, dim)
-    return ops.pack_bits(x.permute(order).contiguous(), order.index(dim)).permute(inverse(order))
-
-
-def _unpack(bits: Tensor, size: int, dim: int, dtype: torch.dtype) -> Tensor:
-    order = memory_order(bits) or list(range(bits.dim()))
-    bits = bits.permute(order).contiguous()
-    sizes = list(bits.shape)
-    sizes[order.index(dim)] = size
-    out = bits.new_empty(sizes, dtype=dtype)
-    ops.unpack_bits(bits, order.index(dim), out)
-    return out.permute(inverse(order))
-
-
-class PackBits(NativeFunction):
-    """`forward(x, dim) -> bits`, in x's order of dimensions in memory."""
-
-    @staticmethod
-    def forward(x: Tensor, dim: int) -> Tensor:
-        return _pack(x, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, None]:
-        return None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dim: int) -> tuple[Tensor, int]:
-        return PackBits.apply(x.movedim(in_dims[0], 0), dim + 1), 0
-
-
-class UnpackBits(NativeFunction):
-    """`forward(bits, size, dim, dtype) -> x` of +1 and -1, in the bits' order of dimensions in memory."""
-
-    @staticmethod
-    def forward(bits: Tensor, size: int, dim: int, dtype: torch.dtype) -> Tensor:
-        return _unpack(bits, size, dim, dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        return None, None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, bits: Tensor, size: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, int]:
-        return UnpackBits.apply(bits.movedim(in_dims[0], 0), size, dim + 1, dtype), 0
-
-
 def _levels(x: Tensor, step: bool, size: int, dim: int, dtype: torch.dtype) -> Tensor:
     """What a product computes with, with the identity as gradient: +1 and -1 or, of steps, 1 and 0."""
     if x.dtype == torch.uint8:
@@ -153,7 +81,7 @@ def _kept_bits(x: Tensor, step: bool, dim: int) -> Tensor:
     """One bit a number, which `_levels` makes the same numbers of."""
     if x.dtype == torch.uint8:
         return x
-    return _pack((x > 0).to(x.dtype) - 0.5 if step else x, dim)
+    return pack((x > 0).to(x.dtype) - 0.5 if step else x, dim)
 
 
 def _bits_of_panels(panels: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:

@@ -50,7 +50,7 @@ struct IsAboveZero {
 // What a bit of a row (a) and of a lane (b) add to the count of a product. With +1 and -1 on both sides the product is
 // the numbers less twice the differing bits. A mask m leaves out numbers that are 0. Where one side holds steps, 1 and
 // 0, the product is the number of its ones less twice those that meet a -1.
-enum class Count {
+enum class Counting {
   differing,     // a ^ b
   masked_rows,   // (a ^ b) & m of the row
   masked_lanes,  // (a ^ b) & m of the lane

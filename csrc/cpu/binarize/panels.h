@@ -76,7 +76,7 @@ Words panels_of_rows(Capability level, const M& m) {
 // Weights of (groups * features, channels, taps), row-major: the panels of each group in turn, the words of the
 // channels tap by tap.
 template <class T>
-struct Weights {
+struct TapWeights {
   const T* w;  // numbers, or bytes of bits along the channels
   int64_t groups, features, channels, taps;
   int64_t words() const { return taps * words_of(channels); }
@@ -85,7 +85,7 @@ struct Weights {
 
 // The words of 32 channels of one feature, for all taps.
 template <class T>
-void pack_taps(Capability level, const Weights<T>& m, int64_t feature, int64_t w, uint32_t* out) {
+void pack_taps(Capability level, const TapWeights<T>& m, int64_t feature, int64_t w, uint32_t* out) {
   const int64_t place = (feature * m.channels + w * kWordBits) * m.taps;
   const int64_t count = std::min<int64_t>(kWordBits, m.channels - w * kWordBits);
   const int64_t readable = m.groups * m.features * m.channels * m.taps - place;
@@ -95,7 +95,7 @@ void pack_taps(Capability level, const Weights<T>& m, int64_t feature, int64_t w
   pack_lanes(level, PackLanes<IsPlus, T>{m.w + place, m.taps, count, m.taps, readable, out});
 }
 
-inline void pack_taps(Capability, const Weights<uint8_t>& m, int64_t feature, int64_t w, uint32_t* out) {
+inline void pack_taps(Capability, const TapWeights<uint8_t>& m, int64_t feature, int64_t w, uint32_t* out) {
   const int64_t bytes = mask_bytes(m.channels);
   const uint8_t* own = m.w + (feature * bytes + w * 4) * m.taps;
   const uint32_t used = low_bits(m.channels - w * kWordBits);
@@ -103,15 +103,15 @@ inline void pack_taps(Capability, const Weights<uint8_t>& m, int64_t feature, in
 }
 
 template <class T>
-Rows<T> group_rows(const Weights<T>& m, int64_t group) {
+Rows<T> group_rows(const TapWeights<T>& m, int64_t group) {
   return {m.w + group * m.features * m.channels, m.features, m.channels, m.channels, 1};
 }
-inline ByteRows group_rows(const Weights<uint8_t>& m, int64_t group) {
+inline ByteRows group_rows(const TapWeights<uint8_t>& m, int64_t group) {
   return {m.w + group * m.features * mask_bytes(m.channels), m.features, m.channels};
 }
 
 template <class T>
-void pack_weights(Capability level, const Weights<T>& m, uint32_t* out) {
+void pack_weights(Capability level, const TapWeights<T>& m, uint32_t* out) {
   const int64_t per_group = panels_of(m.features), words = m.words(), of_channels = words_of(m.channels);
   share_out(m.panels(), double(words) * 64, [&](int64_t begin, int64_t end) {
     std::vector<uint32_t> taps(size_t(m.taps) + 1);

@@ -12,7 +12,7 @@
 
 namespace ste_ops {
 
-constexpr int64_t kChunk = kTileLanes;  // outputs whose patches are in panels at once
+constexpr int64_t kPatchChunk = kProductLanes;  // outputs whose patches are in panels at once
 
 // The planes lie in a frame of what is padded: [batch][group][word][row][column].
 struct Frame {
@@ -132,11 +132,14 @@ struct Patches {
   const Frame& frame;
   Words panels, masks;
   std::vector<OutputRun> runs;
-  int32_t ones[kChunk];  // numbers of each patch that are no padding
-  bool padded = false;   // whether a patch of the chunk reaches over the edge
+  int32_t ones[kPatchChunk];  // numbers of each patch that are no padding
+  bool padded = false;        // whether a patch of the chunk reaches over the edge
 
   explicit Patches(const Frame& frame)
-      : c(frame.c), frame(frame), panels(new_words(c.words() * kChunk)), masks(new_words(c.words() * kChunk)) {}
+      : c(frame.c),
+        frame(frame),
+        panels(new_words(c.words() * kPatchChunk)),
+        masks(new_words(c.words() * kPatchChunk)) {}
 
   // planes: those of the group in image 0. `inside`: a frame of words, all ones but in the padding, or null.
   void gather(Capability level, const uint32_t* planes, const uint32_t* inside, int64_t first, int64_t count) {

@@ -14,7 +14,7 @@
 namespace ste_ops {
 
 constexpr int kTileRows = 8, kTilePanels = 2;
-constexpr int kTileLanes = kTilePanels * kPanelRows;
+constexpr int kProductLanes = kTilePanels * kPanelRows;
 
 // Where the words of a tile lie: of its first row, and of the lanes, whose second panel is `next_panel` words on.
 struct TileWords {
@@ -22,26 +22,26 @@ struct TileWords {
   int64_t words, next_panel;
 };
 
-// Writes the counts, kTileLanes to a row.
+// Writes the counts, kProductLanes to a row.
 using CountTile = void (*)(const TileWords&, int32_t* counts);
 
 // Words whose counts fit a byte: 8 bits of each byte of a lane.
 constexpr int64_t kByteSteps = 31;
 
-template <Count kCount>
+template <Counting kCount>
 STE_OPS_INLINE uint32_t counted_bits(uint32_t a, uint32_t a_mask, uint32_t b, uint32_t b_mask) {
   switch (kCount) {
-    case Count::differing: return a ^ b;
-    case Count::masked_rows: return (a ^ b) & a_mask;
-    case Count::masked_lanes: return (a ^ b) & b_mask;
-    case Count::step_rows: return a & ~b;
+    case Counting::differing: return a ^ b;
+    case Counting::masked_rows: return (a ^ b) & a_mask;
+    case Counting::masked_lanes: return (a ^ b) & b_mask;
+    case Counting::step_rows: return a & ~b;
     default: return b & ~a;
   }
 }
 
-template <Count kCount, int kRows, int kPanels>
+template <Counting kCount, int kRows, int kPanels>
 void count_plain(const TileWords& tile, int32_t* counts) {
-  constexpr bool row_masks = kCount == Count::masked_rows, lane_masks = kCount == Count::masked_lanes;
+  constexpr bool row_masks = kCount == Counting::masked_rows, lane_masks = kCount == Counting::masked_lanes;
   for (int r = 0; r < kRows; ++r) {
     for (int p = 0; p < kPanels; ++p) {
       const uint32_t* lanes = tile.lanes + p * tile.next_panel;
@@ -65,7 +65,7 @@ void count_plain(const TileWords& tile, int32_t* counts) {
           total[l] += (pairs & 0xffffu) + (pairs >> 16);
         }
       }
-      for (int l = 0; l < kPanelRows; ++l) counts[r * kTileLanes + p * kPanelRows + l] = int32_t(total[l]);
+      for (int l = 0; l < kPanelRows; ++l) counts[r * kProductLanes + p * kPanelRows + l] = int32_t(total[l]);
     }
   }
 }
@@ -75,15 +75,15 @@ void count_plain(const TileWords& tile, int32_t* counts) {
 #define STE_OPS_POPCOUNTS __attribute__((target("arch=x86-64-v4,avx512vpopcntdq,prefer-vector-width=512")))
 
 // Truth tables of the ternary instruction, with a lane's word, a mask and a row's word in this order.
-template <Count kCount>
-constexpr int kTruth = kCount == Count::differing ? 0x5a
-    : kCount == Count::step_rows                  ? 0x0a
-    : kCount == Count::step_lanes                 ? 0x50
-                                                  : 0x48;
+template <Counting kCount>
+constexpr int kTruth = kCount == Counting::differing ? 0x5a
+    : kCount == Counting::step_rows                  ? 0x0a
+    : kCount == Counting::step_lanes                 ? 0x50
+                                                     : 0x48;
 
-template <Count kCount, int kRows, int kPanels>
+template <Counting kCount, int kRows, int kPanels>
 STE_OPS_POPCOUNTS void count_avx512(const TileWords& tile, int32_t* counts) {
-  constexpr bool row_masks = kCount == Count::masked_rows, lane_masks = kCount == Count::masked_lanes;
+  constexpr bool row_masks = kCount == Counting::masked_rows, lane_masks = kCount == Counting::masked_lanes;
   __m512i total[kRows][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -104,8 +104,8 @@ STE_OPS_POPCOUNTS void count_avx512(const TileWords& tile, int32_t* counts) {
 #pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) {
         const __m512i m = row_masks ? _mm512_set1_epi32(int(tile.row_masks[k * kPanelRows + r])) : mask[p];
-        const __m512i x = kCount == Count::differing ? _mm512_xor_si512(b[p], a)
-                                                     : _mm512_ternarylogic_epi32(b[p], m, a, kTruth<kCount>);
+        const __m512i x = kCount == Counting::differing ? _mm512_xor_si512(b[p], a)
+                                                        : _mm512_ternarylogic_epi32(b[p], m, a, kTruth<kCount>);
         total[r][p] = _mm512_add_epi32(total[r][p], _mm512_popcnt_epi32(x));
       }
     }
@@ -113,33 +113,33 @@ STE_OPS_POPCOUNTS void count_avx512(const TileWords& tile, int32_t* counts) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int p = 0; p < kPanels; ++p) _mm512_storeu_si512(counts + r * kTileLanes + p * kPanelRows, total[r][p]);
+    for (int p = 0; p < kPanels; ++p) _mm512_storeu_si512(counts + r * kProductLanes + p * kPanelRows, total[r][p]);
   }
 }
 
-template <Count kCount>
+template <Counting kCount>
 STE_OPS_AVX2 STE_OPS_INLINE __m256i counted_bits(__m256i a, __m256i a_mask, __m256i b, __m256i b_mask) {
   switch (kCount) {
-    case Count::differing: return _mm256_xor_si256(a, b);
-    case Count::masked_rows: return _mm256_and_si256(_mm256_xor_si256(a, b), a_mask);
-    case Count::masked_lanes: return _mm256_and_si256(_mm256_xor_si256(a, b), b_mask);
-    case Count::step_rows: return _mm256_andnot_si256(b, a);
+    case Counting::differing: return _mm256_xor_si256(a, b);
+    case Counting::masked_rows: return _mm256_and_si256(_mm256_xor_si256(a, b), a_mask);
+    case Counting::masked_lanes: return _mm256_and_si256(_mm256_xor_si256(a, b), b_mask);
+    case Counting::step_rows: return _mm256_andnot_si256(b, a);
     default: return _mm256_andnot_si256(a, b);
   }
 }
 
 // Up to four rows by one panel, which is two registers.
-template <Count kCount, int kRows>
+template <Counting kCount, int kRows>
 STE_OPS_AVX2 void count_panel_avx2(
     const uint32_t* rows, const uint32_t* row_masks, const uint32_t* lanes, const uint32_t* lane_masks, int64_t words,
     int32_t* counts) {
-  constexpr bool with_row_masks = kCount == Count::masked_rows, with_lane_masks = kCount == Count::masked_lanes;
+  constexpr bool with_row_masks = kCount == Counting::masked_rows, with_lane_masks = kCount == Counting::masked_lanes;
   const __m256i table =
       _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
   const __m256i low = _mm256_set1_epi8(0x0f);
   for (int r = 0; r < kRows; ++r) {
     for (int h = 0; h < 2; ++h) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(counts + r * kTileLanes + 8 * h), _mm256_setzero_si256());
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(counts + r * kProductLanes + 8 * h), _mm256_setzero_si256());
     }
   }
   for (int64_t begin = 0; begin < words; begin += kByteSteps) {
@@ -171,7 +171,7 @@ STE_OPS_AVX2 void count_panel_avx2(
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        auto* own = reinterpret_cast<__m256i*>(counts + r * kTileLanes + 8 * h);
+        auto* own = reinterpret_cast<__m256i*>(counts + r * kProductLanes + 8 * h);
         const __m256i pairs = _mm256_maddubs_epi16(bytes[r][h], _mm256_set1_epi8(1));
         const __m256i sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
         _mm256_storeu_si256(own, _mm256_add_epi32(_mm256_loadu_si256(own), sums));
@@ -180,16 +180,16 @@ STE_OPS_AVX2 void count_panel_avx2(
   }
 }
 
-template <Count kCount, int kRows, int kPanels>
+template <Counting kCount, int kRows, int kPanels>
 STE_OPS_AVX2 void count_avx2(const TileWords& tile, int32_t* counts) {
   constexpr int rows = kRows < 4 ? kRows : 4;
   for (int r = 0; r < kRows; r += rows) {
     for (int p = 0; p < kPanels; ++p) {
-      const uint32_t* row_masks = kCount == Count::masked_rows ? tile.row_masks + r : nullptr;
-      const uint32_t* lane_masks = kCount == Count::masked_lanes ? tile.lane_masks + p * tile.next_panel : nullptr;
+      const uint32_t* row_masks = kCount == Counting::masked_rows ? tile.row_masks + r : nullptr;
+      const uint32_t* lane_masks = kCount == Counting::masked_lanes ? tile.lane_masks + p * tile.next_panel : nullptr;
       count_panel_avx2<kCount, rows>(
           tile.rows + r, row_masks, tile.lanes + p * tile.next_panel, lane_masks, tile.words,
-          counts + r * kTileLanes + p * kPanelRows);
+          counts + r * kProductLanes + p * kPanelRows);
     }
   }
 }
@@ -214,7 +214,7 @@ struct Counters {
     }                                                                                                 \
   }
 
-template <Count kCount>
+template <Counting kCount>
 Counters counters_at(const ChosenCapability& chosen) {
 #ifdef STE_OPS_AVX512
   static constexpr Counters avx512 = STE_OPS_COUNTERS(count_avx512, kCount);
@@ -226,13 +226,13 @@ Counters counters_at(const ChosenCapability& chosen) {
   return plain;
 }
 
-inline Counters counters_of(Count count, const ChosenCapability& chosen) {
+inline Counters counters_of(Counting count, const ChosenCapability& chosen) {
   switch (count) {
-    case Count::differing: return counters_at<Count::differing>(chosen);
-    case Count::masked_rows: return counters_at<Count::masked_rows>(chosen);
-    case Count::masked_lanes: return counters_at<Count::masked_lanes>(chosen);
-    case Count::step_rows: return counters_at<Count::step_rows>(chosen);
-    default: return counters_at<Count::step_lanes>(chosen);
+    case Counting::differing: return counters_at<Counting::differing>(chosen);
+    case Counting::masked_rows: return counters_at<Counting::masked_rows>(chosen);
+    case Counting::masked_lanes: return counters_at<Counting::masked_lanes>(chosen);
+    case Counting::step_rows: return counters_at<Counting::step_rows>(chosen);
+    default: return counters_at<Counting::step_lanes>(chosen);
   }
 }
 

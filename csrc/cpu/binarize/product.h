@@ -33,21 +33,21 @@ struct Features {
 };
 
 // Lanes that follow each other in the output.
-struct Run {
+struct LaneRun {
   int64_t lane, count, place;
 };
 
 // One side of a product: panels of bits, maybe of masks; for each row the number that its outputs are less twice the
 // counts, where it is not one of all.
-struct Side {
+struct ProductSide {
   const uint32_t *panels, *masks;
   const int32_t* ones;
 };
 
 template <class T>
-struct Block {
+struct ProductBlock {
   using A = arithmetic_t<T>;
-  Side rows, lanes;
+  ProductSide rows, lanes;
   int64_t row_count, words;
   int lane_panels;
   int32_t all;  // what every output is less twice its count, beside that of its row and its lane
@@ -55,7 +55,7 @@ struct Block {
   Features<A> features;
   T* out;
   int64_t row_stride;
-  const Run* runs;
+  const LaneRun* runs;
   int run_count;
 };
 
@@ -64,7 +64,7 @@ template <class T, int kPanels>
 struct FinishTile {
   using A = arithmetic_t<T>;
   static constexpr int kLanes = kPanels * kPanelRows;
-  const Block<T>& block;
+  const ProductBlock<T>& block;
   const int32_t* counts;
   int64_t first_row;
   int rows;
@@ -83,7 +83,7 @@ struct FinishTile {
       const int64_t row = first_row + r;
       A values[kLanes];
       const int32_t all = block.all + (block.rows.ones ? block.rows.ones[row] : 0);
-      const int32_t* own = counts + r * kTileLanes;
+      const int32_t* own = counts + r * kProductLanes;
       for (int l = 0; l < kLanes; ++l) values[l] = A(all + ones[l] - 2 * own[l]);
       if (f.scale) {
         if (f.one_scale || !by_lane) fill(scales, f.scale[f.one_scale ? 0 : row]);
@@ -110,7 +110,7 @@ struct FinishTile {
     T stored[kLanes];
     for (int l = 0; l < kLanes; ++l) stored[l] = store<T>(values[l]);
     for (int i = 0; i < block.run_count; ++i) {
-      const Run& run = block.runs[i];
+      const LaneRun& run = block.runs[i];
       memcpy(out + run.place, stored + run.lane, size_t(run.count) * sizeof(T));
     }
   }
@@ -118,8 +118,8 @@ struct FinishTile {
 
 // All rows by one or two panels of lanes.
 template <class T>
-void multiply(Capability level, const Counters& counters, const Block<T>& block) {
-  alignas(64) int32_t counts[kTileRows * kTileLanes];
+void multiply(Capability level, const Counters& counters, const ProductBlock<T>& block) {
+  alignas(64) int32_t counts[kTileRows * kProductLanes];
   for (int64_t row = 0; row < block.row_count;) {
     const int64_t left = block.row_count - row;
     const int rows = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -145,7 +145,7 @@ void multiply(Capability level, const Counters& counters, const Block<T>& block)
 inline void count_ones(const Counters& steps, const uint32_t* panels, int64_t count, int64_t words, int32_t* ones) {
   const Words none = new_words(words * kPanelRows);
   memset(none.get(), 0, size_t(words) * kPanelRows * sizeof(uint32_t));
-  alignas(64) int32_t counts[kTileRows * kTileLanes];
+  alignas(64) int32_t counts[kTileRows * kProductLanes];
   for (int64_t row = 0; row < count; row += kPanelRows) {
     const TileWords tile = {none.get(), nullptr, panels + row * words, nullptr, words, 0};
     steps(1, 1)(tile, counts);

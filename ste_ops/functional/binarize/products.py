@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ste_ops._checks import FLOATING, check_plain, check_tensor, is_number
-from ste_ops._functions.binary_products import BinaryLinear, PackBits, UnpackBits, packed_size
+from ste_ops._functions.binary_products import BinaryLinear
+from ste_ops._functions.bits import PackBits, UnpackBits, packed_size
 from ste_ops._fx import call_node
 from ste_ops._library import ops
 
