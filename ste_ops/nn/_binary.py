@@ -54,7 +54,13 @@ def kinds_of(layer: Any) -> tuple[bool, bool] | None:
 
 def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
     """`kinds_of` a layer that counts bits of these; None where it computes in floats."""
-    if q.device.type != "cpu" or q.dtype not in _FLOATING or q.dtype != w.dtype or w.numel() == 0:
+    if (
+        not isinstance(q, Tensor)
+        or q.device.type != "cpu"
+        or q.dtype not in _FLOATING
+        or q.dtype != w.dtype
+        or w.numel() == 0
+    ):
         return None
     kinds = kinds_of(layer)
     if kinds is None or recording():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.kept import kept_bytes
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -16,7 +16,7 @@ from ste_ops._functions.quantize.channels import along, fold_channels, per_group
 from ste_ops._functions.quantize.uniform import MaskedSteps
 from ste_ops._functions.sharding import Sharding
 from ste_ops._library import ops
-from ste_ops._torch import differentiated_around
+from ste_ops._torch import differentiated_around, dispatch_modes
 
 
 @fake("lsq")
@@ -209,7 +209,8 @@ class Learned(NativeFunction):
         function = cls.of_gradient
         if grad is None:
             return (None,) * (function.parameters + 6)
-        if not torch.is_grad_enabled() and not differentiated_around():  # most backwards: nothing of them is recorded
+        # Most backwards: nothing of them is recorded, by autograd or by a compiler.
+        if not (torch.is_grad_enabled() or differentiated_around() or dispatch_modes()):
             return *function.forward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None
         call = function.apply if needs_function(grad) else function.forward
         return *call(grad, *[saved.detach() for saved in ctx.saved_tensors], *ctx.rest), *[None] * 5

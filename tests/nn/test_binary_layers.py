@@ -1,0 +1,140 @@
+"""Layers with signs on both sides count bits on the CPU, with the numbers of the float path."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from support.kept import assert_equal
+
+import ste_ops
+from ste_ops.nn import (
+    Heaviside,
+    MagnitudeAwareSign,
+    QuantConv1d,
+    QuantConv2d,
+    QuantLinear,
+    Sign,
+    XNORWeight,
+    _binary,
+)
+
+GEOMETRY = [
+    {"padding": 1},
+    {"stride": 2, "padding": (2, 0), "bias": False},
+    {"groups": 2, "dilation": 2, "padding": "same"},
+    {"padding": 2, "padding_mode": "replicate"},
+    {"padding": 1, "padding_mode": "circular"},
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def steps(layer, x):
+    """Output and gradients of input and parameters."""
+    x = x.detach().requires_grad_()
+    out = layer(x)
+    torch.manual_seed(5)
+    return [out, *torch.autograd.grad(out, [x, *layer.parameters()], torch.randn_like(out))]
+
+
+def counted(layer, x, monkeypatch):
+    """The same, and of the float path; the first must have counted bits."""
+    calls = []
+
+    def spy(layer, q, w):
+        calls.append(kinds(layer, q, w))
+        return calls[-1]
+
+    kinds = _binary.counts
+    with monkeypatch.context() as patch:
+        patch.setattr(_binary, "counts", spy)
+        received = steps(layer, x)
+    assert calls
+    assert None not in calls
+    with monkeypatch.context() as patch:
+        patch.setattr(_binary, "counts", lambda *_: None)
+        return received, steps(layer, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRY, ids=str)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_equal_the_float_path(dtype, geometry, order, monkeypatch):
+    torch.manual_seed(0)
+    bias = geometry.get("bias", dtype.itemsize > 2)
+    options = geometry | {"bias": bias, "input_quantizer": Sign(), "weight_quantizer": ste_ops.sign}
+    layer = QuantConv2d(32, 24, 3, **options).to(dtype)
+    if bias:
+        layer.bias.data.mul_(64).round_()  # integers stay integers, in whatever order they are summed
+    x = torch.randn(2, 32, 9, 10).to(dtype, memory_format=order)
+    received, expected = counted(layer, x, monkeypatch)
+    assert_equal(received, expected)
+    assert received[0].stride() == expected[0].stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("of_input", [Sign, Heaviside, lambda: functools.partial(ste_ops.heaviside, at_zero=1)])
+def test_linear_and_1d_equal_the_float_path(dtype, of_input, monkeypatch):
+    torch.manual_seed(0)
+    for layer, shape in (
+        (QuantLinear(70, 24, bias=False, input_quantizer=of_input(), weight_quantizer=Sign()), (3, 5, 70)),
+        (QuantConv1d(40, 17, 5, 2, 1, bias=False, input_quantizer=of_input(), weight_quantizer=Sign()), (2, 40, 31)),
+    ):
+        x = torch.randn(shape)
+        x.view(-1)[::7] = 0
+        assert_equal(*counted(layer.to(dtype), x.to(dtype), monkeypatch))
+
+
+@pytest.mark.parametrize("of_weight", [XNORWeight, MagnitudeAwareSign, lambda: ste_ops.xnor_weight])
+def test_a_factor_is_rounded_once(of_weight, monkeypatch):
+    torch.manual_seed(0)
+    layer = QuantConv2d(64, 32, 3, padding=1, bias=False, input_quantizer=Sign(), weight_quantizer=of_weight())
+    x = torch.randn(2, 64, 8, 8)
+    received, expected = counted(layer, x, monkeypatch)
+    weight = layer.quantized_weight().detach()
+    factor = weight.abs().amax((1, 2, 3))
+    integers = torch.nn.functional.conv2d(ste_ops.sign(x).double(), weight.sign().double(), padding=1)
+    assert torch.equal(received[0], (integers * factor.double().view(-1, 1, 1)).float())
+    torch.testing.assert_close(received[0], expected[0])
+    assert not torch.equal(received[0], expected[0])
+    assert_equal(received[1:], expected[1:])  # which torch computes from the same numbers
+
+
+def test_second_order_and_compiled(monkeypatch):
+    torch.manual_seed(0)
+    layer = QuantConv2d(32, 16, 3, padding=1, input_quantizer=Sign(), weight_quantizer=XNORWeight())
+    x = torch.randn(2, 32, 6, 6, requires_grad=True)
+
+    def second(layer):
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, layer.weight])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True)
+    assert_equal(steps(compiled, x), steps(layer, x))
+    received = second(layer)
+    monkeypatch.setattr(_binary, "counts", lambda *_: None)
+    for r, e in zip(received, second(layer), strict=True):
+        torch.testing.assert_close(r, e)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: setattr(layer, "weight_quantizer", XNORWeight(group_size=8)),
+        lambda layer: setattr(layer, "weight_quantizer", functools.partial(ste_ops.xnor_weight, group_size=8)),
+        lambda layer: layer.input_quantizer.disable(),
+        lambda layer: setattr(layer, "input_quantizer", lambda x: ste_ops.sign(x) * 2),
+        lambda layer: layer.weight_quantizer.register_forward_hook(lambda *args: args[-1] * 3),
+        lambda layer: setattr(layer, "weight_quantizer", Heaviside()),
+    ],
+)
+def test_what_is_no_sign_is_multiplied(change):
+    torch.manual_seed(0)
+    layer = QuantLinear(64, 8, bias=False, input_quantizer=Sign(), weight_quantizer=Sign())
+    change(layer)
+    x = torch.randn(4, 64)
+    quantize = layer.input_quantizer
+    assert torch.equal(layer(x), torch.nn.functional.linear(quantize(x), layer.quantized_weight()))
