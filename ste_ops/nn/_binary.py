@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
-from ste_ops._functions.base import recording
-from ste_ops._functions.binary_layers import ConvolutionOfSigns, LinearOfSigns
-from ste_ops._functions.binary_products import float_is_faster
 from ste_ops._torch import differentiated_around, dispatch_modes
+from ste_ops.functional.binarize._of_layers import (
+    convolution_of_signs,
+    float_is_faster,
+    linear_of_signs,
+    recording,
+)
 from ste_ops.nn import _tape
 from ste_ops.nn.binarize import Heaviside, Sign
 from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
@@ -73,16 +76,8 @@ def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
     return kinds if plain and (_tape.current() is not None or not dispatch_modes()) else None
 
 
-def _arguments(q: Tensor, w: Tensor, bias: Tensor | None, factor: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and bias, in the dtype of the arithmetic."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scale = w.detach().flatten(1).select(1, 0).abs().to(wide).contiguous() if factor else None
-    return scale, None if bias is None else bias.to(wide)
-
-
 def linear(q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor:
-    rest = w.shape[1], w.shape[0], step, q.dtype
-    return LinearOfSigns.apply(q, w, *_arguments(q, w, bias, factor), *rest)  # type: ignore[no-any-return]
+    return linear_of_signs(q, w, bias, factor, w.shape[1], w.shape[0], step, q.dtype)
 
 
 def _last(x: Tensor) -> bool:
@@ -111,5 +106,5 @@ def convolution(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: boo
     if float_is_faster(*sizes):
         return None
     rest = (*sizes, 0, step, dims == 2 and (_last(q) or _last(w)), q.dtype)
-    out: Tensor = ConvolutionOfSigns.apply(q, w, *_arguments(q, w, bias, factor), *rest)
+    out = convolution_of_signs(q, w, bias, factor, *rest)
     return out.squeeze(2) if dims == 1 else out
