@@ -4,9 +4,8 @@ The same names and signatures as `ste_ops`, in plain torch operations.
 """
 
 from ste_ops._names import show_public_names as _show_public_names
-from ste_ops.reference import binarize, binary_products, clip, quantize, sampling
+from ste_ops.reference import binarize, clip, quantize, sampling
 from ste_ops.reference.binarize import *
-from ste_ops.reference.binary_products import *
 from ste_ops.reference.clip import *
 from ste_ops.reference.quantize import *
 from ste_ops.reference.quantize import round as round
@@ -14,7 +13,6 @@ from ste_ops.reference.sampling import *
 
 __all__: list[str] = []
 __all__ += binarize.__all__
-__all__ += binary_products.__all__
 __all__ += clip.__all__
 __all__ += quantize.__all__
 __all__ += sampling.__all__

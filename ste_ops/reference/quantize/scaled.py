@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ste_ops.reference._arithmetic import widen
-from ste_ops.reference.binarize import sign
+from ste_ops.reference.binarize.steps import sign
 from ste_ops.reference.quantize._through import through
 from ste_ops.surrogate import Clip, Surrogate
 
