@@ -7,6 +7,7 @@ A quantizer is any module or function from a tensor to a tensor of the same shap
 from ste_ops.nn.binarize import Heaviside, Sign, Ternary
 from ste_ops.nn.calibration import calibrate
 from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
+from ste_ops.nn.codes import Codes
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
@@ -28,6 +29,7 @@ __all__ = [
     "BitNetWeight",
     "ClipGradientNorm",
     "ClipGradientValue",
+    "Codes",
     "DoReFaActivation",
     "DoReFaWeight",
     "FakeQuantize",

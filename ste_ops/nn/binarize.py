@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_at_zero, checked_finite
-from ste_ops.functional.quantize._codes import Grid, whole_grid
 from ste_ops.nn._first_batch import FirstBatch
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.surrogate import Clip, Surrogate
@@ -113,8 +113,8 @@ class Sign(_Binarizer):
         self._first_batch.look(self, x, self)
         return functional.sign(x, self._in_use() if self._parameters else self._surrogate)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        return whole_grid(x, -1, 1, step=2)
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.sign, {}
 
 
 def say_place(quantizer: object, place: str) -> None:
@@ -151,8 +151,8 @@ class Heaviside(_Binarizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.heaviside(x, self._in_use() if self._parameters else self._surrogate, self.at_zero)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        return whole_grid(x, 0, 1)
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.heaviside, {"at_zero": self.at_zero}
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ", at_zero=1" * (self.at_zero == 1)
@@ -182,8 +182,8 @@ class Ternary(_Binarizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.ternary(x, self._in_use() if self._parameters else self._surrogate, self.threshold)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        return whole_grid(x, -1, 1)
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.ternary, {"threshold": self.threshold}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, threshold={self.threshold}"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ste_ops import functional
 from ste_ops._checks import is_integer, is_number
 from ste_ops._torch import dispatch_modes, functorch_active, jit_tracing, within_backward
-from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.uniform import LEAST_STEP
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
@@ -216,11 +215,10 @@ class FakeQuantize(UniformQuantizer):
         scale, zero_point = held_by(self, "scale"), _whole(held_by(self, "zero_point"))
         return functional.fake_quantize(x, scale, zero_point, self.quant_min, self.quant_max, self.axis)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, self.quant_min, self.quant_max)
-        if values is None or self.scale.numel() != 1:
-            return None
-        return Grid((values - self.zero_point.round().to(values)) * self.scale.to(values))
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        found: dict[str, Any] = {"scale": self.scale, "zero_point": _whole(self.zero_point)}
+        found |= {"quant_min": self.quant_min, "quant_max": self.quant_max, "axis": self.axis}
+        return functional.fake_quantize, found if self.group_size is None else {**found, "group_size": self.group_size}
 
     def _repeats(self) -> bool:
         return self._momentum is None and super()._repeats()

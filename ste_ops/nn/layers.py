@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
@@ -16,6 +17,7 @@ from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._quantized_class import QUANTIZED, become, check_float
 from ste_ops.nn._tensor_parallel import became_distributed, distribute_quantizers
 from ste_ops.nn.binarize import say_place
+from ste_ops.nn.codes import Codes, codes_of
 from ste_ops.nn.quantizer import function_of
 
 Quantize = Callable[[Tensor], Tensor]
@@ -113,6 +115,49 @@ class QuantLayer(nn.Module):
         """The weights that the layer computes with."""
         quantizer = self._quantizer("weight_quantizer")
         return self.weight if quantizer is None else quantizer(self.weight)
+
+    def weight_codes(self) -> Codes:
+        """The integers of the weights that the layer computes with, and their scale and zero point, as `Codes`.
+
+        Raises:
+            TypeError: the layer has no weight quantizer, or one that does not put out integers times a scale, as
+                `SRSTE`, or whose weights are computed otherwise.
+            RuntimeError: the scale of the weights is not set yet.
+            ValueError: the quantizer is disabled, or a weight is NaN or infinite.
+
+        Example:
+            >>> import torch, ste_ops
+            >>> layer = ste_ops.nn.QuantLinear(3, 2, weight_quantizer=ste_ops.nn.XNORWeight())
+            >>> codes = layer.weight_codes()
+            >>> codes.bits, codes.scale.shape, codes.values.abs().unique()
+            (1, torch.Size([2, 1]), tensor([1], dtype=torch.int8))
+        """
+        caller = f"{type(self).__name__}.weight_codes"
+        quantizer = self._quantizer("weight_quantizer")
+        if quantizer is None or not self._quantizes_by_quantizer:
+            got = "none" if quantizer is None else "a quantized_weight of its own"
+            raise TypeError(f"{caller}: the layer must have a weight quantizer that makes its weights, got {got}")
+        if isinstance(quantizer, UniformQuantizer) and not quantizer._settled and not self.weight.is_meta:
+            with torch.no_grad():
+                quantizer(self.weight)  # its first use, which finds the scale
+        return codes_of(caller, quantizer, self.weight)
+
+    def input_codes(self, x: Tensor) -> Codes:
+        """The integers that the layer makes of an input, and their scale and zero point, as `Codes`.
+
+        Raises: as `weight_codes`, of the input quantizer.
+
+        Example:
+            >>> import torch, ste_ops
+            >>> layer = ste_ops.nn.QuantLinear(3, 2, input_quantizer=ste_ops.nn.PACT(1.5, bits=2))
+            >>> layer.input_codes(torch.tensor([0.2, 0.6, 9.0])).values
+            tensor([0, 1, 3], dtype=torch.int8)
+        """
+        caller = f"{type(self).__name__}.input_codes"
+        quantizer = self._quantizer("input_quantizer")
+        if quantizer is None:
+            raise TypeError(f"{caller}: the layer must have an input quantizer, got none")
+        return codes_of(caller, quantizer, x)
 
     def _quantizer(self, name: str) -> Quantize | None:
         """That attribute, which `nn.Module` looks for in several places where it is a module."""

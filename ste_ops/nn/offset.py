@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ste_ops import functional
 from ste_ops._checks import checked_finite, is_number
-from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.offset import learned_offset
 from ste_ops.functional.quantize.uniform import in_use
 from ste_ops.nn._first_tensor import UniformQuantizer
@@ -143,11 +143,10 @@ class LSQPlus(UniformQuantizer):
         low, high, of_sample = self.quant_min, self.quant_max, not self._of_weight
         return learned_offset(x, scale, offset, low, high, self.axis, self.grad_scale, of_sample)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, self.quant_min, self.quant_max)
-        if values is None or self.scale.numel() != 1:
-            return None
-        return Grid(values * in_use(self.scale.detach()).to(values) + self.offset.detach().to(values))
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        found: dict[str, Any] = {"scale": in_use(self.scale.detach()), "offset": self.offset.detach()}
+        found |= {"quant_min": self.quant_min, "quant_max": self.quant_max, "axis": self.axis, "grad_scale": 1.0}
+        return functional.lsq_plus, found
 
 
 def _reach(sum: Tensor, squares: Tensor, count: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from ste_ops._dtensor import is_dtensor
 from ste_ops._fx import one_node
 from ste_ops._torch import dispatch_modes, has_forward_hooks
 from ste_ops.functional.quantize._codes import Grid
+from ste_ops.functional.quantize._law import law_of
 from ste_ops.functional.quantize.uniform import LEAST_STEP
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ste_ops.nn.codes import Codes
 
 
 class Quantizer(nn.Module):
@@ -50,9 +53,36 @@ class Quantizer(nn.Module):
     def _quantize(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__}: a subclass must define forward")
 
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        """The operator that it is now, and its settings; None where it gives no integers times a scale."""
+        return None
+
     def _grid(self, x: Tensor) -> Grid | None:
         """The numbers of which what it made of x consists, for a layer that keeps codes of them; None: it keeps x."""
-        return None
+        operator = self._operator()
+        if operator is None or "group_size" in operator[1]:
+            return None
+        law = law_of(operator[0], x, **operator[1])
+        return None if law is None else law.grid(x)
+
+    def codes(self, x: Tensor) -> Codes:
+        """The integers that it rounds x to, with their scale and zero point, as `Codes`.
+
+        Raises:
+            TypeError: it does not put out integers times a scale, as `SRSTE`, or is a class of the user's.
+            RuntimeError: its scale is not set yet.
+            ValueError: it is disabled, or x holds a NaN.
+
+        Example:
+            >>> import torch, ste_ops
+            >>> quantize = ste_ops.nn.FakeQuantize(4, signed=False, scale=0.5, zero_point=2)
+            >>> codes = quantize.codes(torch.tensor([-1.0, 0.6]))
+            >>> codes.values, codes.scale, codes.zero_point
+            (tensor([0, 3], dtype=torch.int8), tensor(0.5000), tensor(2.))
+        """
+        from ste_ops.nn.codes import codes_of
+
+        return codes_of(f"{type(self).__name__}.codes", self, x)
 
     def _repeats(self) -> bool:
         """Whether the next calls give the same of the same weight and change nothing, so a layer need not keep it."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from ste_ops import functional
 from ste_ops._checks import checked_width
-from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.nn._again import holds_tensors
 from ste_ops.nn.quantizer import Quantizer, checked_group_size
 from ste_ops.surrogate import Clip, Surrogate
@@ -55,6 +55,9 @@ class XNORWeight(_ScaledSign):
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.xnor_weight(w, self.surrogate, self.group_size)
 
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.xnor_weight, _of_groups(self)
+
 
 class MagnitudeAwareSign(_ScaledSign):
     """`ste_ops.magnitude_aware_sign`: as `XNORWeight`, with the mean taken as a constant in the backward.
@@ -74,6 +77,9 @@ class MagnitudeAwareSign(_ScaledSign):
 
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.magnitude_aware_sign(w, self.surrogate, self.group_size)
+
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.magnitude_aware_sign, _of_groups(self)
 
 
 class DoReFaWeight(Quantizer):
@@ -98,6 +104,9 @@ class DoReFaWeight(Quantizer):
 
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.dorefa_weight(w, self.bits, self.group_size)
+
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.dorefa_weight, {"bits": self.bits, **_of_groups(self)}
 
     def _repeats(self) -> bool:
         return True
@@ -127,11 +136,18 @@ class BitNetWeight(Quantizer):
     def _quantize(self, w: Tensor) -> Tensor:
         return functional.bitnet_weight(w, self.group_size)
 
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.bitnet_weight, _of_groups(self)
+
     def _repeats(self) -> bool:
         return True
 
     def extra_repr(self) -> str:
         return "" if self.group_size is None else f"group_size={self.group_size}"
+
+
+def _of_groups(quantizer: Any) -> dict[str, Any]:
+    return {} if quantizer.group_size is None else {"group_size": quantizer.group_size}
 
 
 class BitNetActivation(Quantizer):
@@ -156,13 +172,8 @@ class BitNetActivation(Quantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.bitnet_activation(x, self.bits)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
-        if values is None or x.dim() == 0 or x.shape[-1] == 0:
-            return None
-        # A twelfth of the time that torch takes for the maximum norm, and no copy of x as abs() would make.
-        largest = torch.maximum(x.amax(-1), x.amin(-1).neg()).to(values.dtype)
-        return Grid(values, (largest.clamp(min=1e-5) / values[-1]).reshape(-1))
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.bitnet_activation, {"bits": self.bits}
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ste_ops import functional
 from ste_ops._checks import checked_finite, checked_width
-from ste_ops.functional.quantize._codes import Grid, levels_of
 from ste_ops.functional.quantize.uniform import in_use, learned_bound, learned_step
 from ste_ops.nn._first_tensor import UniformQuantizer
 from ste_ops.nn._processes import keeps_whole
@@ -117,12 +116,10 @@ class LSQ(UniformQuantizer):
         of_sample = not self._of_weight
         return learned_step(x, scale, self.quant_min, self.quant_max, self.axis, self.grad_scale, of_sample)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, self.quant_min, self.quant_max)
-        if values is None or self.group_size is not None:
-            return None
-        step = in_use(self.scale.detach()).to(values.dtype)
-        return Grid(values * step) if step.numel() == 1 else Grid(values, step, self.axis)
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        low, high, step = self.quant_min, self.quant_max, in_use(self.scale.detach())
+        found = {"scale": step, "quant_min": low, "quant_max": high, "axis": self.axis, "grad_scale": 1.0}
+        return functional.lsq, found if self.group_size is None else {**found, "group_size": self.group_size}
 
 
 class PACT(Quantizer):
@@ -175,9 +172,8 @@ class PACT(Quantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return learned_bound(x, held_by(self, "alpha"), self.bits)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, 0, 2**self.bits - 1)
-        return None if values is None else Grid(values * (in_use(self.alpha.detach()).to(values) / values[-1]))
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.pact, {"alpha": in_use(self.alpha.detach()), "bits": self.bits}
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -204,9 +200,8 @@ class DoReFaActivation(Quantizer):
     def _quantize(self, x: Tensor) -> Tensor:
         return functional.dorefa_activation(x, self.bits)
 
-    def _grid(self, x: Tensor) -> Grid | None:
-        values = levels_of(x, 0, 2**self.bits - 1)
-        return None if values is None else Grid(values / values[-1])
+    def _operator(self) -> tuple[Any, dict[str, Any]] | None:
+        return functional.dorefa_activation, {"bits": self.bits}
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
