@@ -9,6 +9,7 @@ from ste_ops.nn.calibration import calibrate
 from ste_ops.nn.clip import ClipGradientNorm, ClipGradientValue
 from ste_ops.nn.codes import Codes
 from ste_ops.nn.convert import quantize_
+from ste_ops.nn.dequantize import dequantize_
 from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.offset import LSQPlus
@@ -51,6 +52,7 @@ __all__ = [
     "Ternary",
     "XNORWeight",
     "calibrate",
+    "dequantize_",
     "disable_quantization",
     "enable_quantization",
     "freeze_scales",

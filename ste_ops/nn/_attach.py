@@ -160,6 +160,15 @@ def attach_input(layer: nn.Module, inputs: tuple[str, ...], quantizer: Quantize,
     layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def detach_input(layer: nn.Module) -> None:
+    hook = _hook_of(layer)
+    for key in [key for key, held in layer._forward_pre_hooks.items() if held is hook]:
+        del layer._forward_pre_hooks[key]
+        layer._forward_pre_hooks_with_kwargs.pop(key, None)
+    if hook is not None:
+        delattr(layer, "input_quantizer")
+
+
 def _quantize_inputs(
     layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: tuple[tuple[int, str], ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

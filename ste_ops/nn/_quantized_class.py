@@ -64,12 +64,29 @@ def check_own_forward(name: str, layer: nn.Module) -> None:
         raise TypeError(f"{name}: layer has a forward of its own, which would go on without the quantizers")
 
 
+def unquantized_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The float class of which a quantized one was made; None of a class that somebody derived from it."""
+    own: type[nn.Module] | None = vars(cls).get("_float")
+    return own or next((old for old, new in QUANTIZED.items() if new is cls), None)
+
+
+def become_float(layer: nn.Module) -> None:
+    """The inverse of `become`."""
+    plain = unquantized_class(float_class(layer))
+    if plain is None:
+        raise TypeError(f"{float_class(layer).__name__} has no float class")
+    _put(layer, plain)
+
+
 def become(layer: nn.Module) -> None:
     """Gives the layer its quantized class in place, as torch's own parametrizations do: nothing else of it changes."""
-    quantized = quantized_class(float_class(layer))
+    _put(layer, quantized_class(float_class(layer)))
+
+
+def _put(layer: nn.Module, cls: type[nn.Module]) -> None:
     if is_parametrized(layer):
         # The class over the layer's own holds the properties that compute its tensors.
         own = {k: v for k, v in vars(type(layer)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
-        layer.__class__ = type(f"Parametrized{quantized.__name__}", (quantized,), own)
+        layer.__class__ = type(f"Parametrized{cls.__name__}", (cls,), own)
     else:
-        layer.__class__ = quantized
+        layer.__class__ = cls
