@@ -11,6 +11,7 @@ from ste_ops.nn.codes import Codes
 from ste_ops.nn.convert import quantize_
 from ste_ops.nn.dequantize import dequantize_
 from ste_ops.nn.fake_quantize import FakeQuantize
+from ste_ops.nn.fold_batch_norm import Folded, FoldedNorm, fold_batch_norm_, folded
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.offset import LSQPlus
 from ste_ops.nn.quantizer import Quantizer
@@ -20,6 +21,7 @@ from ste_ops.nn.rounding import StochasticRound
 from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, MagnitudeAwareSign, XNORWeight
 from ste_ops.nn.schedule import disable_quantization, enable_quantization, freeze_scales, unfreeze_scales
 from ste_ops.nn.sparse import SRSTE
+from ste_ops.nn.threshold import ChannelThreshold
 from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation
 
 __all__ = [
@@ -28,12 +30,15 @@ __all__ = [
     "SRSTE",
     "BitNetActivation",
     "BitNetWeight",
+    "ChannelThreshold",
     "ClipGradientNorm",
     "ClipGradientValue",
     "Codes",
     "DoReFaActivation",
     "DoReFaWeight",
     "FakeQuantize",
+    "Folded",
+    "FoldedNorm",
     "Heaviside",
     "LSQPlus",
     "MagnitudeAwareSign",
@@ -55,6 +60,8 @@ __all__ = [
     "dequantize_",
     "disable_quantization",
     "enable_quantization",
+    "fold_batch_norm_",
+    "folded",
     "freeze_scales",
     "quantize_",
     "recompute_",

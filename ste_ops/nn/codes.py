@@ -68,7 +68,7 @@ def codes_of(caller: str, quantizer: Any, x: Tensor) -> Codes:
             raise _no_integers(caller, quantizer)
         q = _call(function, rows, arguments)
         v = law.integers(q)
-        if law.stride == 2:  # a channel of zeros has scale 0
+        if law.stride == 2 and law.scale is not None:  # a channel of zeros has scale 0
             v = torch.where(rows.isnan(), torch.nan, torch.where(rows >= 0, 1.0, -1.0).double())
         exact = _exact(law, v, q)
         if exact is None:

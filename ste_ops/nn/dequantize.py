@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from ste_ops.nn import _attach
+from ste_ops.nn._norms import owners_of
 from ste_ops.nn._quantized_class import become_float, float_class, unquantized_class
 from ste_ops.nn.codes import check_set
 from ste_ops.nn.layers import QuantLayer
@@ -53,7 +54,7 @@ def dequantize_(model: _Model, bake: bool = False) -> _Model:
     found = {name: layer for name, layer in model.named_modules() if _is_quantized(layer)}
     if not found:
         raise ValueError("dequantize_: model must have a quantized layer, got none")
-    owners = _owners(model)
+    owners = owners_of(model)
     # Everything is looked at, and may fail, before anything changes.
     changes = [_change(name, layer, bake, owners) for name, layer in found.items()]
     for change in changes:
@@ -67,16 +68,6 @@ def dequantize_(model: _Model, bake: bool = False) -> _Model:
 
 def _is_quantized(layer: nn.Module) -> bool:
     return isinstance(layer, QuantLayer) or _attach.is_attached(layer)
-
-
-def _owners(model: nn.Module) -> dict[int, int]:
-    """In how many modules a parameter stands."""
-    counts: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return counts
 
 
 def _change(name: str, layer: Any, bake: bool, owners: dict[int, int]) -> Callable[[], None]:

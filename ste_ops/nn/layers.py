@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -37,6 +38,9 @@ class QuantLayer(nn.Module):
     weight: Tensor
     weight_quantizer: Quantize | None
     input_quantizer: Quantize | None
+    output_scale: Tensor
+    output_bias: Tensor
+    _folded = False  # whether these two hold a norm that stood behind the layer
     _sign_input: FirstBatch | None = None  # where the input quantizer is the function `sign`, which keeps no state
 
     def __init__(
@@ -51,6 +55,8 @@ class QuantLayer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("weight_quantizer", "input_quantizer"):
+            if name == "weight":
+                self._refuse_fusion()
             super().__setattr__(name, value)
             return
         check_quantizer(type(self).__name__, name, value)
@@ -60,6 +66,16 @@ class QuantLayer(nn.Module):
             fit_to(value, self)
         else:
             self._input_is("the input quantizer of a " + type(self).__name__)
+
+    def _refuse_fusion(self) -> None:
+        """Of torch's `fuse_conv_bn_eval` and `fuse_linear_bn_eval`: nothing else tells of them."""
+        if sys._getframe(2).f_globals.get("__name__") == "torch.nn.utils.fusion" and (
+            self._folded or self.weight_quantizer is not None
+        ):
+            raise TypeError(
+                f"{type(self).__name__}: torch would multiply the norm into the float weight, which is quantized "
+                "afterwards; ste_ops.nn.fold_batch_norm_(model, *example_inputs) folds it into the output"
+            )
 
     def _input_is(self, place: str) -> None:
         """Says what a sign of the input stands in, which is for its warning."""
@@ -166,6 +182,24 @@ class QuantLayer(nn.Module):
 
     def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
         """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
+        out = self._product(x, compute, padded)
+        return self._scaled(out) if self._folded else out
+
+    def _scaled(self, out: Tensor) -> Tensor:
+        """What `fold_batch_norm_` made of a norm behind the layer; channels are last of what is linear."""
+        behind = len(getattr(self, "kernel_size", ()))
+        shape = (-1, *[1] * behind)
+        scale, bias = self.output_scale.reshape(shape), self.output_bias.reshape(shape)
+        return torch.addcmul(bias, out, scale).to(out.dtype)
+
+    def _fold(self, scale: Tensor, bias: Tensor) -> None:
+        """From now on the output is multiplied by scale, channel by channel, and bias added in the place of its own."""
+        self.register_buffer("output_scale", scale)
+        self.register_buffer("output_bias", bias)
+        self.register_parameter("bias", None)
+        self._folded = True
+
+    def _product(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool) -> Tensor:
         if _kept.keeps(self, x):
             return _kept.apply(self, x, compute, padded)
         tape = _tape.current()

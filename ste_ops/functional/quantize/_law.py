@@ -15,6 +15,7 @@ from ste_ops._library import ops
 from ste_ops.functional import binarize
 from ste_ops.functional.quantize import offset, rounding, scaled, uniform
 from ste_ops.functional.quantize._codes import Grid, levels_of
+from ste_ops.functional.quantize._threshold import beyond
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which takes 2 us of a layer that keeps codes
@@ -165,6 +166,7 @@ _LAWS: dict[Any, Callable[..., Law]] = {
     binarize.sign: lambda x, **_: Law(-1, 1, stride=2),
     binarize.heaviside: lambda x, **_: Law(0, 1),
     binarize.ternary: lambda x, **_: Law(-1, 1),
+    beyond: lambda x, low, **_: Law(-1, 1, stride=2) if low else Law(0, 1),
     **{function: _rounding(function) for function in (rounding.round, rounding.floor, rounding.ceil, rounding.trunc)},
     uniform.fake_quantize: _fake_quantize,
     uniform.lsq: _lsq,
