@@ -14,6 +14,8 @@ from ste_ops.nn.fake_quantize import FakeQuantize
 from ste_ops.nn.fold_batch_norm import Folded, FoldedNorm, fold_batch_norm_, folded
 from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
 from ste_ops.nn.offset import LSQPlus
+from ste_ops.nn.pack import pack_
+from ste_ops.nn.packed import PackedConv1d, PackedConv2d, PackedConv3d, PackedLayer, PackedLinear
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.recompute import Recomputed, Saved, recompute_, recomputed
 from ste_ops.nn.report import Row, Summary, summary
@@ -42,6 +44,11 @@ __all__ = [
     "Heaviside",
     "LSQPlus",
     "MagnitudeAwareSign",
+    "PackedConv1d",
+    "PackedConv2d",
+    "PackedConv3d",
+    "PackedLayer",
+    "PackedLinear",
     "QuantConv1d",
     "QuantConv2d",
     "QuantConv3d",
@@ -63,6 +70,7 @@ __all__ = [
     "fold_batch_norm_",
     "folded",
     "freeze_scales",
+    "pack_",
     "quantize_",
     "recompute_",
     "recomputed",

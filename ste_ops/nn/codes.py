@@ -115,8 +115,8 @@ def integer_dtype(low: int, high: int) -> torch.dtype:
     return torch.int32
 
 
-def operator_of(caller: str, quantizer: Any, x: Tensor) -> tuple[Any, dict[str, Any]]:
-    """The operator that a quantizer is, with its settings."""
+def operator_of(caller: str, quantizer: Any, x: Tensor, trained: bool = True) -> tuple[Any, dict[str, Any]]:
+    """The operator that a quantizer is, with its settings; where it is not trained, its scale need not be set."""
     if is_dtensor(x):
         raise TypeError(f"{caller}: a plain tensor is expected, got a DTensor; full_tensor() makes one of it")
     if not isinstance(quantizer, nn.Module):
@@ -125,7 +125,8 @@ def operator_of(caller: str, quantizer: Any, x: Tensor) -> tuple[Any, dict[str, 
         raise _no_integers(caller, quantizer)
     if not quantizer.enabled:
         raise ValueError(f"{caller}: {name_of(quantizer)} is disabled, so there are no integers; enable() it before")
-    check_set(caller, quantizer)
+    if trained:
+        check_set(caller, quantizer)
     operator = quantizer._operator()
     if operator is None:
         raise _no_integers(caller, quantizer)

@@ -63,7 +63,7 @@ class Folded:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def fold_batch_norm_(model: _Model, *example_inputs: Any) -> _Model:
+def fold_batch_norm_(model: _Model, *example_inputs: Any, untrained: bool = False) -> _Model:
     """Folds the batch norms of a trained model into what stands around them, in place.
 
     The model runs once with the example inputs, and every operation is seen; so a norm is found wherever its forward
@@ -88,6 +88,8 @@ def fold_batch_norm_(model: _Model, *example_inputs: Any) -> _Model:
     Args:
         model: any module in eval mode.
         *example_inputs: what the model is called with, of the dtype in use. Numbers do not matter.
+        untrained: True for a model into which the state of a folded one is loaded afterwards: its scales need not be
+            set.
 
     Returns:
         `model` itself; `folded` says what became of each norm.
@@ -119,7 +121,7 @@ def fold_batch_norm_(model: _Model, *example_inputs: Any) -> _Model:
         raise ValueError("fold_batch_norm_: model must have a batch norm, got none")
     if model.training:
         raise RuntimeError("fold_batch_norm_: model must be in eval mode, got training mode; call eval() before")
-    for name, module in model.named_modules():
+    for name, module in () if untrained else model.named_modules():
         if isinstance(module, Quantizer) and module.enabled:
             check_set(f"fold_batch_norm_: {name!r}", module)
     watch, owners = Watch(model, example_inputs), owners_of(model)

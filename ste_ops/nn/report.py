@@ -18,14 +18,16 @@ from ste_ops.nn import _attach
 from ste_ops.nn._quantized_class import float_class, layer_of
 from ste_ops.nn.binarize import Heaviside, Sign, Ternary
 from ste_ops.nn.layers import Quantize, QuantLayer, is_operator
+from ste_ops.nn.packed import PackedLayer
 from ste_ops.nn.quantizer import Quantizer
 from ste_ops.nn.scaled import BitNetWeight, MagnitudeAwareSign, XNORWeight
+from ste_ops.nn.threshold import ChannelThreshold
 
 _VECTORS = "no matrix of weights"
 _TERNARY = math.log2(3)
 # The quantizers that do not say their bits themselves.
 _BITS: dict[Any, float] = {
-    **dict.fromkeys((Sign, Heaviside, XNORWeight, MagnitudeAwareSign), 1),
+    **dict.fromkeys((Sign, Heaviside, ChannelThreshold, XNORWeight, MagnitudeAwareSign), 1),
     **dict.fromkeys((functional.sign, functional.heaviside, functional.bernoulli_ste), 1),
     **dict.fromkeys((functional.xnor_weight, functional.magnitude_aware_sign), 1),
     **dict.fromkeys((Ternary, BitNetWeight, functional.ternary, functional.bitnet_weight), _TERNARY),
@@ -141,6 +143,8 @@ def summary(model: nn.Module) -> Summary:
             continue
         if isinstance(module, Quantizer):
             alone.append(type(module).__name__)
+        elif isinstance(module, PackedLayer):
+            rows.append(_packed_row(name, module))
         elif isinstance(module, QuantLayer) or _attach.is_attached(module) or _has_parameters(module):
             rows.append(_row(name, module, owned))
     return Summary(tuple(rows), tuple(alone))
@@ -149,6 +153,8 @@ def summary(model: nn.Module) -> Summary:
 def _held_quantizers(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, QuantLayer):
         held = [module.weight_quantizer, module.input_quantizer]
+    elif isinstance(module, PackedLayer):
+        held = [module.input_quantizer]
     else:
         held = [_attach.input_quantizer(module)]
     return [*(q for q in held if isinstance(q, nn.Module)), *_attach.parametrizations(module).values()]
@@ -156,6 +162,20 @@ def _held_quantizers(module: nn.Module) -> list[nn.Module]:
 
 def _has_parameters(module: nn.Module) -> bool:
     return any(p is not None for p in module._parameters.values()) or bool(_attach.parametrizations(module))
+
+
+def _packed_row(name: str, layer: PackedLayer) -> Row:
+    form, quantizer = layer._form, layer.input_quantizer
+    return Row(
+        name=name,
+        type=type(layer).__name__,
+        weight=f"packed, {form.bits} bit" + "s" * (form.bits > 1),
+        input=None if quantizer is None else _in_words(quantizer),
+        bits=(form.bits, _bits(quantizer)),
+        scale_set=(None, _is_set([quantizer])),
+        weights=math.prod(form.shape),
+        reason=None,
+    )
 
 
 def _row(name: str, module: nn.Module, owned: dict[nn.Module, nn.Module]) -> Row:

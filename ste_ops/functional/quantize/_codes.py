@@ -100,3 +100,30 @@ def pack(q: Tensor, grid: Grid) -> Codes | None:
 
 def _in_memory(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,))
+
+
+def bytes_of(q: Tensor, levels: Tensor, bits: int) -> Tensor:
+    """Of numbers that are all among the levels, in row-major order: which ones, a code after the other."""
+    codes = ops.pack_codes(q.reshape(-1), levels, None, 1, bits)
+    return codes[: bytes_for(q.numel(), bits)].clone() if codes.numel() else codes
+
+
+def bytes_for(numel: int, bits: int) -> int:
+    return (numel * bits + 7) // 8
+
+
+def numbers_of(
+    codes: Tensor,
+    numel: int,
+    levels: Tensor,
+    bits: int,
+    dtype: torch.dtype,
+    scale: Tensor | None = None,
+    inner: int = 1,
+) -> Tensor:
+    """The levels of codes, times the scale of each `inner` neighbours, which take their turns."""
+    out = torch.empty(numel, dtype=dtype, device=codes.device)
+    if numel:
+        good = codes.new_zeros(-(-numel * out.element_size() // 512))  # no run of them is none of the levels
+        ops.unpack_codes(torch.cat([codes, good]), levels, scale, inner, bits, out)
+    return out
