@@ -39,7 +39,9 @@ def pack_(model: _Model, skip: Collection[str] = (), state_dict: Mapping[str, An
 
     A layer stays the same object with its hooks, its bias and its input quantizer; its float weights are gone, and in
     their place are buffers: the integers in 1, 2, 4 or 8 bits, and what they are multiplied by (`PackedLayer`). The
-    output is that of the trained layer in eval mode, bit for bit.
+    output is that of the trained layer in eval mode, bit for bit. Linear layers, Conv1d and Conv2d with signs on both
+    sides run on `binary_linear` and `binary_conv2d`: there a factor (`XNORWeight`) multiplies the exact integer once,
+    and a bias is added to it once, where a float product rounds each of its sums.
 
     The `state_dict` holds nothing but tensors, so ``safetensors.torch.save_file(model.state_dict(), path)`` stores it,
     and ``torch.save`` does. It is read into a model that the same code made, `quantize_` and `fold_batch_norm_`
@@ -140,6 +142,7 @@ def _change(caller: str, layer: Any, trained: bool) -> Callable[[], None]:
         layer._form, layer._folded, layer.input_quantizer, layer.bias = form, folded, quantizer, bias
         for name, tensor in buffers.items():
             layer.register_buffer(name, tensor.detach().clone())
+        layer._count()
 
     return change
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ste_ops._fx import one_node
 from ste_ops.functional.quantize._codes import bytes_for, levels_of, numbers_of
 from ste_ops.functional.quantize._law import Law
+from ste_ops.nn._counted import counted, may_count, panels_of, reads
 from ste_ops.nn.codes import name_of
 from ste_ops.nn.layers import Quantize
 
@@ -57,6 +58,7 @@ class PackedLayer(nn.Module):
 
     codes: Tensor
     format: Tensor
+    panels: Tensor | None
     output_scale: Tensor
     output_bias: Tensor
     input_quantizer: Quantize | None
@@ -73,6 +75,22 @@ class PackedLayer(nn.Module):
         dtype = dtype or (torch.float32 if held is None else held.dtype)
         return self._rows(0, self._form.shape[0], dtype)
 
+    def _count(self) -> None:
+        """Makes of the codes what products of signs read, where the weights and the input are binary."""
+        form, scale = self._form, self._held("scale")
+        binary = (form.low, form.high, form.stride, form.group_size) == (-1, 1, 2, None) and len(form.shape) < 5
+        binary = binary and (scale is None or scale.numel() in (1, form.shape[0])) and form.axis in (0, None)
+        panels = None
+        if binary and reads(self.input_quantizer) is not None and not self.codes.is_meta:
+            signs = numbers_of(self.codes, math.prod(form.shape), self._levels(torch.float32), 1, torch.float32)
+            panels = panels_of(self, signs.reshape(form.shape))
+        self.register_buffer("panels", panels, persistent=False)
+
+    def _levels(self, wide: torch.dtype) -> Tensor:
+        levels = levels_of(torch.empty(0, dtype=wide, device=self.codes.device), self._form.low, self._form.high)
+        assert levels is not None  # of 8 bits and fewer
+        return levels[:: self._form.stride].contiguous()
+
     def _held(self, name: str) -> Tensor | None:
         return self._buffers.get(name)
 
@@ -82,9 +100,7 @@ class PackedLayer(nn.Module):
         codes, shape = self.codes, (end - begin, *form.shape[1:])
         if end - begin != form.shape[0]:
             codes = codes[bytes_for(begin * members, form.bits) : bytes_for(end * members, form.bits)]
-        levels = levels_of(torch.empty(0, dtype=wide, device=codes.device), form.low, form.high)
-        assert levels is not None
-        levels = levels[:: form.stride].contiguous()
+        levels = self._levels(wide)
         law = self._law(begin, end, wide)
         held = [p for p in (law.scale, law.zero_point, law.offset) if p is not None]
         numel = (end - begin) * members
@@ -126,9 +142,11 @@ class PackedLayer(nn.Module):
 
     @one_node
     def forward(self, input: Tensor) -> Tensor:
-        quantizer = self.input_quantizer
-        x = input if quantizer is None else quantizer(input)
-        tiles, bias = list(self._tiles()), self._parameters.get("bias")
+        quantizer, bias = self.input_quantizer, self._parameters.get("bias")
+        if self.panels is not None and reads(quantizer) is not None and may_count(self, input):
+            out = counted(self, input, self._held("scale"), bias)
+            return self._scaled(out) if self._folded else out
+        x, tiles = input if quantizer is None else quantizer(input), list(self._tiles())
         if len(tiles) == 1:
             out = self._product(x, self._rows(*tiles[0], x.dtype), bias)
         else:
@@ -149,6 +167,7 @@ class PackedLayer(nn.Module):
         wrong = self._wrong(state_dict, prefix)
         if wrong is None:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            self._count()
         else:
             errors.append(f"{type(self).__name__} {prefix.rstrip('.')!r}: {wrong}")
 

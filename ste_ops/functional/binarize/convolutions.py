@@ -27,7 +27,7 @@ def _sizes(operator: str, name: str, given: Any, dims: int, least: int) -> list[
     return sizes
 
 
-def _sides(operator: str, padding: Any, kernel: Sequence[int], stride: list[int], dilation: list[int]) -> list[int]:
+def sides_of(operator: str, padding: Any, kernel: Sequence[int], stride: list[int], dilation: list[int]) -> list[int]:
     """What is added before each dimension, then what is added after each."""
     if not isinstance(padding, str):
         return _sizes(operator, "padding", padding, len(kernel), 0) * 2
@@ -89,7 +89,7 @@ def _convolution(
         _sizes(operator, name, given, dims, 1) for name, given in (("stride", stride), ("dilation", dilation))
     )
     kernel = weight.shape[2:]
-    sides = _sides(operator, padding, kernel, strides, dilations)
+    sides = sides_of(operator, padding, kernel, strides, dilations)
     if padding_value not in ((0, 1) if step else (-1, 0, 1)) or isinstance(padding_value, bool):
         allowed = "0 or 1 beside steps" if step else "-1, 0 or 1"
         raise ValueError(f"{operator}: padding_value must be {allowed}, got {padding_value!r}")
