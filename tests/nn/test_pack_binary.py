@@ -114,6 +114,20 @@ def test_a_norm_that_was_folded_is_applied():
         assert torch.equal(pack_(model)(x), expected)
 
 
+def test_a_norm_behind_a_factor_is_one_factor(counts):
+    layer, x = made("linear", nn.XNORWeight(), "Sign")
+    model = nn.fold_batch_norm_(torch.nn.Sequential(layer, torch.nn.BatchNorm1d(9)).eval(), x)
+    codes = layer.weight_codes()
+    with torch.no_grad():
+        layer.output_scale.uniform_(-1, 1)
+        layer.output_bias.normal_()
+        integers = ste_ops.sign(x) @ codes.values.float().T
+        trained = model(x)
+        out = pack_(model)(x)
+        assert torch.equal(out, integers * (codes.scale.reshape(-1) * layer.output_scale) + layer.output_bias)
+        torch.testing.assert_close(out, trained, rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_not_binary_is_unpacked():
     """Also where a gradient is asked for, or the input quantizer is another one since."""
     layer, x = made("linear", nn.Sign(), "Sign")
