@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops._fx import one_node
-from ste_ops.functional.quantize._codes import bytes_for, levels_of, numbers_of
+from ste_ops.functional.quantize._codes import bytes_for, numbers_of
 from ste_ops.functional.quantize._law import Law
 from ste_ops.nn._counted import counted, may_count, panels_of, reads
 from ste_ops.nn.codes import name_of
@@ -87,9 +87,8 @@ class PackedLayer(nn.Module):
         self.register_buffer("panels", panels, persistent=False)
 
     def _levels(self, wide: torch.dtype) -> Tensor:
-        levels = levels_of(torch.empty(0, dtype=wide, device=self.codes.device), self._form.low, self._form.high)
-        assert levels is not None  # of 8 bits and fewer
-        return levels[:: self._form.stride].contiguous()
+        form = self._form
+        return torch.arange(form.low, form.high + 1, form.stride, dtype=wide, device=self.codes.device)
 
     def _held(self, name: str) -> Tensor | None:
         return self._buffers.get(name)

@@ -147,8 +147,9 @@ def test_what_is_not_binary_is_unpacked():
         pack_(made("conv2d", nn.Sign(), "Sign")[0])(torch.randn(2, 7, 5, 5))
 
 
-def test_a_program_that_was_exported_counts():
-    layer, x = made("conv2d", nn.XNORWeight(), "Sign")
+@pytest.mark.parametrize("weight", [nn.XNORWeight, lambda: nn.LSQ(4, axis=0)])
+def test_an_exported_program_gives_the_same(weight):
+    layer, x = made("conv2d", weight(), "Sign")
     expected = pack_(layer)(x)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert torch.equal(program.module()(x), expected)

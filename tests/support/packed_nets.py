@@ -58,6 +58,7 @@ def images() -> torch.Tensor:
     return torch.linspace(-2, 2, 6 * 64).sin().reshape(6, 1, 8, 8)
 
 
+@torch.enable_grad()
 def trained(name: str) -> nn.Module:
     torch.manual_seed(0)
     model, x = NETS[name](), images()
