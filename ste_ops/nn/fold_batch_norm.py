@@ -97,7 +97,8 @@ def fold_batch_norm_(model: _Model, *example_inputs: Any, untrained: bool = Fals
     Raises:
         TypeError: model is no module, or no input is given.
         ValueError: model has no batch norm.
-        RuntimeError: model is in training mode, or the scale of one of its quantizers is not set yet.
+        RuntimeError: model is in training mode or on the meta device, or the scale of one of its quantizers is not set
+            yet.
 
     Example:
         >>> import torch, ste_ops
@@ -121,6 +122,8 @@ def fold_batch_norm_(model: _Model, *example_inputs: Any, untrained: bool = Fals
         raise ValueError("fold_batch_norm_: model must have a batch norm, got none")
     if model.training:
         raise RuntimeError("fold_batch_norm_: model must be in eval mode, got training mode; call eval() before")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise RuntimeError("fold_batch_norm_: model must hold numbers, since it runs, got one on the meta device")
     for name, module in () if untrained else model.named_modules():
         if isinstance(module, Quantizer) and module.enabled:
             check_set(f"fold_batch_norm_: {name!r}", module)

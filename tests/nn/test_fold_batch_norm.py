@@ -303,6 +303,11 @@ def threshold(*sizes, low=-1):
             RuntimeError,
             r"'0.input_quantizer': the scale of LSQ is not",
         ),
+        (
+            lambda: fold_batch_norm_(net().to("meta"), X),
+            RuntimeError,
+            "must hold numbers, since it runs, got one on the",
+        ),
         (lambda: folded(net()), ValueError, "folded: fold_batch_norm_ must have been called on this Sequential"),
         (lambda: threshold(2, 3), ValueError, r"must be vectors of one size, got \(2,\) and \(3,\)"),
         (lambda: threshold(2, 2, low=1), ValueError, "low must be -1 or 0, got 1"),
