@@ -182,7 +182,7 @@ class QuantLayer(nn.Module):
 
     def _computed(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool = False) -> Tensor:
         """`compute` of the quantized input and weight; `padded` where it pads with what is in the input."""
-        out = self._product(x, compute, padded)
+        out = self._of_quantized(x, compute, padded)
         return self._scaled(out) if self._folded else out
 
     def _scaled(self, out: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class QuantLayer(nn.Module):
         self.register_parameter("bias", None)
         self._folded = True
 
-    def _product(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool) -> Tensor:
+    def _of_quantized(self, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], padded: bool) -> Tensor:
         if _kept.keeps(self, x):
             return _kept.apply(self, x, compute, padded)
         tape = _tape.current()

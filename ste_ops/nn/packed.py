@@ -143,10 +143,7 @@ class PackedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         quantizer, bias = self.input_quantizer, self._parameters.get("bias")
         if self.panels is not None and reads(quantizer) is not None and may_count(self, input):
-            scale = self._held("scale")
-            if self._folded and scale is not None:  # a product of factors, rounded once more, spares a pass
-                return counted(self, input, scale.reshape(-1) * self.output_scale, self.output_bias)
-            out = counted(self, input, scale, bias)
+            out = counted(self, input, self._held("scale"), bias)
             return self._scaled(out) if self._folded else out
         x, tiles = input if quantizer is None else quantizer(input), list(self._tiles())
         if len(tiles) == 1:
