@@ -37,6 +37,7 @@ SETTINGS = {
     "DoReFaActivation": lambda: quantized.DoReFaActivation(2),
     "DoReFaWeight": lambda: quantized.DoReFaWeight(2),
     "FakeQuantize": lambda: FakeQuantize(3),
+    "ChannelThreshold": lambda: quantized.ChannelThreshold(torch.ones(8), torch.zeros(8)),
 }
 NAMES = sorted(
     name

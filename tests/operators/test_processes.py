@@ -66,7 +66,18 @@ def modules() -> list[nn.Module]:
         ste_ops.nn.MagnitudeAwareSign(),
         ste_ops.nn.SRSTE(),
     ]
-    return [*layers, *clips, *steps, *others, rounding]
+    return [*layers, *clips, *steps, *others, rounding, deployed()]
+
+
+def deployed() -> nn.Module:
+    """A net whose norm is folded and whose layers are packed."""
+    options = {"weight_quantizer": ste_ops.nn.Sign(), "input_quantizer": ste_ops.nn.Sign()}
+    convolutions = (ste_ops.nn.QuantConv1d, ste_ops.nn.QuantConv2d, ste_ops.nn.QuantConv3d)
+    net = nn.ModuleList(nn.Sequential(of(8, 8, 1, **options)) for of in convolutions)
+    linear = ste_ops.nn.QuantLinear(8, 8, **options)
+    net.append(nn.Sequential(linear, nn.BatchNorm1d(8), ste_ops.nn.QuantLinear(8, 4, **options)).eval())
+    ste_ops.nn.fold_batch_norm_(net[-1], torch.randn(4, 8), untrained=True)
+    return ste_ops.nn.pack_(net.eval())
 
 
 def surrogates() -> list[surrogate.Surrogate]:
@@ -77,6 +88,7 @@ def objects() -> list[Any]:
     tensors = [torch.rand(3) for _ in range(2)]
     summary = ste_ops.nn.summary(nn.Sequential(nn.Linear(3, 2)))
     net = ste_ops.nn.recompute_(nn.Sequential(nn.Linear(64, 80), nn.BatchNorm1d(80)), torch.randn(64, 64))
+    folded = ste_ops.nn.folded(modules()[-1][-1])
     return [
         ste_ops.SumTree(torch.rand(1000)),
         ste_ops.SumTree(torch.rand(7).bfloat16()),
@@ -87,6 +99,9 @@ def objects() -> list[Any]:
         *summary.rows,
         ste_ops.nn.recomputed(net),
         *ste_ops.nn.recomputed(net),
+        folded,
+        *folded,
+        ste_ops.nn.QuantLinear(3, 2, weight_quantizer=ste_ops.nn.Sign()).weight_codes(),
         *samplers(),
         *modules(),
         *surrogates(),
@@ -105,6 +120,8 @@ def facts(of: Any) -> Any:
         state = {name: value.tolist() for name, value in of.state_dict().items()}
         generator = getattr(of, "generator", None)
         return repr(of), state, generator and generator.get_state().tolist()
+    if isinstance(of, ste_ops.nn.Codes):
+        return of.values.tolist(), of.dequantize().tolist(), of.bits
     return dataclasses.asdict(of) if dataclasses.is_dataclass(of) else repr(of)
 
 
@@ -117,7 +134,7 @@ def child(given: list[Any], more: Queue, answers: Queue) -> None:
 
 def test_every_kind_of_object_is_there() -> None:
     """What is public and no function; the bases stand for their subclasses."""
-    bases = {ste_ops.nn.Quantizer, ste_ops.nn.QuantLayer, surrogate.Surrogate}
+    bases = {ste_ops.nn.Quantizer, ste_ops.nn.QuantLayer, ste_ops.nn.PackedLayer, surrogate.Surrogate}
     needs_a_function = {surrogate.Custom}
     of_this_process = {ste_ops.patch_torch}
     rooms = (ste_ops, ste_ops.nn, data, surrogate)
