@@ -153,7 +153,7 @@ $(VENV)/wheel-tools: pyproject.toml $(VENV)/torch
 	@touch $@
 
 # Without their dependencies, which would replace torch. Where they cannot be had, tests/programs/test_recipes.py skips them.
-test: $(VENV)/recipes $(VENV)/loaders
+test: $(VENV)/recipes $(VENV)/loaders $(VENV)/onnx
 
 $(VENV)/recipes: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group recipes || echo "ste_ops: no trainers to try, their recipes will be skipped"
@@ -162,4 +162,9 @@ $(VENV)/recipes: pyproject.toml $(VENV)/torch
 # Likewise: its dependencies are torch and what it fetches files with. Else tests/data/test_torchdata.py is skipped.
 $(VENV)/loaders: pyproject.toml $(VENV)/torch
 	$(PIP) install --no-deps --group loaders || echo "ste_ops: no torchdata, its loader will not be tried"
+	@touch $@
+
+# Likewise: with their dependencies pip would look for a numpy that suits them all. Else most of tests/export is skipped.
+$(VENV)/onnx: pyproject.toml $(VENV)/torch
+	$(PIP) install --no-deps --group onnx || echo "ste_ops: no ONNX to export to, its tests will be skipped"
 	@touch $@

@@ -58,20 +58,20 @@ from ste_ops.functional import (
 from ste_ops.functional import round as round
 
 if _TYPE_CHECKING:
-    from ste_ops import reference, testing
+    from ste_ops import onnx, reference, testing
 
 __version__ = "0.1.0"
 
 # `round` is left out: a star import must not hide Python's own.
-__all__ = ["__version__", "build_info", "data", "nn", "patch_torch", "reference", "surrogate", "testing"]
+__all__ = ["__version__", "build_info", "data", "nn", "onnx", "patch_torch", "reference", "surrogate", "testing"]
 __all__ += functional.__all__
 
 
 if not _TYPE_CHECKING:  # a checker would take any name to be there
 
     def __getattr__(name: str) -> _Any:
-        # What judges the rest is loaded when it is asked for: nothing here leans on it.
-        if name in ("reference", "testing"):
+        # What judges or exports the rest is loaded when it is asked for: nothing here leans on it.
+        if name in ("onnx", "reference", "testing"):
             return _import_module(f"ste_ops.{name}")
         raise AttributeError(f"module 'ste_ops' has no attribute {name!r}")
 

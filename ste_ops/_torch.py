@@ -98,8 +98,8 @@ def function_of(node: Any) -> Any:
 
 
 def schema_of(operation: Any) -> Any:
-    """Which arguments an operation takes and writes to, and what it returns."""
-    return operation._schema
+    """Which arguments an operation takes and writes to, and what it returns; None of what is no operator."""
+    return getattr(operation, "_schema", None)
 
 
 def asking_dataset(frame: FrameType) -> Any:

@@ -34,11 +34,12 @@ def test_tables_name_what_exists_and_leave_nothing_out():
         for part in name.split("."):
             assert hasattr(owner, part), f"ste_ops.{name}"
             owner = getattr(owner, part)
-    families = {"data", "nn", "reference", "surrogate", "testing", "__version__"}
+    families = {"data", "nn", "onnx", "reference", "surrogate", "testing", "__version__"}
     assert set(dir(ste_ops)) - families <= named
     assert {f"surrogate.{name}" for name in ste_ops.surrogate.__all__ if name != "Surrogate"} <= named
     assert {f"nn.{name}" for name in ste_ops.nn.__all__} <= named
     assert {f"data.{name}" for name in ste_ops.data.__all__} <= named
+    assert {f"onnx.{name}" for name in ste_ops.onnx.__all__} <= named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

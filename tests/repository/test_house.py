@@ -166,13 +166,14 @@ ROOMS: dict[str, set[str]] = {
     "_patch": {"functional"},
     "nn": {"_torch", "_dtensor", "_checks", "_random", "_sent", "_fx", "surrogate", "functional"},
     "data": {"_library", "_torch", "_checks", "_random", "_sent", "functional"},
+    "onnx": {"_library", "_torch", "_checks"},
     # The leaves.
     "reference": {"_names", "_random", "surrogate", "functional.clip.result"},
     "testing": {"", "_names", "_library", "surrogate", "reference"},
     "gallery": {"", "_names", "surrogate"},
     "demo": {"", "_names"},
     "__main__": {"", "_names", "testing", "gallery", "demo"},
-    "": {"_names", "_library", "_patch", "functional", "surrogate", "nn", "data", "reference", "testing"},
+    "": {"_names", "_library", "_patch", "functional", "surrogate", "nn", "data", "onnx", "reference", "testing"},
 }
 
 
