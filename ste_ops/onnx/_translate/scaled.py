@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op
 
 from ste_ops.onnx._translate.values import (
     DOUBLE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op
 
 from ste_ops.onnx._translate.values import Value, arithmetic, back, cast, clip, constant, integers, widened
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op
 
 from ste_ops.onnx._translate.values import Value, along, arithmetic, back, clip, constant, scalar, widened
 

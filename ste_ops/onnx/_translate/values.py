@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import opset21 as op
+from onnxscript import opset18 as op
 
 Value = Any
 """A value of the graph, an `onnx_ir.Value`."""
