@@ -97,6 +97,10 @@ def function_of(node: Any) -> Any:
     return getattr(node, "_forward_cls", None)
 
 
+# In exported programs, after each cast: that a tensor still has the dtype with which it was traced.
+ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
+
+
 def schema_of(operation: Any) -> Any:
     """Which arguments an operation takes and writes to, and what it returns; None of what is no operator."""
     return getattr(operation, "_schema", None)

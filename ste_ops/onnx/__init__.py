@@ -4,6 +4,9 @@ It needs onnx and onnxscript, ``pip install 'ste_ops[onnx]'``; nothing of them i
 called.
 """
 
+from ste_ops._names import show_public_names as _show_public_names
 from ste_ops.onnx._export import export, translations
 
 __all__ = ["export", "translations"]
+
+_show_public_names(__name__)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.onnx.ops import symbolic
 
-from ste_ops._torch import schema_of
+from ste_ops._torch import ASSERT_METADATA, schema_of
 from ste_ops.onnx._codes import GRIDS, Grid, along, bits_for, integers_of
 from ste_ops.onnx._refused import REFUSED, refusal
 
@@ -122,7 +122,7 @@ def fold(program: GraphModule) -> None:
     """Puts the integers of quantized weights in the place of these, and what else operators ask of parameters."""
     graph = program.graph
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        if node.target is ASSERT_METADATA:
             graph.erase_node(node)
     constants = _Constants(program)
     constants.compute()

@@ -18,11 +18,14 @@ pytest.importorskip("onnxscript")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("qdq", [False, True], ids=["exact", "qdq"])
+WITH_INTEGERS = ["MLP", "ResNet, LSQ of 4 bits", "attached"]
+
+
+@pytest.mark.parametrize(
+    ("name", "qdq"),
+    [*((name, False) for name in NETS if name != "attached"), *((name, True) for name in WITH_INTEGERS)],
+)
 def test_a_net_in_onnxruntime_is_that_of_eager_mode(name, qdq, tmp_path):
-    if qdq and name in ("Bi-Real ResNet", "BitNet block", "spiking net"):
-        pytest.skip("no quantizer of its has a QuantizeLinear")
     model, example = trained(name), NETS[name][1]
     path = str(tmp_path / "net.onnx")
     with warnings.catch_warnings():

@@ -42,7 +42,7 @@ def test_a_quantizer_has_the_bits_of_eager_mode(name, dtype):
 
 
 @pytest.mark.parametrize("name", cases.of_statistics())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_statistic_is_that_of_eager_mode_but_for_rounding(name, dtype):
     """Means are summed in float64 in another order; a tanh that is rounded otherwise may shift a weight by a step."""
     eager, exported = (y.double() for y in computed(dtype, "statistics")[name])
