@@ -6,6 +6,7 @@ _DRAWS = "it draws at random, and ONNX has no generator that would draw the same
 _SAMPLES = "it is part of a sampler, which stands before a net"
 _TRAINS = "it is for training, and a file holds what a net computes"
 _COMPILED = "it stands in what torch.compile makes, and not in an exported program"
+_COUNTS = "ONNX has no product of packed bits; export the model before pack_, with ordinary layers"
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
@@ -30,6 +31,7 @@ REFUSED: dict[str, str] = {
         _TRAINS,
     ),
     "checked_steps": _COMPILED,
+    **dict.fromkeys(("pack_bits", "unpack_bits", "binary_panels", "binary_linear", "binary_conv2d"), _COUNTS),
 }
 
 
