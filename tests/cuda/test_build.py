@@ -137,6 +137,7 @@ BLOCKS = {
     "kUnitThreads": 2,  # the same
     "kSamplingThreads": 4,
     "kRowThreads": 4,
+    "kByteThreads": 4,
     "256": 4,
 }
 # Without launch bounds: these are launched with kSamplingThreads and the like.

@@ -38,6 +38,7 @@ WITHOUT_GRADIENT = {
     "get_total_norm",
     "multinomial",
     "nn",
+    "onnx",
     "reference",
     "residual_resample",
     "sr_ste_decay_",
