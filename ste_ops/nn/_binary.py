@@ -21,6 +21,7 @@ from ste_ops.functional.binarize._of_layers import (
     recording,
 )
 from ste_ops.nn import _tape
+from ste_ops.nn._kept import autocast, autocast_dtype
 from ste_ops.nn.binarize import Heaviside, Sign
 from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
 from ste_ops.nn.scaled import MagnitudeAwareSign, XNORWeight
@@ -33,6 +34,8 @@ _STEP = {Sign: False, Heaviside: True, functional.sign: False, functional.heavis
 # Whether a weight has a factor.
 _FACTOR = {Sign: False, XNORWeight: True, MagnitudeAwareSign: True}
 _FACTOR |= {functional.sign: False, functional.xnor_weight: True, functional.magnitude_aware_sign: True}  # type: ignore[dict-item]
+
+_CONVOLUTIONS = (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
 
 
 def _among(kinds: dict[Any, bool], quantizer: Any) -> bool | None:
@@ -52,18 +55,21 @@ def kinds_of(layer: Any) -> tuple[bool, bool] | None:
     if step is None:
         return None
     factor = _among(_FACTOR, layer._quantizer("weight_quantizer"))
-    return None if factor is None or not layer._quantizes_by_quantizer else (step, factor)
+    own = factor is not None and layer._quantizes_by_quantizer and _convolves_as_torch(layer)
+    return (step, factor) if own and factor is not None else None
+
+
+def _convolves_as_torch(layer: Any) -> bool:
+    """Whether no subclass or object has a `_conv_forward` of its own."""
+    own = getattr(type(layer), "_conv_forward", None)
+    return "_conv_forward" not in vars(layer) and own in _CONVOLUTIONS
 
 
 def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
     """`kinds_of` a layer that counts bits of these; None where it computes in floats."""
-    if (
-        not isinstance(q, Tensor)
-        or q.device.type != "cpu"
-        or q.dtype not in _FLOATING
-        or q.dtype != w.dtype
-        or w.numel() == 0
-    ):
+    if not isinstance(q, Tensor) or q.device.type != "cpu" or q.dtype not in _FLOATING or w.numel() == 0:
+        return None
+    if autocast_dtype(q) != autocast_dtype(w):
         return None
     kinds = kinds_of(layer)
     if kinds is None or recording():
@@ -77,6 +83,7 @@ def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
 
 
 def linear(q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor:
+    q, w, bias = autocast(q), autocast(w), None if bias is None else autocast(bias)
     return linear_of_signs(q, w, bias, factor, w.shape[1], w.shape[0], step, q.dtype)
 
 
@@ -86,6 +93,7 @@ def _last(x: Tensor) -> bool:
 
 def convolution(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor | None:
     """None where it is left to torch: padding that differs by side, tiny groups, an input without a batch."""
+    q, w, bias = autocast(q), autocast(w), None if bias is None else autocast(bias)
     dims, padding = w.dim() - 2, layer.padding
     if dims > 2 or q.dim() != w.dim():
         return None

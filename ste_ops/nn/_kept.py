@@ -7,7 +7,6 @@ one is there, and its quantizer runs once more. Everything else about the backwa
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +28,9 @@ Made = Callable[[], Tensor]
 # once more takes a twentieth of a step and more, where each of its elements is used for fewer outputs.
 LEAST_INPUT, LEAST_WEIGHT, LEAST_USES = 1 << 16, 1 << 17, 64
 _NARROW = (torch.float16, torch.bfloat16)
-# Of functions as quantizers, the whole numbers that they put out, and their distance.
+# Functions as quantizers whose nodes give their results again; of others, the whole numbers that they put out, and the
+# distance of these.
+_LEARNED = (functional.lsq, functional.lsq_plus)
 _WHOLE = {functional.sign: (-1, 1, 2), functional.heaviside: (0, 1, 1), functional.ternary: (-1, 1, 1)}
 
 
@@ -59,20 +60,20 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
     again = _again(layer, x)
     w = layer.quantized_weight() if again is None else again.run(layer._quantizer("weight_quantizer"), layer.weight)
     of_w = None if again is None else again.quantized
-    if again is None and _is_worth_it(layer, w, x):
-        of_w = _remade(w)
+    if again is None and layer._quantizes_by_quantizer and _is_worth_it(layer, w, x):
+        of_w = _remade(layer._quantizer("weight_quantizer"), w)
     grid = of_q = None
     if w.requires_grad:  # the input is saved for the gradient of the weight alone
-        of_q = None if padded or q.nbytes < LEAST_INPUT else _remade(q)
+        of_q = None if padded or q.nbytes < LEAST_INPUT else _remade(layer._quantizer("input_quantizer"), q)
         grid = grid_of(layer._quantizer("input_quantizer"), x, q) if of_q is None else None
     if grid is None and of_q is None and of_w is None:
         return compute(q, w)
-    if x.dtype in _NARROW and _autocast(x.new_empty(0)).dtype != x.dtype:
+    if x.dtype in _NARROW and autocast_dtype(x) != x.dtype:
         grid = None  # a number that is rounded twice is another
     if not padded:  # what pads adds up gradients in the dtype of q
-        q = _autocast(q)
+        q = autocast(q)
     if of_w is not None:
-        w = _autocast(w)
+        w = autocast(w)
     kept = Kept(q, of_q, grid, w.shape if padded else None)
     try:
         with torch.autograd.graph.saved_tensors_hooks(_Hooks(kept, w, of_w), _unpack):
@@ -81,11 +82,15 @@ def apply(layer: Any, x: Tensor, compute: Callable[[Tensor, Tensor], Tensor], pa
         kept.close()
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """x as a linear layer or a convolution would take it, so that what is saved is known."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """In which a linear layer or a convolution would take x."""
+    taken = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if taken else x.dtype
+
+
+def autocast(x: Tensor) -> Tensor:
+    """x as they would take it, so that what is saved is known."""
+    return x.to(autocast_dtype(x))
 
 
 def _again(layer: Any, x: Tensor) -> Again | None:
@@ -100,10 +105,40 @@ def _is_worth_it(layer: Any, weight: Tensor, x: Tensor) -> bool:
     return weight.nbytes >= LEAST_WEIGHT and layer._uses(x) >= LEAST_USES
 
 
-def _remade(made: Tensor) -> Made | None:
-    """What gives a tensor once more, out of what the node that made it has saved for its gradient anyway."""
+def _remade(quantizer: Any, made: Tensor) -> Made | None:
+    """What gives a tensor once more, out of what the node that made it has saved for its gradient anyway.
+
+    Of another's quantizer nobody knows whether it changed the tensor behind the back of its node.
+    """
+    if isinstance(quantizer, nn.Module):
+        if not isinstance(quantizer, Quantizer) or not is_as_written(quantizer) or not quantizer.enabled:
+            return None
+    elif function_of(quantizer) not in _LEARNED:
+        return None
     again = getattr(function_of_node(made.grad_fn), "again", None)
-    return None if again is None or made._version > 0 else functools.partial(again, made.grad_fn)
+    return None if again is None or made._version > 0 else _Remade(again, made.grad_fn)
+
+
+class _Remade:
+    """A node, asked for its result once more. It saves its input as the variable that it is, which may be given other
+    memory meanwhile."""
+
+    __slots__ = ("_again", "_memory", "_node")
+
+    def __init__(self, again: Callable[[Any], Tensor], node: Any) -> None:
+        self._again, self._node = again, node
+        self._memory = self._addresses()
+
+    def _addresses(self) -> list[int]:
+        return [saved.data_ptr() for saved in self._node.saved_tensors]
+
+    def __call__(self) -> Tensor:
+        if self._addresses() != self._memory:
+            raise RuntimeError(
+                "ste_ops.nn: what a layer quantized with a learned scale was given other memory since the forward, as "
+                "by an assignment to .data; the backward quantizes it once more. Assign after the backward"
+            )
+        return self._again(self._node)
 
 
 def grid_of(quantizer: Any, x: Tensor, q: Tensor) -> Grid | None:
@@ -125,7 +160,7 @@ class Kept:
     def __init__(self, q: Tensor, made: Made | None, grid: Grid | None, padded_beside: torch.Size | None) -> None:
         self._made, self._grid = made, grid
         self._shape, self._other = q.shape, padded_beside  # the shape of the weight
-        self._memory = q.untyped_storage().data_ptr()
+        self._memory, self._version = q.untyped_storage().data_ptr(), q._version
         self._q: Tensor | None = None if grid is None else q.detach()
         self._codes: Codes | None = None
         # What pads leaves a scale for all, or one of each channel, as it is.
@@ -133,7 +168,9 @@ class Kept:
         self._padded = padded_beside is not None and grid is not None and (grid.scale is None or of_channels)
 
     def made_of(self, tensor: Tensor, memory: int) -> Made | None:
-        """What gives `tensor` once more, which holds the input or what it was padded to."""
+        """What gives `tensor` once more, which holds the input or what it was padded to; None once it was changed."""
+        if memory == self._memory and tensor._version != self._version:
+            return None
         if self._grid is None:
             return self._made if memory == self._memory else None
         codes = self._codes_of(tensor, memory)
@@ -193,11 +230,14 @@ class _Hooks:
 
     def __init__(self, kept: Kept, w: Tensor, of_w: Made | None) -> None:
         self._kept, self._of_w = kept, of_w
-        self._memory = w.untyped_storage().data_ptr()
+        self._memory, self._version = w.untyped_storage().data_ptr(), w._version
 
     def __call__(self, tensor: Tensor) -> _View | _AsItIs:
         memory = tensor.untyped_storage().data_ptr()
-        made = self._of_w if memory == self._memory else self._kept.made_of(tensor, memory)
+        if memory == self._memory:
+            made = self._of_w if tensor._version == self._version else None
+        else:
+            made = self._kept.made_of(tensor, memory)
         return _AsItIs(tensor) if made is None else _View(made, tensor)
 
 

@@ -138,6 +138,7 @@ BLOCKS = {
     "kSamplingThreads": 4,
     "kRowThreads": 4,
     "kByteThreads": 4,
+    "kPackThreads": 4,
     "256": 4,
 }
 # Without launch bounds: these are launched with kSamplingThreads and the like.

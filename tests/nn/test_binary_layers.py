@@ -138,3 +138,32 @@ def test_what_is_no_sign_is_multiplied(change):
     x = torch.randn(4, 64)
     quantize = layer.input_quantizer
     assert torch.equal(layer(x), torch.nn.functional.linear(quantize(x), layer.quantized_weight()))
+
+
+@pytest.mark.parametrize("rows", [4, 600])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast(dtype, rows, monkeypatch):
+    torch.manual_seed(0)
+    layer = QuantLinear(64, 32, bias=False, input_quantizer=Sign(), weight_quantizer=XNORWeight())
+    x = torch.randn(rows, 64)
+    with torch.autocast("cpu", dtype):
+        received, expected = counted(layer, x, monkeypatch)
+        torch.testing.assert_close(received[0], expected[0])
+        assert received[0].dtype == dtype
+        with torch.no_grad():
+            assert layer(x).dtype == dtype
+        torch._dynamo.reset()
+        assert torch.compile(layer, fullgraph=True, backend="aot_eager")(x).dtype == dtype
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_a_convolution_of_ones_own_is_called():
+    class Thrice(QuantConv2d):
+        def _conv_forward(self, input, weight, bias):
+            return 3 * super()._conv_forward(input, weight, bias)
+
+    layer = Thrice(32, 32, 3, padding=1, input_quantizer=Sign(), weight_quantizer=Sign())
+    x = torch.randn(2, 32, 5, 5)
+    plain = torch.nn.functional.conv2d(ste_ops.sign(x), layer.quantized_weight(), layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), 3 * plain)

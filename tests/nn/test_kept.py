@@ -193,8 +193,16 @@ def test_quantizers_that_are_changed_by_others(floats):
         with torch.no_grad():
             return y.mul_(2)
 
-    for quantizer in (shifted, Noisy(), LSQ(4).disable(), lambda x: x, nn.Identity(), written):
-        for of_weight in (Noisy(), None):
+    def written_behind(x):
+        y = ste_ops.lsq(x, torch.full((1,), 0.3, requires_grad=True), -8, 7)
+        y.data.clamp_(min=0)
+        return y
+
+    hooked = LSQ(4)
+    hooked.register_forward_hook(lambda module, args, out: out.data.mul_(2)[:0].sum() + out)
+
+    for quantizer in (shifted, Noisy(), LSQ(4).disable(), lambda x: x, nn.Identity(), written, written_behind, hooked):
+        for of_weight in (Noisy(), written_behind, None):
             layer = QuantLinear(6, 3, input_quantizer=quantizer, weight_quantizer=of_weight)
             x = torch.randn(5, 6)
 
@@ -203,6 +211,31 @@ def test_quantizers_that_are_changed_by_others(floats):
                 return trained(layer, x)  # noqa: B023
 
             assert_equal(call(), floats(call))
+
+
+@pytest.mark.parametrize("of_input", [lambda: LSQ(4), Sign, lambda: ste_ops.sign])
+@pytest.mark.parametrize("of_weight", [lambda: LSQ(4), XNORWeight, Sign])
+def test_what_a_convolution_of_ones_own_changes_is_kept_as_it_was_changed(floats, of_input, of_weight):
+    class Halves(QuantConv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input.mul_(0.5), weight.mul_(0.5), bias)
+
+    torch.manual_seed(0)
+    layer = Halves(4, 4, 3, padding=1, input_quantizer=of_input(), weight_quantizer=of_weight())
+    x = torch.randn(3, 4, 8, 8)
+    layer(x)
+    assert_equal(trained(layer, x), floats(lambda: trained(layer, x)))
+
+
+def test_other_memory_between_forward_and_backward_is_told():
+    layer = QuantLinear(16, 8, input_quantizer=LSQ(4), weight_quantizer=LSQ(4))
+    for swapped in ("x", "weight"):
+        x = torch.randn(64, 16)
+        y = layer(x)
+        of = x if swapped == "x" else layer.weight
+        of.data = of.data + 1
+        with pytest.raises(RuntimeError, match="was given other memory since the forward"):
+            y.sum().backward()
 
 
 def test_transforms_and_graphs(floats):
