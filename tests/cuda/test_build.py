@@ -149,6 +149,7 @@ FEWER = {
     "sr_ste_fours_kernel": 2,  # two arrays ahead, and the ranks of four
     "rewrite_kernel": 1,  # four dtypes in one kernel, whose clamp takes 70 registers
     "clip_rows_kernel": 1,  # the three looks of a norm, with pow in them
+    "short_row_sample_kernel": 3,  # float64: a thread's eight weights and their masses
     "ancestors_kernel": 3,  # 64-bit divisions
     "curve_backward_kernel": 3,  # float64: two arrays two chunks ahead
     "sum_level_kernel": 3,  # eight loads of 16 bytes ahead
