@@ -101,6 +101,15 @@ def function_of(node: Any) -> Any:
 ASSERT_METADATA = torch.ops.aten._assert_tensor_metadata.default
 
 
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_CONVOLVE = (None, *[convolution._conv_forward for convolution in _CONVOLUTIONS])
+
+
+def convolves_as_torch(layer: Any) -> bool:
+    """Whether neither a subclass nor the layer itself has a `_conv_forward` of its own."""
+    return "_conv_forward" not in vars(layer) and getattr(type(layer), "_conv_forward", None) in _CONVOLVE
+
+
 def schema_of(operation: Any) -> Any:
     """Which arguments an operation takes and writes to, and what it returns; None of what is no operator."""
     return getattr(operation, "_schema", None)

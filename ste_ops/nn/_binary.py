@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ste_ops import functional
-from ste_ops._torch import differentiated_around, dispatch_modes
+from ste_ops._torch import convolves_as_torch, differentiated_around, dispatch_modes
 from ste_ops.functional.binarize._of_layers import (
     convolution_of_signs,
     float_is_faster,
@@ -35,8 +35,6 @@ _STEP = {Sign: False, Heaviside: True, functional.sign: False, functional.heavis
 _FACTOR = {Sign: False, XNORWeight: True, MagnitudeAwareSign: True}
 _FACTOR |= {functional.sign: False, functional.xnor_weight: True, functional.magnitude_aware_sign: True}  # type: ignore[dict-item]
 
-_CONVOLUTIONS = (None, nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
-
 
 def _among(kinds: dict[Any, bool], quantizer: Any) -> bool | None:
     """None also of a weight in groups, which have a factor each."""
@@ -55,14 +53,8 @@ def kinds_of(layer: Any) -> tuple[bool, bool] | None:
     if step is None:
         return None
     factor = _among(_FACTOR, layer._quantizer("weight_quantizer"))
-    own = factor is not None and layer._quantizes_by_quantizer and _convolves_as_torch(layer)
+    own = factor is not None and layer._quantizes_by_quantizer and convolves_as_torch(layer)
     return (step, factor) if own and factor is not None else None
-
-
-def _convolves_as_torch(layer: Any) -> bool:
-    """Whether no subclass or object has a `_conv_forward` of its own."""
-    own = getattr(type(layer), "_conv_forward", None)
-    return "_conv_forward" not in vars(layer) and own in _CONVOLUTIONS
 
 
 def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
