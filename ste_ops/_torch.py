@@ -110,6 +110,11 @@ def convolves_as_torch(layer: Any) -> bool:
     return "_conv_forward" not in vars(layer) and getattr(type(layer), "_conv_forward", None) in _CONVOLVE
 
 
+def is_fake(x: Any) -> bool:
+    """Whether x stands for a tensor in a program that is recorded."""
+    return type(x).__module__.startswith("torch._subclasses")
+
+
 def schema_of(operation: Any) -> Any:
     """Which arguments an operation takes and writes to, and what it returns; None of what is no operator."""
     return getattr(operation, "_schema", None)

@@ -1,81 +1,88 @@
 """Layers whose input and weight are signs: on the CPU their forward counts bits, with the numbers of the float one.
 
 A dot product of signs is an integer, which float32 holds exactly in whatever order it is summed. Of a weight that is a
-sign times a factor the integer is multiplied by the factor once, where the float path rounds each of its sums.
+sign times a factor the integer is multiplied by the factor once, wherever on the CPU and by whatever it is computed;
+torch's product of such weights rounds each of its sums.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ste_ops import functional
-from ste_ops._torch import convolves_as_torch, differentiated_around, dispatch_modes
+from ste_ops._torch import convolves_as_torch, differentiated_around, dispatch_modes, is_fake
 from ste_ops.functional.binarize._of_layers import (
     convolution_of_signs,
     float_is_faster,
     linear_of_signs,
     recording,
 )
-from ste_ops.nn import _tape
+from ste_ops.nn import _signs, _tape
 from ste_ops.nn._kept import autocast, autocast_dtype
-from ste_ops.nn.binarize import Heaviside, Sign
-from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
-from ste_ops.nn.scaled import MagnitudeAwareSign, XNORWeight
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""What torch computes of the quantized input, the quantized weight and the bias."""
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PLAIN = (Tensor, nn.Parameter)
-
-# Whether an input is steps, 1 and 0, and not signs.
-_STEP = {Sign: False, Heaviside: True, functional.sign: False, functional.heaviside: True}
-# Whether a weight has a factor.
-_FACTOR = {Sign: False, XNORWeight: True, MagnitudeAwareSign: True}
-_FACTOR |= {functional.sign: False, functional.xnor_weight: True, functional.magnitude_aware_sign: True}  # type: ignore[dict-item]
+_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
-def _among(kinds: dict[Any, bool], quantizer: Any) -> bool | None:
-    """None also of a weight in groups, which have a factor each."""
-    if not isinstance(quantizer, nn.Module):
-        grouped = isinstance(quantizer, functools.partial) and (quantizer.args or "group_size" in quantizer.keywords)
-        return None if grouped else kinds.get(function_of(quantizer))
-    kind = kinds.get(type(quantizer))
-    if kind is None or not isinstance(quantizer, Quantizer) or getattr(quantizer, "group_size", None) is not None:
+def product(layer: Any, q: Tensor, w: Tensor, torchs: Product) -> Tensor:
+    """The layer's product of what its quantizers made."""
+    kinds = _kinds_of(layer, q, w)
+    if kinds is None:
+        return torchs(q, w, layer.bias)
+    factor = kinds[1]
+    if _counts(layer, q, w):
+        counted = _linear if w.dim() == 2 else _convolution
+        out = counted(layer, autocast(q), autocast(w), None if layer.bias is None else autocast(layer.bias), *kinds)
+        if out is not None:
+            return out
+    return times_factor(torchs, q, w, layer.bias, factor)
+
+
+def _kinds_of(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
+    """Whether the input of a layer of signs is steps, and its weight has a factor; None for others, and off the CPU."""
+    reads = _signs.reads(layer._quantizer("input_quantizer"))
+    if reads is None or not isinstance(q, Tensor) or q.device.type != "cpu" or q.dtype not in _FLOATING:
         return None
-    return kind if quantizer._enabled and is_as_written(quantizer) else None
+    factor = _signs.has_factor(layer._quantizer("weight_quantizer"))
+    if factor is None or not layer._quantizes_by_quantizer or not convolves_as_torch(layer):
+        return None
+    if autocast_dtype(q) != autocast_dtype(w) or w.numel() == 0:
+        return None
+    plain = all(type(x) in _PLAIN or is_fake(x) for x in (q, w, layer.bias))
+    return (reads[0], factor) if plain else None
 
 
-def kinds_of(layer: Any) -> tuple[bool, bool] | None:
-    """Whether the input of a layer of signs is steps, and its weight has a factor; None for other layers."""
-    step = _among(_STEP, layer._quantizer("input_quantizer"))
-    if step is None:
-        return None
-    factor = _among(_FACTOR, layer._quantizer("weight_quantizer"))
-    own = factor is not None and layer._quantizes_by_quantizer and convolves_as_torch(layer)
-    return (step, factor) if own and factor is not None else None
-
-
-def counts(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
-    """`kinds_of` a layer that counts bits of these; None where it computes in floats."""
-    if not isinstance(q, Tensor) or q.device.type != "cpu" or q.dtype not in _FLOATING or w.numel() == 0:
-        return None
-    if autocast_dtype(q) != autocast_dtype(w):
-        return None
-    kinds = kinds_of(layer)
-    if kinds is None or recording():
-        return None
+def _counts(layer: Any, q: Tensor, w: Tensor) -> bool:
+    """What records a program, transforms a function or sees each operation gets torch's own."""
+    if recording():
+        return False
     if torch.compiler.is_compiling():
-        return kinds
-    if differentiated_around():
-        return None
-    plain = type(q) in _PLAIN and type(w) in _PLAIN and type(layer.bias) in (*_PLAIN, type(None))
-    return kinds if plain and (_tape.current() is not None or not dispatch_modes()) else None
+        return True
+    return not differentiated_around() and (_tape.current() is not None or not dispatch_modes())
 
 
-def linear(q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor:
+def times_factor(torchs: Product, q: Tensor, w: Tensor, bias: Tensor | None, factor: bool = True) -> Tensor:
+    """As counted bits give it: an integer times the factor, plus the bias, each rounded in the arithmetic."""
+    dtype = autocast_dtype(q)
     q, w, bias = autocast(q), autocast(w), None if bias is None else autocast(bias)
+    if not factor and bias is None:
+        return torchs(q, w, None)
+    wide, beside = torch.promote_types(dtype, torch.float32), (-1, *[1] * (w.dim() - 2))
+    q, w = q.to(wide), w.to(wide)
+    size = w.detach().flatten(1)[:, :1].abs().reshape(-1, *[1] * (w.dim() - 1))
+    size = torch.where(size == 0, 1.0, size)
+    with torch.autocast("cpu", enabled=False):
+        out = torchs(q, w / size, None) * size.reshape(beside) if factor else torchs(q, w, None)
+    return (out if bias is None else out + bias.to(wide).reshape(beside)).to(dtype)
+
+
+def _linear(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor:
     return linear_of_signs(q, w, bias, factor, w.shape[1], w.shape[0], step, q.dtype)
 
 
@@ -83,10 +90,11 @@ def _last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def convolution(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor | None:
-    """None where it is left to torch: padding that differs by side, tiny groups, an input without a batch."""
-    q, w, bias = autocast(q), autocast(w), None if bias is None else autocast(bias)
+def _convolution(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: bool, factor: bool) -> Tensor | None:
+    """None where it is left to torch: three dimensions, padding that differs by side, tiny groups."""
     dims, padding = w.dim() - 2, layer.padding
+    batched = q.dim() == w.dim()
+    q = q if batched else q.unsqueeze(0)
     if dims > 2 or q.dim() != w.dim():
         return None
     if layer.padding_mode != "zeros":
@@ -107,4 +115,5 @@ def convolution(layer: Any, q: Tensor, w: Tensor, bias: Tensor | None, step: boo
         return None
     rest = (*sizes, 0, step, dims == 2 and (_last(q) or _last(w)), q.dtype)
     out = convolution_of_signs(q, w, bias, factor, *rest)
-    return out.squeeze(2) if dims == 1 else out
+    out = out.squeeze(2) if dims == 1 else out
+    return out if batched else out.squeeze(0)

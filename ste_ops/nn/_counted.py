@@ -1,4 +1,4 @@
-"""Which packed layers are products of signs, and how they run as counts of differing bits."""
+"""How packed layers of signs run as counts of differing bits."""
 
 from __future__ import annotations
 
@@ -7,33 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ste_ops import functional
 from ste_ops._dtensor import is_dtensor
 from ste_ops.functional.binarize.convolutions import conv2d_by_sizes, sides_of
 from ste_ops.functional.binarize.products import linear_by_sizes, weight_panels
-from ste_ops.functional.quantize._law import bound
-from ste_ops.nn.binarize import Heaviside, Sign
-from ste_ops.nn.quantizer import Quantizer, is_as_written
-from ste_ops.nn.threshold import ChannelThreshold
-
-
-def reads(quantizer: Any) -> tuple[bool, bool] | None:
-    """How a product reads what a binary input quantizer is given: whether as steps, and whether after the quantizer.
-
-    None of a quantizer that is not binary. A sign is what the product itself takes of a number, a step likewise.
-    """
-    if isinstance(quantizer, nn.Module):
-        if not isinstance(quantizer, Quantizer) or not is_as_written(quantizer) or not quantizer.enabled:
-            return None
-        if type(quantizer) is Sign:
-            return False, False
-        if type(quantizer) is Heaviside:
-            return True, quantizer.at_zero == 1
-        return (quantizer.low == 0, True) if type(quantizer) is ChannelThreshold else None
-    function, arguments = bound(quantizer)
-    if function is functional.sign:
-        return False, False
-    return (True, arguments.get("at_zero") == 1) if function is functional.heaviside else None
+from ste_ops.nn._signs import reads
 
 
 def panels_of(layer: Any, signs: Tensor) -> Tensor:
@@ -59,6 +36,7 @@ def counted(layer: Any, x: Tensor, scale: Tensor | None, bias: Tensor | None) ->
     if torch.is_autocast_enabled(kind) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
     x, name = x.detach(), type(layer).__name__
+    scale = None if scale is None else scale.to(dtype)  # as in the weights
     bias = None if bias is None else bias.detach()
     if not hasattr(layer, "kernel_size"):
         sizes = layer.in_features, layer.out_features

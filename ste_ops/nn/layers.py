@@ -219,11 +219,9 @@ class QuantLayer(nn.Module):
         return x.numel() // max(int(inputs), 1)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution, by counted bits where both are signs."""
+        """The product, by counted bits where both are signs."""
         layer: Any = self
-        kinds = _binary.counts(layer, x, weight)
-        out = None if kinds is None else _binary.convolution(layer, x, weight, layer.bias, *kinds)
-        return layer._conv_forward(x, weight, layer.bias) if out is None else out  # type: ignore[no-any-return]
+        return _binary.product(layer, x, weight, layer._conv_forward)
 
     def _quantized_input(self, x: Tensor) -> Tensor:
         if self._sign_input is not None:
@@ -282,10 +280,7 @@ class QuantLinear(QuantLayer, nn.Linear):
         return self._computed(input, self._product)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        kinds = _binary.counts(self, x, weight)
-        if kinds is not None:
-            return _binary.linear(x, weight, self.bias, *kinds)
-        return nn.functional.linear(x, weight, self.bias)
+        return _binary.product(self, x, weight, nn.functional.linear)
 
 
 class QuantConv1d(QuantLayer, nn.Conv1d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from ste_ops._fx import one_node
 from ste_ops.functional.quantize._codes import bytes_for, numbers_of
 from ste_ops.functional.quantize._law import Law
-from ste_ops.nn._counted import counted, may_count, panels_of, reads
+from ste_ops.nn._binary import Product, times_factor
+from ste_ops.nn._counted import counted, may_count, panels_of
+from ste_ops.nn._signs import reads
 from ste_ops.nn.codes import name_of
 from ste_ops.nn.layers import Quantize
 
@@ -63,6 +66,7 @@ class PackedLayer(nn.Module):
     output_bias: Tensor
     input_quantizer: Quantize | None
     _form: Form
+    _of_signs: bool  # the weights, times a factor or not
     _folded: bool
     _names = ("scale", "zero_point", "offset")
 
@@ -78,12 +82,13 @@ class PackedLayer(nn.Module):
     def _count(self) -> None:
         """Makes of the codes what products of signs read, where the weights and the input are binary."""
         form, scale = self._form, self._held("scale")
-        binary = (form.low, form.high, form.stride, form.group_size) == (-1, 1, 2, None) and len(form.shape) < 5
-        binary = binary and (scale is None or scale.numel() in (1, form.shape[0])) and form.axis in (0, None)
+        signs = (form.low, form.high, form.stride, form.group_size) == (-1, 1, 2, None) and form.axis in (0, None)
+        signs = signs and (scale is None or scale.numel() in (1, form.shape[0]))
+        self._of_signs = signs
         panels = None
-        if binary and reads(self.input_quantizer) is not None and not self.codes.is_meta:
-            signs = numbers_of(self.codes, math.prod(form.shape), self._levels(torch.float32), 1, torch.float32)
-            panels = panels_of(self, signs.reshape(form.shape))
+        if signs and len(form.shape) < 5 and reads(self.input_quantizer) is not None and not self.codes.is_meta:
+            numbers = numbers_of(self.codes, math.prod(form.shape), self._levels(torch.float32), 1, torch.float32)
+            panels = panels_of(self, numbers.reshape(form.shape))
         self.register_buffer("panels", panels, persistent=False)
 
     def _levels(self, wide: torch.dtype) -> Tensor:
@@ -146,13 +151,16 @@ class PackedLayer(nn.Module):
             out = counted(self, input, self._held("scale"), bias)
             return self._scaled(out) if self._folded else out
         x, tiles = input if quantizer is None else quantizer(input), list(self._tiles())
+        product: Product = self._product
+        if self._of_signs and x.device.type == "cpu" and reads(quantizer) is not None:
+            product = functools.partial(times_factor, self._product, factor=self._held("scale") is not None)
         if len(tiles) == 1:
-            out = self._product(x, self._rows(*tiles[0], x.dtype), bias)
+            out = product(x, self._rows(*tiles[0], x.dtype), bias)
         else:
             parts = []
             for begin, end in tiles:
                 part = None if bias is None else bias[begin:end]
-                parts.append(self._product(x, self._rows(begin, end, x.dtype), part))
+                parts.append(product(x, self._rows(begin, end, x.dtype), part))
             out = torch.cat(parts, self._channels())
         return self._scaled(out) if self._folded else out
 

@@ -11,14 +11,17 @@ from support.kept import assert_equal
 
 import ste_ops
 from ste_ops.nn import (
+    DoReFaWeight,
     Heaviside,
     MagnitudeAwareSign,
     QuantConv1d,
     QuantConv2d,
+    QuantConv3d,
     QuantLinear,
     Sign,
     XNORWeight,
     _binary,
+    pack_,
 )
 
 GEOMETRY = [
@@ -43,18 +46,23 @@ def counted(layer, x, monkeypatch):
     """The same, and of the float path; the first must have counted bits."""
     calls = []
 
-    def spy(layer, q, w):
-        calls.append(kinds(layer, q, w))
-        return calls[-1]
+    def spy(name):
+        counted = getattr(_binary, name)
 
-    kinds = _binary.counts
+        def called(*args):
+            calls.append(counted(*args))
+            return calls[-1]
+
+        return called
+
     with monkeypatch.context() as patch:
-        patch.setattr(_binary, "counts", spy)
+        for name in ("_linear", "_convolution"):
+            patch.setattr(_binary, name, spy(name))
         received = steps(layer, x)
     assert calls
-    assert None not in calls
+    assert not any(made is None for made in calls)
     with monkeypatch.context() as patch:
-        patch.setattr(_binary, "counts", lambda *_: None)
+        patch.setattr(_binary, "_kinds_of", lambda *_: None)
         return received, steps(layer, x)
 
 
@@ -87,19 +95,68 @@ def test_linear_and_1d_equal_the_float_path(dtype, of_input, monkeypatch):
         assert_equal(*counted(layer.to(dtype), x.to(dtype), monkeypatch))
 
 
-@pytest.mark.parametrize("of_weight", [XNORWeight, MagnitudeAwareSign, lambda: ste_ops.xnor_weight])
-def test_a_factor_is_rounded_once(of_weight, monkeypatch):
+FACTORS = {
+    "none": Sign,
+    "XNOR": XNORWeight,
+    "Bi-Real": MagnitudeAwareSign,
+    "DoReFa": lambda: DoReFaWeight(1),
+    "function": lambda: functools.partial(ste_ops.dorefa_weight, bits=1),
+}
+# What bits count, and what torch computes: padding that differs by side, tiny groups, three dimensions.
+SHAPES = {
+    "linear": (lambda **of: QuantLinear(64, 32, **of), (5, 64)),
+    "conv1d": (lambda **of: QuantConv1d(64, 32, 3, padding=1, **of), (2, 64, 9)),
+    "conv2d": (lambda **of: QuantConv2d(64, 32, 3, padding=1, **of), (2, 64, 8, 8)),
+    "even": (lambda **of: QuantConv2d(64, 32, 2, padding="same", **of), (2, 64, 8, 8)),
+    "depthwise": (lambda **of: QuantConv2d(16, 16, 3, groups=16, **of), (2, 16, 8, 8)),
+    "conv3d": (lambda **of: QuantConv3d(16, 8, 2, **of), (2, 16, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("factor", FACTORS)
+def test_factor_and_bias_are_rounded_once_whatever_computes(factor, shape, dtype):
     torch.manual_seed(0)
-    layer = QuantConv2d(64, 32, 3, padding=1, bias=False, input_quantizer=Sign(), weight_quantizer=of_weight())
-    x = torch.randn(2, 64, 8, 8)
-    received, expected = counted(layer, x, monkeypatch)
+    make, size = SHAPES[shape]
+    layer = make(input_quantizer=Sign(), weight_quantizer=FACTORS[factor]()).to(dtype)
+    x, wide = torch.randn(size).to(dtype), torch.promote_types(dtype, torch.float32)
     weight = layer.quantized_weight().detach()
-    factor = weight.abs().amax((1, 2, 3))
-    integers = torch.nn.functional.conv2d(ste_ops.sign(x).double(), weight.sign().double(), padding=1)
-    assert torch.equal(received[0], (integers * factor.double().view(-1, 1, 1)).float())
-    torch.testing.assert_close(received[0], expected[0])
-    assert not torch.equal(received[0], expected[0])
-    assert_equal(received[1:], expected[1:])  # which torch computes from the same numbers
+    signs = make(bias=False, weight_quantizer=ste_ops.sign).double()
+    signs.weight.data.copy_(weight)
+    factors = weight.flatten(1)[:, 0].abs().to(wide).reshape(-1, *[1] * (weight.dim() - 2))
+    bias = layer.bias.detach().to(wide).reshape(factors.shape)
+    expected = (signs(ste_ops.sign(x).double()).to(wide) * factors + bias).to(dtype)
+    received = layer(x)
+    assert torch.equal(received, expected)
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(torch.func.vmap(layer)(x[:, None]).squeeze(1), expected)
+        assert torch.equal(layer(x[0]), expected[0])
+        assert torch.equal(torch.jit.trace(layer, x)(x), expected)
+        assert torch.equal(pack_(copy.deepcopy(layer).eval())(x), expected)
+
+
+def test_the_gradients_beside_a_factor_are_those_of_floats(monkeypatch):
+    for factor, shape in (("XNOR", "conv2d"), ("Bi-Real", "conv1d"), ("DoReFa", "linear")):
+        torch.manual_seed(0)
+        make, size = SHAPES[shape]
+        layer = make(bias=False, input_quantizer=Sign(), weight_quantizer=FACTORS[factor]())
+        received, expected = counted(layer, torch.randn(size), monkeypatch)
+        torch.testing.assert_close(received[0], expected[0])
+        assert not torch.equal(received[0], expected[0])
+        assert_equal(received[1:], expected[1:])
+
+
+def test_torch_multiplies_by_a_factor_with_its_gradients(monkeypatch):
+    torch.manual_seed(0)
+    make, size = SHAPES["even"]
+    layer, x = make(input_quantizer=Sign(), weight_quantizer=XNORWeight()), torch.randn(size)
+    layer.weight.data[3] = 0
+    received = steps(layer, x)
+    monkeypatch.setattr(_binary, "_kinds_of", lambda *_: None)
+    for r, e in zip(received, steps(layer, x), strict=True):
+        torch.testing.assert_close(r, e)
 
 
 def test_second_order_and_compiled(monkeypatch):
@@ -115,7 +172,7 @@ def test_second_order_and_compiled(monkeypatch):
     compiled = torch.compile(copy.deepcopy(layer), fullgraph=True)
     assert_equal(steps(compiled, x), steps(layer, x))
     received = second(layer)
-    monkeypatch.setattr(_binary, "counts", lambda *_: None)
+    monkeypatch.setattr(_binary, "_kinds_of", lambda *_: None)
     for r, e in zip(received, second(layer), strict=True):
         torch.testing.assert_close(r, e)
 
