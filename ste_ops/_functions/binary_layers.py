@@ -24,6 +24,8 @@ class _OfLayer(NativeFunction):
     def apply(cls, q: Tensor, w: Tensor, scale: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
         if differentiated_around():
             return cls.plainly(q, w, None if bias is None else bias.to(q.dtype), rest)
+        if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in (q, w, bias)):
+            return cls.forward(q, w, scale, bias, *rest)
         return super().apply(q, w, scale, bias, *rest)
 
     @classmethod

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ste_ops._torch import convolves_as_torch, differentiated_around, dispatch_modes, is_fake
 from ste_ops.functional.binarize._of_layers import (
+    compiling,
     convolution_of_signs,
     float_is_faster,
     linear_of_signs,
@@ -27,21 +28,31 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """What torch computes of the quantized input, the quantized weight and the bias."""
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PLAIN = (Tensor, nn.Parameter, type(None))
+_PLAIN = (Tensor, nn.Parameter)
+
+
+# Of fewer products of two numbers to call takes longer than to count, where torch's own sum has the same bits.
+LEAST_WORK = 1 << 21
 
 
 def product(layer: Any, q: Tensor, w: Tensor, torchs: Product) -> Tensor:
     """The layer's product of what its quantizers made."""
+    bias = layer.bias
     kinds = _kinds_of(layer, q, w)
     if kinds is None:
-        return torchs(q, w, layer.bias)
-    factor = kinds[1]
-    if _counts(layer, q, w):
+        return torchs(q, w, bias)
+    if torch.is_autocast_enabled("cpu"):
+        q, w, bias = autocast(q), autocast(w), None if bias is None else autocast(bias)
+    step, factor = kinds
+    compiled = compiling()
+    if bias is None and not factor and not compiled and layer._uses(q) * w.numel() < LEAST_WORK:
+        return torchs(q, w, None)
+    if compiled or _counts():
         counted = _linear if w.dim() == 2 else _convolution
-        out = counted(layer, autocast(q), autocast(w), None if layer.bias is None else autocast(layer.bias), *kinds)
+        out = counted(layer, q, w, bias, step, factor)
         if out is not None:
             return out
-    return times_factor(torchs, q, w, layer.bias, factor)
+    return times_factor(torchs, q, w, bias, factor)
 
 
 def _kinds_of(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
@@ -50,21 +61,17 @@ def _kinds_of(layer: Any, q: Tensor, w: Tensor) -> tuple[bool, bool] | None:
     if reads is None or not isinstance(q, Tensor) or q.device.type != "cpu" or q.dtype not in _FLOATING:
         return None
     factor = _signs.has_factor(layer._quantizer("weight_quantizer"))
-    if factor is None or not layer._quantizes_by_quantizer or not convolves_as_torch(layer):
+    if factor is None or not layer._quantizes_by_quantizer or not convolves_as_torch(layer) or w.numel() == 0:
         return None
-    if autocast_dtype(q) != autocast_dtype(w) or w.numel() == 0:
+    if q.dtype is not w.dtype and autocast_dtype(q) != autocast_dtype(w):
         return None
-    plain = all(type(x) in _PLAIN or is_fake(x) for x in (q, w, layer.bias))
+    plain = (type(q) in _PLAIN or is_fake(q)) and (type(w) in _PLAIN or is_fake(w))
     return (reads[0], factor) if plain else None
 
 
-def _counts(layer: Any, q: Tensor, w: Tensor) -> bool:
+def _counts() -> bool:
     """What records a program, transforms a function or sees each operation gets torch's own."""
-    if recording():
-        return False
-    if torch.compiler.is_compiling():
-        return True
-    return not differentiated_around() and (_tape.current() is not None or not dispatch_modes())
+    return not recording() and not differentiated_around() and (_tape.current() is not None or not dispatch_modes())
 
 
 def times_factor(torchs: Product, q: Tensor, w: Tensor, bias: Tensor | None, factor: bool = True) -> Tensor:

@@ -56,6 +56,7 @@ def counted(layer, x, monkeypatch):
         return called
 
     with monkeypatch.context() as patch:
+        patch.setattr(_binary, "LEAST_WORK", 0)
         for name in ("_linear", "_convolution"):
             patch.setattr(_binary, name, spy(name))
         received = steps(layer, x)
@@ -115,10 +116,11 @@ SHAPES = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("factor", FACTORS)
-def test_factor_and_bias_are_rounded_once_whatever_computes(factor, shape, dtype):
+@pytest.mark.parametrize(("factor", "least"), [*((name, 0) for name in FACTORS), ("none", 1 << 30)])
+def test_factor_and_bias_are_rounded_once_whatever_computes(factor, least, shape, dtype, monkeypatch):
     torch.manual_seed(0)
     make, size = SHAPES[shape]
+    monkeypatch.setattr(_binary, "LEAST_WORK", least)
     layer = make(input_quantizer=Sign(), weight_quantizer=FACTORS[factor]()).to(dtype)
     x, wide = torch.randn(size).to(dtype), torch.promote_types(dtype, torch.float32)
     weight = layer.quantized_weight().detach()

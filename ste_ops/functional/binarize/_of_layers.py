@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ste_ops._functions.base import compiling as compiling
 from ste_ops._functions.base import recording as recording
 from ste_ops._functions.binary_layers import ConvolutionOfSigns, LinearOfSigns
 from ste_ops._functions.binary_products import float_is_faster as float_is_faster
