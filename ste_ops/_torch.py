@@ -110,6 +110,13 @@ def convolves_as_torch(layer: Any) -> bool:
     return "_conv_forward" not in vars(layer) and getattr(type(layer), "_conv_forward", None) in _CONVOLVE
 
 
+def class_of(module: Any) -> type:
+    """The class of a module. Where a model holds any module twice, torch.export passes subclasses of that very name."""
+    cls, *others = type(module).__mro__
+    name = (cls.__module__, cls.__qualname__)
+    return next((other for other in others if (other.__module__, other.__qualname__) == name), cls)
+
+
 def is_fake(x: Any) -> bool:
     """Whether x stands for a tensor in a program that is recorded."""
     return type(x).__module__.startswith("torch._subclasses")

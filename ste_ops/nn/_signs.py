@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ste_ops import functional
+from ste_ops._torch import class_of
 from ste_ops.functional.quantize._law import bound
 from ste_ops.nn.binarize import Heaviside, Sign
 from ste_ops.nn.quantizer import Quantizer, function_of, is_as_written
@@ -21,9 +22,10 @@ _OF_WEIGHTS |= {functional.sign, functional.xnor_weight, functional.magnitude_aw
 def _among(quantizer: Any, kinds: set[Any]) -> Any:
     """The class or function of a quantizer that does what it is written to do; None where it is not of these."""
     if isinstance(quantizer, nn.Module):
-        if type(quantizer) not in kinds or not isinstance(quantizer, Quantizer):
+        kind = class_of(quantizer)
+        if kind not in kinds or not isinstance(quantizer, Quantizer):
             return None
-        return type(quantizer) if quantizer._enabled and is_as_written(quantizer) else None
+        return kind if quantizer._enabled and is_as_written(quantizer) else None
     function = function_of(quantizer)
     return function if function in kinds and not getattr(quantizer, "args", ()) else None
 

@@ -139,6 +139,14 @@ def test_factor_and_bias_are_rounded_once_whatever_computes(factor, least, shape
         assert torch.equal(pack_(copy.deepcopy(layer).eval())(x), expected)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_with_a_quantizer_that_two_layers_hold(strict):
+    torch.manual_seed(0)
+    of = {"input_quantizer": Sign(), "weight_quantizer": XNORWeight()}
+    model, x = torch.nn.Sequential(QuantLinear(64, 48, **of), QuantLinear(48, 32, **of)), torch.randn(5, 64)
+    assert torch.equal(torch.export.export(model, (x,), strict=strict).module()(x), model(x))
+
+
 def test_the_gradients_beside_a_factor_are_those_of_floats(monkeypatch):
     for factor, shape in (("XNOR", "conv2d"), ("Bi-Real", "conv1d"), ("DoReFa", "linear")):
         torch.manual_seed(0)
