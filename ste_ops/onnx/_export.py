@@ -131,7 +131,8 @@ def export(
     _narrow(program)
     _forget_traces(program)
     if path is not None:
-        held = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())  # type: ignore[union-attr]
+        values = (value.const_value for value in program.model.graph.initializers.values())
+        held = sum(value.nbytes for value in values if value is not None)
         program.save(path, external_data=held > _ONE_FILE)
     return program
 
