@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,7 +123,27 @@ def written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ite
                 yield x
 
 
-@functools.cache
-def reads_shape_only(function: Any) -> bool:
+def _reads_shape_only(function: Any) -> bool:
     namespace, name, _ = str(function).split(".")
     return namespace == "aten" and name in _SHAPE_ONLY.split()
+
+
+class Known(NamedTuple):
+    """An operation, and whether its backward reads of its input the sizes alone, and whether it writes to something."""
+
+    function: Any
+    rule: Rule | None
+    reads_shape_only: bool
+    writes: bool
+
+
+_known: dict[int, Known] = {}
+
+
+def known(function: Any) -> Known:
+    """By identity: to hash an operation takes longer than all else that is asked of most."""
+    found = _known.get(id(function))
+    if found is None:
+        found = Known(function, rule_of(function), _reads_shape_only(function), bool(_written(function)))
+        _known[id(function)] = found
+    return found

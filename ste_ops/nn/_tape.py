@@ -18,7 +18,7 @@ from ste_ops.functional.quantize._codes import Grid, pack
 from ste_ops.nn import _kept
 from ste_ops.nn._budget import MOST, MOST_STEPS, most_for
 from ste_ops.nn._cells import Cell, Held, Input, Recipe, Ticket, copy_of
-from ste_ops.nn._replay import Rule, reads_shape_only, rule_of, written
+from ste_ops.nn._replay import Rule, known, written
 from ste_ops.nn._windows import Windows
 
 # What is smaller is kept as it is; of so few numbers beside an operation, as a scale or running statistics, a copy.
@@ -27,6 +27,8 @@ LEAST, FEW = 1 << 14, 1 << 12
 MANY = 4
 
 _PLAIN = (Tensor, nn.Parameter)
+# What operations take beside tensors and lists of them.
+_OTHERS = (int, float, bool, type(None), torch.dtype)
 _running = threading.local()
 
 
@@ -93,17 +95,21 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if type(x) is nn.Parameter:
             return Held(x)
         kept = alias(x)  # an output that is kept with its graph would never be freed
-        if not _is_plain(x) or _is_small(x):
+        if not _is_plain(x) or x.nbytes < LEAST:
             return Held(kept)
-        self._saved.append(Ticket(kept))
-        return self._saved[-1]
+        ticket = Ticket(kept)
+        self._saved.append(ticket)
+        return ticket
 
-    def settle(self, func: Any = None, args: tuple[Any, ...] = ()) -> None:
-        """Decides of what was saved since the last operation. The one before which something is saved is its saver."""
+    def settle(self, of_shape_only: Tensor | None = None) -> None:
+        """Decides of what was saved since the last operation. The one before which something is saved is its saver.
+
+        Of the input of an operation whose backward reads sizes alone these are kept.
+        """
         if not self._saved:
             return
         saved, self._saved = self._saved, []
-        if func is not None and reads_shape_only(func) and len(saved) == 1 and _saves(args[0], saved[0]):
+        if of_shape_only is not None and len(saved) == 1 and _saves(of_shape_only, saved[0]):
             saved[0].settle_shape()
             return
         for ticket in saved:
@@ -182,16 +188,18 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if not isinstance(func, OpOverload):
             self.forget_all()  # of an operator that takes functions, as `torch.cond`, nothing within is seen
             return func(*args, **kwargs)
-        self.settle(func, args)
+        _, rule, reads_shape_only, writes = known(func)
+        if self._saved:
+            self.settle(args[0] if reads_shape_only else None)
         self._widened = None
-        rule = rule_of(func)
         recipe = None
         if rule is not None and not _is_small(args[0]) and not (self._refused and str(func) in self._refused):
             recipe = self._recipe(rule, func, args, kwargs)
-        self._forget(func, args, kwargs)
-        if recipe is None or rule is None:
-            return func(*args, **kwargs)
+        if writes:
+            self._forget(func, args, kwargs)
         made = func(*args, **kwargs)
+        if recipe is None or rule is None:
+            return made
         self._learn(recipe, made)
         if rule.windows:
             self._learn_places(args, made[1])
@@ -207,8 +215,8 @@ class Tape(DispatchMode):  # type: ignore[misc]
             return None
         inputs: list[Input] = []
         given = rule.arguments(args) if rule.arguments is not None else args
-        taken = [self._taken(value, inputs) for value in given]
-        if any(value is NotImplemented for value in taken):
+        taken = [value if type(value) in _OTHERS else self._taken(value, inputs) for value in given]
+        if NotImplemented in taken:
             return None
         if rule.product and not any(taken.cell.bits == 1 for taken in inputs):
             return None
@@ -227,7 +235,7 @@ class Tape(DispatchMode):  # type: ignore[misc]
         if not _is_plain(value) or value.is_inference():
             return NotImplemented
         storage = value.untyped_storage()
-        if isinstance(value, nn.Parameter):
+        if type(value) is nn.Parameter:
             return self._parameters.setdefault(storage._cdata, {}).setdefault(id(value), Held(value))
         if storage._cdata not in self._known and storage.nbytes() <= max(FEW, LEAST):
             return Held(copy_of(value))
