@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
 from ste_ops._names import show_public_names
 from ste_ops.demo.data import RARE, Digits
+from ste_ops.demo.deploy import Deployed
+from ste_ops.demo.nets import KINDS
 from ste_ops.demo.train import Run
 
 
@@ -28,6 +31,34 @@ def table(dataset: Digits, runs: list[Run]) -> str:
         lines.append(f"{name:28}{ours:{style}}{'':6}{theirs:{style}}{ours / theirs:19.2f}")
     gap = max(abs(a - b) for a, b in zip(native.losses, reference.losses, strict=True))
     lines += ["", f"training loss, native and reference: {gap:.2g} apart at most"]
+    return "\n".join(lines)
+
+
+def deployed(nets: list[Deployed], images: int) -> str:
+    """File, accuracy and speed of the float, the binary and the packed nets, size by size."""
+    lines = ["", f"{'loaded in a new process':28}" + "".join(f"{name:>13}" for name in KINDS) + f"{'packed/float':>14}"]
+    for net in nets:
+        lines.append(f"{net.hidden} hidden units, {net.epochs} epochs")
+        microseconds = {kind: 1e6 * seconds for kind, seconds in net.seconds.items()}
+        rows: list[tuple[str, Mapping[str, float], str]] = [
+            ("file, bytes", net.bytes, ","),
+            ("test accuracy", net.accuracy, ".1%"),
+            ("time an image (median), us", microseconds, ",.0f"),
+        ]
+        for name, values, style in rows:
+            ratio = "" if values is net.accuracy else f"{values['packed'] / values['float']:14.2f}"
+            lines.append(f"  {name:26}" + "".join(f"{values[kind]:13{style}}" for kind in KINDS) + ratio)
+    slower = [str(net.hidden) for net in nets if net.seconds["packed"] > net.seconds["float"]]
+    if slower:
+        lines.append(f"Packed is slower at {' and '.join(slower)} hidden units, where calls take longer than products.")
+    changed = " and ".join(str(net.changed) for net in nets)
+    lines += [
+        "",
+        "float: trained alike, with hardtanh in the place of sign; binary: takes the signs of its weights in each call",
+        "file: torch.save; time: a batch of one, one thread",
+        f"norms folded, which changed the answer to {changed} of {images} images",
+        "outputs of packed: equal to the last bit to those before it was saved, and to those of binary",
+    ]
     return "\n".join(lines)
 
 

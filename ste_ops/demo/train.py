@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ class Operators:
 
 NATIVE = Operators("native", ste_ops.sign, ste_ops.clip_grad_norm_, ste_ops.data.WeightedRandomSampler)
 REFERENCE = Operators("reference", ste_ops.reference.sign, ste_ops.reference.clip_grad_norm_, ReferenceSampler)
+# Hardtanh has as its derivative what `sign` passes, and leaves weights as they are, which a step clamps to its bounds.
+FLOAT = replace(NATIVE, name="float", sign=nn.functional.hardtanh)
 
 
 class BinaryLinear(nn.Module):
@@ -71,9 +74,9 @@ class BinaryLinear(nn.Module):
 class BinaryNet(nn.Module):
     """Three binary layers, a batch normalization after each, and signs in between."""
 
-    def __init__(self, inputs: int, operators: Operators) -> None:
+    def __init__(self, inputs: int, operators: Operators, hidden: int = HIDDEN) -> None:
         super().__init__()
-        sizes = [inputs, HIDDEN, HIDDEN, CLASSES]
+        sizes = [inputs, hidden, hidden, CLASSES]
         self.linear = nn.ModuleList(BinaryLinear(a, b, operators) for a, b in itertools.pairwise(sizes))
         self.norm = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
         self.operators = operators
@@ -139,10 +142,10 @@ class Run:
             self.drawn += len(labels)
             self.rare_drawn += int(is_rare(labels).sum())
             images, labels = images.to(self.device), labels.to(self.device)
-            _wait_for(self.device)
+            wait_for(self.device)
             start = time.perf_counter()
             loss = self.step(images, labels)
-            _wait_for(self.device)
+            wait_for(self.device)
             self.seconds.append(time.perf_counter() - start)
             losses.append(loss.item())
             yield
@@ -161,12 +164,11 @@ class Run:
     def saved_bytes(self) -> tuple[int, int]:
         """The bytes that one training step keeps for its backward: in all, and by the calls of `sign` among it."""
         images, labels = (part.to(self.device) for part in next(iter(self.batches)))
-        self.net.train()
-        everything, of_sign = SavedBytes(self.net, images), SavedBytes(self.net, images)
-        loss = everything.during(lambda: self.loss(images, labels))
-        self.net.use(replace(self.operators, sign=lambda x: of_sign.during(lambda: self.operators.sign(x))))
-        other = self.loss(images, labels)  # both graphs stay alive, or a storage's address could come twice
-        self.net.use(self.operators)
+        run = replace(self, net=copy.deepcopy(self.net).train())  # whose norms take this batch into their statistics
+        everything, of_sign = SavedBytes(run.net, images), SavedBytes(run.net, images)
+        loss = everything.during(lambda: run.loss(images, labels))
+        run.net.use(replace(self.operators, sign=lambda x: of_sign.during(lambda: self.operators.sign(x))))
+        other = run.loss(images, labels)  # both graphs stay alive, or a storage's address could come twice
         del loss, other
         return everything.total, of_sign.total
 
@@ -193,12 +195,14 @@ class SavedBytes:
         return sum(self.storages.values())
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def prepare(dataset: Digits, operators: Operators, weighted: bool, epochs: int, seed: int, device: str) -> Run:
+def prepare(
+    dataset: Digits, operators: Operators, weighted: bool, epochs: int, seed: int, device: str, hidden: int = HIDDEN
+) -> Run:
     labels = dataset.train_labels
     draws = Generator().manual_seed(seed)
     sampler: Sampler[int]
@@ -215,25 +219,30 @@ def prepare(dataset: Digits, operators: Operators, weighted: bool, epochs: int, 
         generator=Generator().manual_seed(seed),
     )
     torch.manual_seed(seed)
-    net = BinaryNet(dataset.train_images.shape[1], operators).to(device)
+    net = BinaryNet(dataset.train_images.shape[1], operators, hidden).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     return Run(operators, weighted, net, optimizer, schedule, batches, dataset)
 
 
 def compare(dataset: Digits, epochs: int, seed: int, device: str) -> list[Run]:
-    """The three runs, an epoch of each in turn: whatever else the machine does slows all of them alike."""
-    from tqdm import tqdm
-
+    """The three runs."""
     choices = [(NATIVE, True), (REFERENCE, True), (NATIVE, False)]
     runs = [prepare(dataset, operators, weighted, epochs, seed, device) for operators, weighted in choices]
+    train(runs, epochs)
+    return runs
+
+
+def train(runs: list[Run], epochs: int) -> None:
+    """An epoch of each run in turn: whatever else the machine does slows all of them alike."""
+    from tqdm import tqdm
+
     with tqdm(total=epochs * sum(len(run.batches) for run in runs), unit="step") as bar:
         for _ in range(epochs):
             for run in runs:
                 bar.set_description(f"{run.name:27}")
                 for _ in run.epoch():
                     bar.update()
-    return runs
 
 
 show_public_names(__name__)

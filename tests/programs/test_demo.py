@@ -160,10 +160,13 @@ def test_missing_idx_file_is_named(tmp_path):
 
 def test_command_line_writes_table_and_picture(mnist_folder, tmp_path, capsys):
     out = tmp_path / "new" / "curves.png"
-    command.main(["demo", "--data", str(mnist_folder), "--out", str(out), "--epochs", "2", "--seed", "3"])
+    options = ["--out", str(out), "--epochs", "2", "--seed", "3", "--hidden", str(train.HIDDEN)]
+    command.main(["demo", "--data", str(mnist_folder), *options])
     printed = capsys.readouterr()
     assert "165 images to train on, 15 of them of the rare classes" in printed.out
     assert "reference, weighted sampler" in printed.out
+    assert re.search(r"64 hidden units, 2 epochs\n  file, bytes +[\d,]+ +[\d,]+ +[\d,]+ +0\.\d\d\n", printed.out)
+    assert printed.out.count("hidden units, 2 epochs") == 1
     assert "100%" in printed.err  # the progress bar
     picture = out.read_bytes()
     assert picture.startswith(b"\x89PNG\r\n")
