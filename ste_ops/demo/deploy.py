@@ -47,16 +47,16 @@ def deploy(dataset: Digits, narrow: train.Run, hidden: int, epochs: int, seed: i
         deployed = []
         for size, pair in pairs.items():
             _check(size, expected[size], measured[size])
-            answers = pair["binary"].net.eval()(images).argmax(1).cpu()
+            answers = pair["quantized"].net.eval()(images).argmax(1).cpu()
             outputs = {kind: measured[size][kind]["outputs"] for kind in KINDS}
             deployed.append(
                 Deployed(
                     hidden=size,
-                    epochs=len(pair["binary"].losses),
+                    epochs=len(pair["quantized"].losses),
                     bytes={kind: file_of(folder, kind, size).stat().st_size for kind in KINDS},
                     accuracy={kind: _accuracy(outputs[kind], dataset.test_labels) for kind in KINDS},
                     seconds={kind: float(measured[size][kind]["seconds"]) for kind in KINDS},
-                    changed=int((outputs["binary"].argmax(1) != answers).sum()),
+                    changed=int((outputs["quantized"].argmax(1) != answers).sum()),
                 )
             )
     return deployed
@@ -65,13 +65,13 @@ def deploy(dataset: Digits, narrow: train.Run, hidden: int, epochs: int, seed: i
 def _train(
     dataset: Digits, narrow: train.Run, hidden: int, epochs: int, seed: int, device: str
 ) -> dict[int, dict[str, train.Run]]:
-    """Of each size the float run and the binary one."""
+    """Of each size the float run and the quantized one."""
     narrow_float = train.prepare(dataset, train.FLOAT, True, epochs, seed, device)
     train.train([narrow_float], epochs)
-    pairs = {train.HIDDEN: {"float": narrow_float, "binary": narrow}}
+    pairs = {train.HIDDEN: {"float": narrow_float, "quantized": narrow}}
     if hidden not in pairs:
         epochs = min(epochs, max(1, WIDE_STEPS // len(narrow.batches)))
-        kinds = {"float": train.FLOAT, "binary": train.NATIVE}
+        kinds = {"float": train.FLOAT, "quantized": train.NATIVE}
         pairs[hidden] = {
             kind: train.prepare(dataset, operators, True, epochs, seed, device, hidden)
             for kind, operators in kinds.items()
@@ -84,7 +84,7 @@ def _save(folder: Path, hidden: int, pair: dict[str, train.Run], images: Tensor)
     """Writes a file for each kind, and gives what the net in it puts out."""
     outputs = {}
     for kind in KINDS:
-        trained = pair["float" if kind == "float" else "binary"].net.state_dict()
+        trained = pair["float" if kind == "float" else "quantized"].net.state_dict()
         net = finish(kind, trained, hidden, images)
         torch.save(net.state_dict(), file_of(folder, kind, hidden))
         outputs[kind] = net(images).cpu()
@@ -107,9 +107,9 @@ def _load_in_new_process(folder: Path, device: str, sizes: list[int]) -> dict[in
 
 
 def _check(hidden: int, saved: dict[str, Tensor], measured: Measured) -> None:
-    """The packed net puts out the same bits in both processes, and those of the binary net."""
-    binary, packed = measured["binary"]["outputs"], measured["packed"]["outputs"]
-    for expected, place in ((saved["packed"], "before it was saved"), (binary, "before it was packed")):
+    """The packed net puts out the same bits in both processes, and those of the quantized net."""
+    quantized, packed = measured["quantized"]["outputs"], measured["packed"]["outputs"]
+    for expected, place in ((saved["packed"], "before it was saved"), (quantized, "before it was packed")):
         apart = int((packed != expected).sum())
         if apart:
             raise SystemExit(

@@ -14,7 +14,7 @@ import ste_ops
 from ste_ops._names import show_public_names
 from ste_ops.demo.data import CLASSES
 
-KINDS = ("float", "binary", "packed")
+KINDS = ("float", "quantized", "packed")
 
 
 class Net(nn.Module):

@@ -35,7 +35,7 @@ def table(dataset: Digits, runs: list[Run]) -> str:
 
 
 def deployed(nets: list[Deployed], images: int) -> str:
-    """File, accuracy and speed of the float, the binary and the packed nets, size by size."""
+    """File, accuracy and speed of the float, the quantized and the packed nets, size by size."""
     lines = ["", f"{'loaded in a new process':28}" + "".join(f"{name:>13}" for name in KINDS) + f"{'packed/float':>14}"]
     for net in nets:
         lines.append(f"{net.hidden} hidden units, {net.epochs} epochs")
@@ -54,10 +54,10 @@ def deployed(nets: list[Deployed], images: int) -> str:
     changed = " and ".join(str(net.changed) for net in nets)
     lines += [
         "",
-        "float: trained alike, with hardtanh in the place of sign; binary: takes the signs of its weights in each call",
-        "file: torch.save; time: a batch of one, one thread",
-        f"norms folded, which changed the answer to {changed} of {images} images",
-        "outputs of packed: equal to the last bit to those before it was saved, and to those of binary",
+        "float: trained alike, with hardtanh in the place of sign",
+        "quantized: takes the signs of its float weights in each call",
+        "packed: has outputs equal to the last bit to those before it was saved, and to those of quantized",
+        f"norms folded, which changed {changed} of {images} answers; files of torch.save; one image a call, one thread",
     ]
     return "\n".join(lines)
 

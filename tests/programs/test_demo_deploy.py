@@ -45,8 +45,8 @@ def deployed(dataset, run, tmp_path_factory):
 def test_the_packed_net_answers_as_the_trained_one(run, deployed):
     narrow, wide = deployed[0]
     assert (narrow.hidden, narrow.epochs, wide.hidden, wide.epochs) == (train.HIDDEN, EPOCHS, HIDDEN, EPOCHS)
-    assert narrow.accuracy["packed"] == narrow.accuracy["binary"] == run.accuracy[-1]
-    assert wide.accuracy["packed"] == wide.accuracy["binary"] > 0.8
+    assert narrow.accuracy["packed"] == narrow.accuracy["quantized"] == run.accuracy[-1]
+    assert wide.accuracy["packed"] == wide.accuracy["quantized"] > 0.8
     assert narrow.changed == wide.changed == 0
     assert narrow.accuracy["float"] > 0.8
     assert min(seconds for net in deployed[0] for seconds in net.seconds.values()) > 0
@@ -56,7 +56,7 @@ def test_the_packed_file_holds_bits(deployed):
     wide = deployed[0][1]
     weights = 64 * HIDDEN + HIDDEN * HIDDEN + HIDDEN * data.CLASSES
     assert 4 * weights < wide.bytes["float"] < 4.2 * weights
-    assert 4 * weights < wide.bytes["binary"] < 4.2 * weights
+    assert 4 * weights < wide.bytes["quantized"] < 4.2 * weights
     # The thresholds are 2 * 2 floats for each hidden unit, names and layout of torch.save's archive the rest.
     assert weights / 8 + 16 * HIDDEN < wide.bytes["packed"] < weights / 8 + 16 * HIDDEN + 8000
 
@@ -74,9 +74,9 @@ def test_the_float_net_is_the_one_that_was_trained(dataset):
         torch.testing.assert_close(net(dataset.test_images), run.net(dataset.test_images), rtol=1e-4, atol=1e-4)
 
 
-def test_the_binary_net_is_the_one_that_was_trained(dataset, run):
+def test_the_quantized_net_is_the_one_that_was_trained(dataset, run):
     with nets.one_thread(), torch.no_grad():
-        net = nets.finish("binary", run.net.state_dict(), train.HIDDEN, dataset.test_images)
+        net = nets.finish("quantized", run.net.state_dict(), train.HIDDEN, dataset.test_images)
         assert [row.into for row in ste_ops.nn.folded(net)] == ["threshold", "threshold", "scale"]
         torch.testing.assert_close(net(dataset.test_images), run.net(dataset.test_images), rtol=1e-4, atol=1e-4)
 
@@ -94,12 +94,14 @@ def test_a_process_that_fails_is_told_with_its_last_words(tmp_path):
         deploy._load_in_new_process(tmp_path, "cpu", [64])
 
 
-@pytest.mark.parametrize(("changed", "place"), [("saved", "before it was saved"), ("binary", "before it was packed")])
+@pytest.mark.parametrize(
+    ("changed", "place"), [("saved", "before it was saved"), ("quantized", "before it was packed")]
+)
 def test_outputs_that_differ_in_a_bit_are_refused(changed, place):
     saved = {"packed": torch.ones(4, 10)}
     measured = {kind: {"outputs": torch.ones(4, 10)} for kind in nets.KINDS}
     deploy._check(64, saved, measured)
-    outputs = saved["packed"] if changed == "saved" else measured["binary"]["outputs"]
+    outputs = saved["packed"] if place == "before it was saved" else measured["quantized"]["outputs"]
     outputs[1, 2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
     with pytest.raises(SystemExit, match=f"of 64 hidden units must put out what it did {place}, got 1 of 40 numbers"):
         deploy._check(64, saved, measured)
@@ -109,9 +111,9 @@ def made_up(hidden, packed_seconds):
     return deploy.Deployed(
         hidden=hidden,
         epochs=5,
-        bytes={"float": 40_000, "binary": 41_000, "packed": 2_000},
-        accuracy={"float": 0.95, "binary": 0.925, "packed": 0.925},
-        seconds={"float": 4e-5, "binary": 2e-4, "packed": packed_seconds},
+        bytes={"float": 40_000, "quantized": 41_000, "packed": 2_000},
+        accuracy={"float": 0.95, "quantized": 0.925, "packed": 0.925},
+        seconds={"float": 4e-5, "quantized": 2e-4, "packed": packed_seconds},
         changed=0,
     )
 
@@ -124,7 +126,7 @@ def test_table_says_where_packed_is_slower():
     assert "\n  time an image (median), us           40          200          100          2.50\n" in text
     assert "\n  time an image (median), us           40          200           10          0.25\n" in text
     assert "Packed is slower at 64 hidden units" in text
-    assert "changed the answer to 0 and 0 of 539 images" in text
+    assert "changed 0 and 0 of 539 answers" in text
     assert "slower" not in report.deployed([made_up(2048, 1e-5)], images=539)
 
 
