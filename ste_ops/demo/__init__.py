@@ -27,7 +27,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", default=Path("demo.png"), help="default: demo.png")
     parser.add_argument("--epochs", type=int, default=10, help="default: 10")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the network and the draws; default: 0")
-    parser.add_argument("--hidden", type=int, default=2048, help="units of the wider network; default: 2048")
+    parser.add_argument(
+        "--hidden",
+        type=int,
+        default=2048,
+        help="units of the wider network; default: 2048",
+    )
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.set_defaults(run=_run)
 

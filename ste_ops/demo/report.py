@@ -38,7 +38,7 @@ def deployed(nets: list[Deployed], images: int) -> str:
     """File, accuracy and speed of the float, the quantized and the packed nets, size by size."""
     lines = ["", f"{'loaded in a new process':28}" + "".join(f"{name:>13}" for name in KINDS) + f"{'packed/float':>14}"]
     for net in nets:
-        lines.append(f"{net.hidden} hidden units, {net.epochs} epochs")
+        lines.append(f"{net.hidden} hidden units, {net.epochs} epoch{'' if net.epochs == 1 else 's'}")
         microseconds = {kind: 1e6 * seconds for kind, seconds in net.seconds.items()}
         rows: list[tuple[str, Mapping[str, float], str]] = [
             ("file, bytes", net.bytes, ","),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,7 +128,9 @@ def test_table_says_where_packed_is_slower():
     assert "\n  time an image (median), us           40          200           10          0.25\n" in text
     assert "Packed is slower at 64 hidden units" in text
     assert "changed 0 and 0 of 539 answers" in text
-    assert "slower" not in report.deployed([made_up(2048, 1e-5)], images=539)
+    text = report.deployed([replace(made_up(2048, 1e-5), epochs=1)], images=539)
+    assert "\n2048 hidden units, 1 epoch\n" in text
+    assert "slower" not in text
 
 
 def test_wrong_sizes_are_refused():
