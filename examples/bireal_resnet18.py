@@ -126,7 +126,8 @@ def show(title: str, values: dict[str, float], style: str) -> None:
 
 
 def run(size: int, steps: int, threads: int) -> None:
-    images = torch.randn(BATCH, 3, size, size)
+    # In this order of memory poolings run several times as fast, and words of channels are packed as they lie.
+    images = torch.randn(BATCH, 3, size, size).to(memory_format=torch.channels_last)
     nets: dict[str, nn.Module] = {"float": resnet18(binary=False), "quantized": resnet18(binary=True)}
     print(f"two nets, {steps} training steps each on {BATCH} images of {size} x {size} ...\n", flush=True)
     for net in nets.values():
