@@ -36,7 +36,7 @@ PROOF ?=
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
-CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu)
+CPP := $(SOURCES) $(wildcard tests/*/*.h tests/*/*.cpp tests/*/*.cu examples/*/*.cpp)
 
 .PHONY: demo test races bench lint format wheel wheel-cpu sdist compat sanitize fuzz large gpu-proof build clean
 .DELETE_ON_ERROR:

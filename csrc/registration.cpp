@@ -1,6 +1,5 @@
 // Every schema, and the module initialisation that makes _C importable.
-#include <Python.h>
-
+#include "cpu/python.h"
 #include "ops/library.h"
 
 #include <torch/headeronly/version.h>

@@ -1,9 +1,8 @@
 // Tensors of Python read where they lie, past the dispatcher.
 #pragma once
 
-#include <Python.h>
-
 #include "cpu/dlpack.h"
+#include "cpu/python.h"
 
 namespace ste_ops {
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -96,6 +97,18 @@ def test_asks_for_no_newer_glibc_than_torch() -> None:
     if not cuda_library.setup_script.old_symbols("csrc/packaging/glibc_cpu.cpp"):
         pytest.skip("x86-64 with glibc only")
     assert cuda_library.newest_glibc(Path(ste_ops.__file__).parent / "_C.abi3.so") <= (2, 28)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of Python are weak in ELF alone (csrc/cpu/python.h)")
+def test_needs_no_python_to_be_loaded() -> None:
+    library = Path(ste_ops.__file__).parent / "_C.abi3.so"
+    # Value, size, type, binding, visibility, section and name.
+    symbols = [line.split()[1:] for line in cuda_library.run("readelf", "--dyn-syms", "--wide", library).splitlines()]
+    undefined = {row[6]: row[3] for row in symbols if len(row) > 6 and row[5] == "UND"}
+    of_python = {name: binding for name, binding in undefined.items() if re.match("_?Py", name)}
+    assert "PyModule_Create2" in of_python
+    strong = sorted(name for name, binding in of_python.items() if binding != "WEAK")
+    assert strong == [], "csrc/cpu/python.h has no #pragma weak for them"
 
 
 @pytest.mark.parametrize("lines", [500, 2000])

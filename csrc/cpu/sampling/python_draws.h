@@ -1,7 +1,7 @@
 // What the module _C offers to Python of sampling, besides its registered operators.
 #pragma once
 
-#include <Python.h>
+#include "cpu/python.h"
 
 namespace ste_ops {
 
