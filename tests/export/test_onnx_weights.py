@@ -117,11 +117,16 @@ def test_a_file_holds_half_a_byte_a_weight_of_four_bits(tmp_path):
     assert layer.weight.numel() / 2 < size < layer.weight.numel() / 2 + 2000
 
 
-def test_a_weight_of_two_layers_is_stored_once():
-    layer = QuantLinear(8, 8, bias=False, weight_quantizer=LSQ(4, axis=0)).eval()
-    layer(torch.randn(2, 8))
-    program = exported(nn.Sequential(layer, layer), torch.randn(2, 8))
-    assert [str(value.dtype) for value in stored(program).values()].count("INT4") == 1
+@pytest.mark.parametrize(
+    ("quantizer", "dtype"), [(LSQ(4, axis=0), "INT4"), (SRSTE(), "FLOAT")], ids=["codes", "floats"]
+)
+def test_a_weight_of_two_layers_is_stored_once(quantizer, dtype):
+    """One beyond the thousand elements up to which torch's exporter joins equal constants by itself."""
+    layer = QuantLinear(64, 64, bias=False, weight_quantizer=quantizer).eval()
+    layer(torch.randn(2, 64))
+    program = exported(nn.Sequential(layer, layer), torch.randn(2, 64))
+    large = [str(value.dtype) for value in stored(program).values() if value.const_value.size > 64]
+    assert large == [dtype]
 
 
 class WrittenInPlace(nn.Module):
