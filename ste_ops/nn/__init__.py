@@ -24,6 +24,7 @@ from ste_ops.nn.scaled import BitNetActivation, BitNetWeight, DoReFaWeight, Magn
 from ste_ops.nn.schedule import disable_quantization, enable_quantization, freeze_scales, unfreeze_scales
 from ste_ops.nn.sparse import SRSTE
 from ste_ops.nn.threshold import ChannelThreshold
+from ste_ops.nn.to_torchao import to_torchao_
 from ste_ops.nn.uniform import LSQ, PACT, DoReFaActivation
 
 __all__ = [
@@ -75,5 +76,6 @@ __all__ = [
     "recompute_",
     "recomputed",
     "summary",
+    "to_torchao_",
     "unfreeze_scales",
 ]

@@ -13,10 +13,10 @@ from ste_ops import functional
 from ste_ops.functional.quantize._codes import bytes_for, bytes_of, levels_of
 from ste_ops.functional.quantize._groups import rows_of_groups
 from ste_ops.functional.quantize._law import Law, law_of, widen
-from ste_ops.nn import _attach
+from ste_ops.nn._chosen import check_module, has_quantized_weights, unskipped
 from ste_ops.nn._quantized_class import float_class, unquantized_class
 from ste_ops.nn.codes import Codes, check_set, name_of, operator_of
-from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLayer, QuantLinear
+from ste_ops.nn.layers import QuantConv1d, QuantConv2d, QuantConv3d, QuantLinear
 from ste_ops.nn.packed import Form, PackedConv1d, PackedConv2d, PackedConv3d, PackedLayer, PackedLinear
 from ste_ops.nn.quantizer import Quantizer, function_of
 from ste_ops.nn.rounding import StochasticRound
@@ -77,15 +77,9 @@ def pack_(model: _Model, skip: Collection[str] = (), state_dict: Mapping[str, An
         >>> torch.equal(packed(x), expected), torch.equal(other(x), expected)
         (True, True)
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"pack_: model must be a module, got {type(model).__name__}")
-    names = dict(model.named_modules(remove_duplicate=False))
-    unknown = [name for name in skip if name not in names]
-    if isinstance(skip, str) or unknown:
-        got = repr(skip) if isinstance(skip, str) else str(unknown)
-        raise ValueError(f"pack_: skip must be a collection of names of modules of the model, got {got}")
-    skipped = {module for name in skip for module in names[name].modules()}
-    chosen = {name: layer for name, layer in model.named_modules() if layer not in skipped and _is_quantized(layer)}
+    check_module("pack_", model)
+    found = unskipped("pack_", model, skip)
+    chosen = {name: layer for name, layer in found.items() if has_quantized_weights(layer)}
     if not chosen:
         raise ValueError("pack_: model must have a layer with a weight quantizer, which skip leaves, got none")
     # Everything is made, and may fail, before anything changes.
@@ -98,12 +92,6 @@ def pack_(model: _Model, skip: Collection[str] = (), state_dict: Mapping[str, An
         held: list[Tensor] = [*model.parameters(), *model.buffers()]
         model.load_state_dict(state_dict, assign=any(tensor.is_meta for tensor in held))
     return model
-
-
-def _is_quantized(layer: nn.Module) -> bool:
-    if isinstance(layer, QuantLayer):
-        return layer.weight_quantizer is not None
-    return bool(_attach.weight_quantizers(layer))
 
 
 def _check_scales(model: nn.Module) -> None:

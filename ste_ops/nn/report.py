@@ -186,18 +186,25 @@ def _row(name: str, module: nn.Module, owned: dict[nn.Module, nn.Module]) -> Row
         of_weight, of_input = [*_attach.weight_quantizers(module).values()], _attach.input_quantizer(module)
     found: list[Quantize] = [quantizer for quantizer in of_weight if quantizer is not None]
     first = found[0] if found else None
-    quantized = first is not None or of_input is not None
+    handed_over = _of_torchao(module)
+    quantized = first is not None or of_input is not None or handed_over is not None
     matrices = _attach.matrices(module)
     return Row(
         name=name,
         type=float_class(module).__name__,
-        weight=" and ".join(dict.fromkeys(map(_in_words, found))) or None,
+        weight=" and ".join(dict.fromkeys(map(_in_words, found))) or handed_over,
         input=None if of_input is None else _in_words(of_input),
         bits=(_bits(first), _bits(of_input)) if quantized else None,
         scale_set=(_is_set(found), _is_set([of_input])) if quantized else None,
         weights=sum(matrix.numel() for matrix in matrices.values()),
-        reason=_reason(module, first is not None, of_input is not None, matrices, owned),
+        reason=None if handed_over else _reason(module, first is not None, of_input is not None, matrices, owned),
     )
+
+
+def _of_torchao(module: nn.Module) -> str | None:
+    """The class of the tensor that `to_torchao_`, or torchao itself, made of the weight."""
+    cls = type(module._parameters.get("weight"))
+    return cls.__name__ if cls.__module__.split(".")[0] == "torchao" else None
 
 
 def _reason(
