@@ -37,7 +37,8 @@ def dequantize_(model: _Model, bake: bool = False) -> _Model:
     Raises:
         TypeError: model is no module, or a layer is of a class of the user's that derives from a quantized one.
         ValueError: nothing in model is quantized, or with `bake` the weights of a layer are shared with another module,
-            or are computed by another parametrization too. The model is then unchanged.
+            or are computed by another parametrization too; or `fold_batch_norm_` put a norm into the output of a layer.
+            The model is then unchanged.
         RuntimeError: with `bake`, the scale of a weight is not set yet.
 
     Example:
@@ -77,6 +78,11 @@ def _change(name: str, layer: Any, bake: bool, owners: dict[int, int]) -> Callab
         raise TypeError(
             f"dequantize_: {name!r} is of the class {float_class(layer).__name__}, which derives from a quantized one; "
             "only classes that quantize_ or from_float made have a float class"
+        )
+    if layer._folded:
+        raise ValueError(
+            f"dequantize_: a norm was folded into the output of {name!r}, for which a float layer has no place; call "
+            "dequantize_ before fold_batch_norm_"
         )
     weight = None
     if bake and layer._quantizer("weight_quantizer") is not None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import ste_ops
-from ste_ops.nn import LSQ, QuantLinear, Sign, XNORWeight, dequantize_, quantize_
+from ste_ops.nn import LSQ, QuantLinear, Sign, XNORWeight, dequantize_, fold_batch_norm_, quantize_
 
 
 class Block(nn.Conv2d):
@@ -84,6 +84,11 @@ def unset():
     return quantize_(layer, LSQ(4))
 
 
+def folded():
+    model = quantize_(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), LSQ(4)).eval()
+    return fold_batch_norm_(model, torch.randn(2, 4))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -92,6 +97,8 @@ def unset():
         (lambda: dequantize_(nn.Sequential(Own(2, 2, weight_quantizer=Sign()))), TypeError, "'0' is of the class Own"),
         (lambda: dequantize_(tied(), bake=True), ValueError, "weight of '1' is another module's too"),
         (lambda: dequantize_(quantized(net()), bake=True), ValueError, "the weight of '4' is computed"),
+        (lambda: dequantize_(folded()), ValueError, "a norm was folded into the output of '0'"),
+        (lambda: dequantize_(folded(), bake=True), ValueError, "call dequantize_ before fold_batch_norm_"),
         (lambda: dequantize_(unset(), bake=True), RuntimeError, "the scale of LSQ is not set yet"),
     ],
 )
