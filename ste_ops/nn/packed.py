@@ -87,13 +87,16 @@ class PackedLayer(nn.Module):
         self._of_signs = signs
         panels = None
         if signs and len(form.shape) < 5 and reads(self.input_quantizer) is not None and not self.codes.is_meta:
-            numbers = numbers_of(self.codes, math.prod(form.shape), self._levels(torch.float32), 1, torch.float32)
-            panels = panels_of(self, numbers.reshape(form.shape))
+            panels = panels_of(self, self._integers())
         self.register_buffer("panels", panels, persistent=False)
 
     def _levels(self, wide: torch.dtype) -> Tensor:
         form = self._form
         return torch.arange(form.low, form.high + 1, form.stride, dtype=wide, device=self.codes.device)
+
+    def _integers(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        form = self._form
+        return numbers_of(self.codes, math.prod(form.shape), self._levels(dtype), form.bits, dtype).reshape(form.shape)
 
     def _held(self, name: str) -> Tensor | None:
         return self._buffers.get(name)

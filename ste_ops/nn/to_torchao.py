@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ste_ops.functional.quantize._codes import numbers_of
 from ste_ops.nn._affine import Affine, affine
 from ste_ops.nn._chosen import check_module, has_quantized_weights, unskipped
 from ste_ops.nn._quantized_class import become_float, float_class, unquantized_class
@@ -159,10 +158,8 @@ def _quantized(layer: Any, bits: int) -> tuple[Affine | str, Tensor]:
 def _packed(layer: Any, bits: int) -> tuple[Affine | str, Tensor]:
     form, bias, scale = layer._form, layer._parameters.get("bias"), layer._held("scale")
     wide = torch.float32 if scale is None else scale.dtype
-    levels, numel = layer._levels(wide), math.prod(form.shape)
-    values = numbers_of(layer.codes, numel, levels, form.bits, wide).reshape(form.shape)
     law = layer._law(0, form.shape[0], wide)
-    return affine(values, law, form.group_size, bits), layer.unpacked(wide if bias is None else bias.dtype)
+    return affine(layer._integers(), law, form.group_size, bits), layer.unpacked(wide if bias is None else bias.dtype)
 
 
 def _unpack(layer: Any) -> None:

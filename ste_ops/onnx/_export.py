@@ -76,6 +76,9 @@ def export(
     kernels here multiply by its reciprocal, so an x that lies within a rounding error of a tie may come out one step
     away; a NaN becomes any integer. `bitnet_activation`, float64 and more than 16 bits stay nodes.
 
+    Packed layers are written with the integers that they hold, and give the bits of the packed layer where these are
+    signs on both sides.
+
     The model itself is not changed. What draws at random cannot be exported, and is refused by name;
     `ste_ops.nn.StochasticRound` does not draw in evaluation.
 
@@ -172,10 +175,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _folded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, dynamic_shapes: Any) -> nn.Module:
+    from ste_ops.onnx._packed import in_file
     from ste_ops.onnx._program import fold, refuse_operators
 
     open_sizes = tree_map(lambda size: torch.export.Dim.DYNAMIC if isinstance(size, str) else size, dynamic_shapes)
-    with _evaluating(model):
+    with _evaluating(model), in_file(model):
         exported = torch.export.export(model, args, kwargs, dynamic_shapes=open_sizes)
     program: Any = exported.module(check_guards=False)
     refuse_operators(program.graph)

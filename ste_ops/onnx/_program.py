@@ -14,7 +14,7 @@ from ste_ops._torch import ASSERT_METADATA, schema_of
 from ste_ops.onnx._codes import GRIDS, Grid, along, bits_for, integers_of
 from ste_ops.onnx._refused import REFUSED, refusal
 
-_STORED = {
+STORED = {
     (4, True): torch.int8,
     (4, False): torch.uint8,
     (8, True): torch.int8,
@@ -22,6 +22,8 @@ _STORED = {
     (16, True): torch.int16,
     (16, False): torch.uint16,
 }
+"""The type of a tensor that holds integers of so many bits, signed or not."""
+
 FOUR_BITS = "_of_four_bits"
 """In the name of integers that an ONNX file holds in four bits."""
 
@@ -177,7 +179,7 @@ class _Maker:
         """(integers - zero_point) * scale in float32. No optimizer makes floats in the file of this node."""
         bits, scale = bits_for(grid.low, grid.high), grid.scale
         assert scale is not None
-        stored = torch.int32 if bits is None else _STORED[bits, grid.low < 0]
+        stored = torch.int32 if bits is None else STORED[bits, grid.low < 0]
         mark = FOUR_BITS if bits == 4 else ""
         shape = () if scale.numel() == 1 else (scale.numel(),)
         inputs = [self._held("codes" + mark, integers.to(stored)), self._held("scale", scale.float().reshape(shape))]

@@ -166,7 +166,7 @@ ROOMS: dict[str, set[str]] = {
     "_patch": {"functional"},
     "nn": {"_torch", "_dtensor", "_checks", "_random", "_sent", "_fx", "surrogate", "functional"},
     "data": {"_library", "_torch", "_checks", "_random", "_sent", "functional"},
-    "onnx": {"_names", "_library", "_torch", "_checks"},
+    "onnx": {"_names", "_library", "_torch", "_checks", "nn"},
     # The leaves.
     "reference": {"_names", "_random", "surrogate", "functional.clip.result"},
     "testing": {"", "_names", "_library", "surrogate", "reference"},
