@@ -116,7 +116,7 @@ def _remade(quantizer: Any, made: Tensor) -> Made | None:
     elif function_of(quantizer) not in _LEARNED:
         return None
     again = getattr(function_of_node(made.grad_fn), "again", None)
-    return None if again is None or made._version > 0 else _Remade(again, made.grad_fn)
+    return None if again is None else _Remade(again, made.grad_fn)
 
 
 class _Remade:

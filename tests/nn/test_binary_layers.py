@@ -11,6 +11,7 @@ from support.kept import assert_equal
 
 import ste_ops
 from ste_ops.nn import (
+    ChannelThreshold,
     DoReFaWeight,
     Heaviside,
     MagnitudeAwareSign,
@@ -139,6 +140,25 @@ def test_factor_and_bias_are_rounded_once_whatever_computes(factor, least, shape
         assert torch.equal(pack_(copy.deepcopy(layer).eval())(x), expected)
 
 
+@pytest.mark.parametrize("low", [-1, 0])
+def test_what_a_threshold_puts_out_is_counted(low, monkeypatch):
+    torch.manual_seed(0)
+    threshold = ChannelThreshold(torch.randn(64).sign(), torch.randn(64), low)
+    layer, x = QuantLinear(64, 32, input_quantizer=threshold, weight_quantizer=Sign()), torch.randn(5, 64)
+    monkeypatch.setattr(_binary, "LEAST_WORK", 0)
+    expected = torch.nn.functional.linear(threshold(x), layer.quantized_weight()) + layer.bias
+    assert torch.equal(layer(x), expected)
+    with torch.no_grad():
+        assert torch.equal(pack_(copy.deepcopy(layer).eval())(x), expected)
+
+
+def test_input_and_weight_of_two_dtypes_are_refused_as_by_torch(monkeypatch):
+    monkeypatch.setattr(_binary, "LEAST_WORK", 0)
+    layer = QuantLinear(64, 8, input_quantizer=Sign(), weight_quantizer=Sign())
+    with pytest.raises(RuntimeError, match="same dtype"):
+        layer(torch.randn(4, 64).double())
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported_with_a_quantizer_that_two_layers_hold(strict):
     torch.manual_seed(0)
@@ -196,6 +216,8 @@ def test_second_order_and_compiled(monkeypatch):
         lambda layer: setattr(layer, "input_quantizer", lambda x: ste_ops.sign(x) * 2),
         lambda layer: layer.weight_quantizer.register_forward_hook(lambda *args: args[-1] * 3),
         lambda layer: setattr(layer, "weight_quantizer", Heaviside()),
+        lambda layer: setattr(layer, "weight_quantizer", DoReFaWeight(2)),
+        lambda layer: setattr(layer, "weight_quantizer", functools.partial(ste_ops.dorefa_weight, bits=2)),
     ],
 )
 def test_what_is_no_sign_is_multiplied(change):
