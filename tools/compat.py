@@ -1,6 +1,6 @@
 """One wheel on every torch and Python that it names: installs it beside each torch, away from the sources, and runs the
-tests of its commit that need no compiler. Prints the table of the README, and writes it to benchmarks/results/ where no
-cell of this wheel is missing.
+tests of its commit that need no compiler. Prints the table of docs/checked.md, and writes it to benchmarks/results/
+where no cell of this wheel is missing.
 
     python tools/compat.py dist/ste_ops-*.whl             every cell below
     python tools/compat.py dist/ste_ops-*.whl 3.13:2.15.0
@@ -178,7 +178,7 @@ def main() -> int:
         now = [(row["python"], row["asked"]) for row in rows]
         rows += [row for row in earlier["rows"] if (row["python"], row["asked"]) not in now]
         rows.sort(key=lambda row: [tuple(map(int, row[key].split("."))) for key in ("asked", "python")])
-    # The table of the README is read from the newest file: a few cells of another wheel are none.
+    # The table of docs/checked.md is read from the newest file: a few cells of another wheel are none.
     if len(rows) > len(CELLS):
         options.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
