@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -115,6 +116,50 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
     targets = [page.parent / link.split("#")[0] for link in links if "://" not in link]
     assert [str(target) for target in targets if not target.exists()] == []
+
+
+def test_the_tables_of_whole_nets_are_those_of_the_results():
+    """`python -m benchmarks.net_figure RESULTS docs/nets.svg` draws the figure, and prints the README's rows."""
+    figure = pytest.importorskip("benchmarks.net_figure", reason="runs in a checkout only")
+    (results,) = set(re.findall(r"benchmarks/results/nets-[\d-]+\.md", README))
+    assert results in (ROOT / "docs" / "speed.md").read_text()
+    table = (ROOT / results).read_text()
+    nets = figure.rows(table, 64)
+    assert figure.short_table(nets) in README
+    drawn = re.findall(r"<text[^>]*>([^<]*)", (ROOT / "docs" / "nets.svg").read_text())
+    for kinds in nets.values():
+        for step, kept in kinds.values():
+            assert f"{figure.written(step)} ms" in drawn
+            assert any(text.startswith(f"{figure.written(kept)} MiB") for text in drawn)
+        assert kinds["ours, recompute_"][1] < min(kinds["float"][1], kinds["plain"][1])
+    of_4 = {name: kinds for name, kinds in figure.rows(table, 4).items() if "ResNet-18" in name}
+    assert len(of_4) == 2
+    assert all(kinds["ours, recompute_"][1] > kinds["float"][1] for kinds in of_4.values())
+
+
+def test_the_shares_of_a_step_are_those_of_the_results():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    (results,) = set(re.findall(r"results/nets-[\d-]+\.md", page))
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "benchmarks" / results).read_text().splitlines()]
+    eager = [cells for cells in lines if len(cells) == 8 and cells[2] == "eager"]
+    shares = [(cells[0], cells[3], float(cells[5])) for cells in eager if cells[3].startswith("ours")]
+    ranges = {
+        "ours": [share for net, kind, share in shares if kind == "ours" and "BitNet" not in net],
+        "recomputed": [share for net, kind, share in shares if kind != "ours" and "BitNet" not in net],
+        "BitNet": [share for net, _, share in shares if "BitNet" in net],
+    }
+    for found in ranges.values():
+        assert f"{min(found):.2f} to {max(found):.2f}" in " ".join(page.split())
+
+
+def test_the_table_of_torches_is_that_of_the_newest_record():
+    compat = pytest.importorskip("tools.compat", reason="runs in a checkout only")
+    page = (ROOT / "docs" / "checked.md").read_text()
+    newest = max((ROOT / "benchmarks" / "results").glob("compat-*.json"))
+    assert f"benchmarks/results/{newest.name}" in page
+    rows = compat.table(json.loads(newest.read_text())["rows"]).splitlines()
+    assert len(rows) > 2
+    assert {*rows} <= {*page.splitlines()}
 
 
 def test_every_page_is_in_the_index():
