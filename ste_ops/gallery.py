@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -250,6 +251,7 @@ def add_parser(commands: Any) -> None:
         description="Draws every operator's forward and gradient, as the operators compute them, in one picture.",
     )
     parser.add_argument("--out", type=Path, metavar="PNG", default=Path("gallery.png"), help="default: gallery.png")
+    parser.add_argument("--json", action="store_true", help="one object")
     parser.set_defaults(run=_run)
 
 
@@ -261,7 +263,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     picture().savefig(options.out, dpi=140)
-    print(f"gallery: {options.out}")
+    print(json.dumps({"gallery": str(options.out)}) if options.json else f"gallery: {options.out}")
 
 
 show_public_names(__name__)

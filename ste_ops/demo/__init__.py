@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def add_parser(commands: Any) -> None:
         help="units of the wider network; default: 2048",
     )
     parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--json", action="store_true", help="one object in the place of the tables")
     parser.set_defaults(run=_run)
 
 
@@ -44,13 +46,16 @@ def _run(options: argparse.Namespace) -> None:
 
     dataset = data.mnist(options.data) if options.data else data.digits(options.seed)
     dataset = data.imbalance(dataset, seed=options.seed)
-    print(data.describe(dataset))
+    show: Callable[[str], None] = (lambda _: None) if options.json else print
+    show(data.describe(dataset))
     result = train.compare(dataset, epochs=options.epochs, seed=options.seed, device=options.device)
-    print(report.table(dataset, result))
+    show(report.table(dataset, result))
     report.plot(result, options.out)
-    print(f"curves: {options.out}")
+    show(f"curves: {options.out}")
     deployed = deploy.deploy(dataset, result[0], options.hidden, options.epochs, options.seed, options.device)
-    print(report.deployed(deployed, len(dataset.test_labels)))
+    show(report.deployed(deployed, len(dataset.test_labels)))
+    if options.json:
+        print(report.as_json(result, deployed, options.out))
 
 
 def _check(options: argparse.Namespace) -> None:

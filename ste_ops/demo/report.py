@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -60,6 +62,22 @@ def deployed(nets: list[Deployed], images: int) -> str:
         f"norms folded, which changed {changed} of {images} answers; files of torch.save; one image a call, one thread",
     ]
     return "\n".join(lines)
+
+
+def as_json(runs: list[Run], nets: list[Deployed], out: Path) -> str:
+    """What the two tables say, epoch by epoch, as one object."""
+    trained = [
+        {
+            "name": run.name,
+            "loss": run.losses,
+            "accuracy": run.accuracy,
+            "rare_accuracy": run.rare_accuracy,
+            "rare_among_draws": run.rare_drawn / run.drawn,
+            "seconds_a_step": median(run.seconds),
+        }
+        for run in runs
+    ]
+    return json.dumps({"runs": trained, "loaded_in_a_new_process": [asdict(net) for net in nets], "curves": str(out)})
 
 
 # Told apart by width, dashes and markers, so that they can be read without colour.

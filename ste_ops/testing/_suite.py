@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -217,7 +218,22 @@ def add_parser(commands: Any) -> None:
         metavar="BACKEND",
         help="torch.compile too (minutes)",
     )
+    parser.add_argument("--json", action="store_true", help="one object")
     parser.set_defaults(run=_run)
+
+
+def _as_json(report: SuiteReport) -> str:
+    rows = [
+        {
+            "operator": row.operator,
+            "arguments": row.arguments,
+            "results": {c: asdict(r) for c, r in row.results.items()},
+        }
+        for row in report.rows
+    ]
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in report.dtypes]
+    found = {"passed": report.passed, "device": report.device, "dtypes": dtypes, "seconds": report.seconds}
+    return json.dumps({**found, "rows": rows})
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -227,6 +243,6 @@ def _run(options: argparse.Namespace) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise SystemExit(f"ste_ops gradcheck: {error}".replace("gradcheck_suite: ", "")) from None
-    print(report)
+    print(_as_json(report) if options.json else report)
     if not report.passed:
         raise SystemExit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import re
 import subprocess
@@ -172,6 +173,19 @@ def test_command_line_writes_table_and_picture(mnist_folder, tmp_path, capsys):
     assert picture.startswith(b"\x89PNG\r\n")
     width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
     assert width > 2 * height > 600
+
+
+def test_the_demo_as_json(mnist_folder, tmp_path, capsys):
+    out = tmp_path / "curves.png"
+    options = ["--out", str(out), "--epochs", "2", "--hidden", str(train.HIDDEN), "--json"]
+    command.main(["demo", "--data", str(mnist_folder), *options])
+    printed = json.loads(capsys.readouterr().out)
+    assert [run["name"].split(",")[0] for run in printed["runs"]] == ["native", "reference", "native"]
+    assert all(len(run["accuracy"]) == len(run["loss"]) == 2 for run in printed["runs"])
+    (net,) = printed["loaded_in_a_new_process"]
+    assert net["hidden"] == train.HIDDEN
+    assert net["accuracy"]["packed"] == net["accuracy"]["quantized"]
+    assert printed["curves"] == str(out)
 
 
 def test_missing_packages_are_named_with_the_command_that_mends_it(monkeypatch):

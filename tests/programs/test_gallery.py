@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -79,6 +80,8 @@ def test_the_command_writes_the_picture(picture, monkeypatch, tmp_path, capsys):
     content = out.read_bytes()
     assert content.startswith(b"\x89PNG\r\n")
     assert len(content) < 400_000
+    command.main(["gallery", "--out", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"gallery": str(out)}
 
 
 def test_missing_matplotlib_is_named(monkeypatch):

@@ -214,3 +214,15 @@ def test_errors_of_the_troubleshooting_are_those_of_the_library():
 def test_info_command(capsys):
     command.main(["info"])
     assert re.search(r"^abi_target +2\.11$", capsys.readouterr().out, re.MULTILINE)
+    command.main(["info", "--json"])
+    assert json.loads(capsys.readouterr().out) == ste_ops.build_info()
+
+
+def test_the_command_helps_where_it_is_given_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(command.sys, "argv", ["/bin/ste-ops"])
+    command.main([])
+    assert "usage: ste-ops " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--version"])
+    assert capsys.readouterr().out == f"ste_ops {ste_ops.__version__}\n"
+    assert f'ste-ops = "{command.main.__module__}:main"' in (ROOT / "pyproject.toml").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 
 import pytest
 import torch
@@ -176,6 +177,17 @@ def test_the_command_prints_a_table(capsys):
     assert "- compile: not asked for" in printed
     assert "cpu; forward, derivative and nan/inf in float32, float16; the others in float64" in printed
     assert ", 0 failed, " in printed
+
+
+def test_the_command_prints_json(capsys):
+    command.main(["gradcheck", "--op", "clip_gradient_norm", "--dtype", "float32", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["passed"]
+    assert (printed["device"], printed["dtypes"]) == ("cpu", ["float32"])
+    results = printed["rows"][0]["results"]
+    assert tuple(results) == CHECKS
+    assert results["backward"]["passed"]
+    assert results["compile"] == {"passed": None, "compared": 0, "message": "not asked for"}
 
 
 @pytest.mark.parametrize(
