@@ -85,10 +85,9 @@ def test_raw_operators_check_their_numbers(device):
         ops.binarize_backward(x.int(), torch.zeros(3, dtype=torch.uint8, device=device))
 
 
-def test_a_mix_of_devices_is_refused():
-    if not torch.cuda.is_available() or not ste_ops.build_info()["cuda"]:
-        pytest.skip("no CUDA device is present")
-    for grad, mask in (("cuda", "cpu"), ("cpu", "cuda")):
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_mix_of_devices_is_refused(device):
+    for grad, mask in ((device, "cpu"), ("cpu", device)):
         with pytest.raises(RuntimeError, match="binarize_backward: grad and mask must be on one device"):
             ops.binarize_backward(torch.zeros(8, device=grad), torch.zeros(1, dtype=torch.uint8, device=mask))
 

@@ -104,9 +104,9 @@ def _file(module):
     return file
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is present")
-def test_on_a_gpu_nothing_waits():
-    sign, x = Sign(), X.abs().cuda()
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_on_a_gpu_nothing_waits(device):
+    sign, x = Sign(), X.abs().to(device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

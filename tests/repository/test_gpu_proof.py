@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,8 +43,9 @@ def fixed(result: str, **counts: int) -> Stage:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    def proof(*given: str, machine: machines.Machine = GPU, commit: str = "abc") -> int:
+    def proof(*given: str, machine: machines.Machine = GPU, commit: str = "abc", sources: str = "the same") -> int:
         monkeypatch.setattr(machines, "probe", lambda python: machine)
+        monkeypatch.setattr(machines, "sources", lambda wheel: sources)
         where = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
         return main.main([*given, "--commit", commit, *where])
 
@@ -115,11 +117,16 @@ def test_stages_are_listed_and_chosen(capsys: Any) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(stages.STAGES)
     assert stages.chosen([], []) == list(stages.STAGES)
     assert stages.chosen(["bench-clip", "suite"], ["suite-clip"]) == [
-        *("suite-steps", "suite-quantize", "suite-sampling", "suite-compile", "suite-rest"),
         "bench-clip",
+        *("suite-steps", "suite-quantize", "suite-sampling", "suite-compile", "suite-rest"),
     ]
     with pytest.raises(SystemExit, match=r"a stage must be one of build, operators, .* got suites"):
         stages.chosen(["suites"], [])
+
+
+def test_what_only_a_gpu_shows_comes_first() -> None:
+    first = ["build", "operators", "memcheck", "racecheck", "graphs", "streams", "no-wait"]
+    assert list(stages.STAGES)[:10] == [*first, "bench-clip", "bench-bfloat16", "bench-draws"]
 
 
 def test_every_test_file_belongs_to_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +141,17 @@ def test_every_test_file_belongs_to_one_stage(tmp_path: Path, monkeypatch: pytes
     all_files = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py")}
     assert set(paths) == all_files - set(stages.files(stages.NEVER))
     assert len(paths) == len(set(paths))
+
+
+def test_what_waits_for_a_gpu_is_selected_where_one_is() -> None:
+    """`-k cuda` takes a test by its name or by its device; no other may be skipped for want of a GPU."""
+    wanting = []
+    for path in (machines.ROOT / "tests").rglob("test_*.py"):
+        for test in re.findall(r"^(?:@.*\n(?:[ )\]].*\n)*)*def test_.*\n(?:(?:[ )].*)?\n)*", path.read_text(), re.M):
+            named = re.search(r"^def (\w+)", test, re.M)
+            if re.search(r"(skip\(|reason=).no CUDA device", test) and named and "cuda" not in named[1]:
+                wanting.append(f"{path.name}::{named[1]}")
+    assert wanting == []
 
 
 def test_one_that_fails_is_told_and_the_others_run(table: Any, call: Any, tmp_path: Path, capsys: Any) -> None:
@@ -159,17 +177,25 @@ def test_one_that_is_too_slow_is_ended_with_all_it_started(table: Any, call: Any
     assert (tmp_path / "logs" / "slow.log").read_text().startswith("$ sh -c sleep 60 &")
 
 
-def test_the_time_of_a_call(table: Any, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_call(table: Any, call: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(main, "LEAST", 1)
     table["long"] = Stage("takes long", 100, 200, lambda context: 1 / 0)
     assert call("--limit", "60") == 4
     assert results(tmp_path)[0]["long"].startswith("not run: 60 s of this call")
     table["long"] = Stage("hangs", 1, 200, lambda context: stages.plainly(context.run("sleep", "60")))
     assert call("--limit", "2", "--only", "long") == 4
+    capsys.readouterr()
+    assert results(tmp_path)[0]["long"].startswith("not run: cut off after ")
+    # The next call does not spend itself on that again before the others had their turn.
+    table["short"] = fixed("passed")
+    assert call("--limit", "2", "--resume") == 4
+    assert capsys.readouterr().out.splitlines()[0] == "short: passed, 0 s"
+    table["long"] = Stage("takes long", 100, 200, lambda context: 1 / 0)
+    assert call("--limit", "60", "--only", "long") == 4
     assert results(tmp_path)[0]["long"].startswith("not run: cut off after ")
 
 
-def test_two_calls_of_a_commit_are_one_record(table: Any, call: Any, tmp_path: Path, capsys: Any) -> None:
+def test_two_calls_of_the_same_sources_are_one_record(table: Any, call: Any, tmp_path: Path, capsys: Any) -> None:
     table |= {"one": fixed("passed"), "two": fixed("FAILED: so")}
     assert call("--only", "one") == 0
     assert call("--only", "two") == 1
@@ -183,12 +209,65 @@ def test_two_calls_of_a_commit_are_one_record(table: Any, call: Any, tmp_path: P
     assert call("--only", "two") == 0
     assert results(tmp_path) == [{"one": "passed", "two": "passed"}]
     table["one"] = fixed("passed")
-    assert call("--only", "one", commit="def") == 0
+    assert call("--only", "one", sources="others") == 0
     other = machines.Machine(**{**vars(GPU), "devices": ["Another GPU"]})
     assert call("--only", "one", machine=other) == 0
     assert len(results(tmp_path)) == 3
     about = json.loads(next((tmp_path / "out").glob("*.json")).read_text())["machine"]
-    assert set(about) == {"device", "driver", "torch", "nvcc", "python", "date", "commit"}
+    assert set(about) == {"device", "driver", "torch", "nvcc", "python", "date", "commit", "sources"}
+
+
+def test_what_passed_stands_for_no_other_sources(table: Any, call: Any, tmp_path: Path, capsys: Any) -> None:
+    """A copy without .git has no commit to tell them by, and a commit of words alone changes nothing."""
+    table["one"] = fixed("passed")
+    assert call(commit="unknown") == 0
+    table["one"] = fixed("FAILED: so")
+    assert call("--resume", commit="another") == 0
+    assert "one: passed before" in capsys.readouterr().out
+    assert call("--resume", commit="unknown", sources="others") == 1
+    assert results(tmp_path) == [{"one": "FAILED: so"}, {"one": "passed"}]
+
+
+def test_sources_are_told_apart_by_what_they_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = ["csrc/a.cu", "ste_ops/b.py", "tests/gpu/test_c.py", "benchmarks/d.py", "setup.py"]
+    wheel = tmp_path / "x.whl"
+    for name in [*files, "x.whl"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(machines, "ROOT", tmp_path)
+    seen = [machines.sources(None), machines.sources(wheel)]
+    for name in files:
+        (tmp_path / name).write_text("2")
+        seen.append(machines.sources(None))
+    (tmp_path / "csrc/a.cu").rename(tmp_path / "csrc/e.cu")
+    seen.append(machines.sources(None))
+    wheel.write_text("2")
+    seen.append(machines.sources(wheel))
+    assert len(set(seen)) == len(seen) == 9
+    # What a build, a test and a benchmark leave behind is no source.
+    for name in ("ste_ops/_C.abi3.so", "tests/__pycache__/c.pyc", "benchmarks/results/gpu.json", "docs/page.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("made")
+    assert machines.sources(wheel) == seen[-1]
+
+
+def test_a_library_of_other_sources_is_built_again(table: Any, call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    library = tmp_path / "root" / "ste_ops" / "_cuda.abi3.so"
+    library.parent.mkdir(parents=True)
+    monkeypatch.setattr(main, "ROOT", tmp_path / "root")
+    built: list[str] = []
+
+    def builds(what: str) -> Stage:
+        return Stage("builds", 1, 5, lambda context: built.append(library.write_text(what)) or Outcome("passed"))
+
+    def resumed(sources: str) -> int:
+        table["build"] = builds(sources)
+        assert call("--resume", sources=sources) == 0
+        return len(built)
+
+    assert [resumed("one"), resumed("one"), resumed("other"), resumed("one")] == [1, 1, 2, 3]
+    library.write_text("made by hand")
+    assert resumed("one") == 4
 
 
 def test_a_commit_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -251,6 +330,38 @@ def test_the_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "--kernel-regex" not in memcheck
     assert "--error-exitcode 86" in racecheck
     assert "--kernel-regex kns=ste_ops" in racecheck
+
+
+UNINITIALIZED = """========= Uninitialized __global__ memory read of size 4 bytes
+=========     at {at}
+=========     by thread (0,0,0) in block (0,0,0)
+=========     Address 0x7f0000000000
+=========     Saved host backtrace up to driver entry point at kernel launch time
+=========         Host Frame: void ste_ops::Launcher::operator()(long) in launch.cuh:1 [0x1] in _cuda.abi3.so
+"""
+OF_TORCH = "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>(int)+0x30"
+OURS = ["void ste_ops::<unnamed>::sign_kernel<float>(long)+0x10", "0x90 in void ste_ops::_GLOBAL__N__1::b_kernel(int)"]
+
+
+def test_reads_of_nothing_are_ours_or_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    context = Context("python", GPU, None, tmp_path, tmp_path / "log", 30.0)
+    program = tmp_path / "compute-sanitizer"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def said(*at: str, more: str = "") -> Outcome:
+        report = "".join(UNINITIALIZED.format(at=place) for place in at) + more
+        said = f"3 passed in 1.0s\n{report}========= ERROR SUMMARY: {len(at)} errors"
+        program.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/seen\ncat <<END\n{said}\nEND\nexit 86\n")
+        program.chmod(0o755)
+        return stages.sanitizer("initcheck")(context)
+
+    assert said(OF_TORCH, OF_TORCH) == Outcome("passed", {"passed": 3, "reports of other kernels": 2})
+    assert said(OF_TORCH, OURS[0]).result == "FAILED: 2 errors, in sign_kernel"
+    assert said(OURS[1], OURS[0]).result == "FAILED: 2 errors, in b_kernel, sign_kernel"
+    # Whose those are that it does not print, nobody knows.
+    more = "========= ERROR SUMMARY: 7 errors were not printed. Use --print-limit option to adjust\n"
+    assert said(OF_TORCH, more=more).result.startswith("FAILED: 7 errors were not printed.")
+    assert "--print-limit 10000" in (tmp_path / "seen").read_text()
 
 
 def test_a_wheel_is_tested_away_from_the_sources(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Builds ste_ops, or takes a wheel, and proves it on the GPU of this machine, stage by stage.
 
     make gpu-proof                                     everything, which takes more than an hour
-    make gpu-proof PROOF='--limit 570 --resume'        what fits in ten minutes and has not passed yet: again and again
+    make gpu-proof PROOF='--limit 520 --resume'        what fits in ten minutes and has not passed yet: again and again
     make gpu-proof PROOF='--only suite bench-clip'     these; a name stands for all that begin with it and a dash
     make gpu-proof PROOF='--wheel dist/x.whl'          the wheel, away from the sources
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE")
     parser.add_argument("--skip", nargs="+", default=[], metavar="STAGE")
     parser.add_argument(
-        "--resume", action="store_true", help="leave out what has passed for this commit on this machine"
+        "--resume", action="store_true", help="leave out what has passed for these sources on this machine"
     )
     parser.add_argument("--wheel", type=Path, help="test this instead of building")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS", help="for all stages together")
@@ -70,6 +71,8 @@ def perform(name: str, context: Context, left: float) -> dict[str, Any]:
         outcome = stage.run(context)
     except stages.OutOfTime as error:
         outcome = Outcome(f"not run: {error}")
+    if name == "build" and outcome.result == "passed":
+        _built(context).write_text(_library(context))
     entry: dict[str, Any] = {
         "result": outcome.result,
         "seconds": round(time.monotonic() - started, 1),
@@ -95,10 +98,14 @@ def main(given: list[str] | None = None) -> int:
     machine = machines.probe(options.python)
     folder = options.logs.resolve()
     wheel = options.wheel.resolve() if options.wheel else None
-    context = Context(options.python, machine, wheel, folder, more=options.pytest.split())
-    about = machine.about(machines.commit(options.commit))
+    context = Context(
+        options.python, machine, wheel, folder, more=options.pytest.split(), sources=machines.sources(wheel)
+    )
+    about = machine.about(machines.commit(options.commit), context.sources)
     kept = record.Record(options.out.resolve(), about) if machine.devices else None
     results: dict[str, Any] = {}
+    if options.resume and kept:  # one that takes longer than a call would leave nothing to the others, each time
+        names.sort(key=kept.cut_off)
 
     for name in names:
         if name != "build" and kept is None:
@@ -135,11 +142,23 @@ def main(given: list[str] | None = None) -> int:
 
 
 def _stands(name: str, context: Context) -> bool:
-    """Whether what a stage made is still there: a copy of the repository may have come without it."""
+    """Whether what a stage made is still there: a copy of the repository may have come without it, or the library has
+    been built from other sources since."""
     if name != "build":
         return True
-    place = context.folder / "site" if context.wheel else ROOT
-    return (place / "ste_ops" / "_cuda.abi3.so").exists()
+    note = _built(context)
+    return note.exists() and note.read_text() == _library(context)
+
+
+def _built(context: Context) -> Path:
+    """What the last build that passed made."""
+    context.folder.mkdir(parents=True, exist_ok=True)
+    return context.folder / "built"
+
+
+def _library(context: Context) -> str:
+    library = (context.folder / "site" if context.wheel else ROOT) / "ste_ops" / "_cuda.abi3.so"
+    return f"{context.sources} {hashlib.sha256(library.read_bytes()).hexdigest() if library.exists() else 'none'}\n"
 
 
 def _report(python: str, results: Path) -> None:

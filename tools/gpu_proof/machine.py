@@ -1,8 +1,9 @@
-"""Where the proof runs: the GPU, its driver, torch, the compiler, the commit."""
+"""Where the proof runs: the GPU, its driver, torch, the compiler; and what it is of: the commit, the sources."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# What decides how a stage ends.
+SOURCES = ("csrc", "ste_ops", "tests", "benchmarks", "setup.py")
 
 # In a process of its own: the Python that runs the stages need not be the one that runs this program.
 PROBE = """
@@ -58,7 +61,7 @@ class Machine:
     default_archs: str
     packages: list[str]
 
-    def about(self, commit: str) -> dict[str, Any]:
+    def about(self, commit: str, sources: str) -> dict[str, Any]:
         """What a result is worth nothing without."""
         return {
             "device": ", ".join(self.devices),
@@ -68,6 +71,7 @@ class Machine:
             "python": self.python,
             "date": datetime.date.today().isoformat(),
             "commit": commit,
+            "sources": sources,
         }
 
 
@@ -88,8 +92,21 @@ def commit(given: str | None) -> str:
     if not (ROOT / ".git").exists():  # a repository around the copy would answer for it
         return "unknown"
     found = _said("git", "rev-parse", "--short=12", "HEAD")
-    changed = _said("git", "status", "--porcelain", "--", "csrc", "ste_ops", "tests", "benchmarks", "setup.py")
+    changed = _said("git", "status", "--porcelain", "--", *SOURCES)
     return found + ("+changes" if changed and found != "unknown" else "")
+
+
+def sources(wheel: Path | None) -> str:
+    """A digest of what is proved, and of the wheel. A commit says too little (a copy may have no .git) and too much (it
+    may have changed words alone)."""
+    digest = hashlib.sha256(wheel.read_bytes() if wheel else b"")
+    paths = [path for name in SOURCES for path in (ROOT / name, *(ROOT / name).rglob("*")) if path.is_file()]
+    for path in sorted(paths):
+        name = path.relative_to(ROOT)
+        made = {"__pycache__", "results"}.intersection(name.parts) or path.suffix in (".so", ".pyc")
+        if not made:
+            digest.update(f"{name.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _nvcc(home: str | None) -> str:

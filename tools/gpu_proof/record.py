@@ -1,4 +1,4 @@
-"""The results: one JSON file for a commit on a machine, rewritten after each stage, and the table of it."""
+"""The results: one JSON file for sources on a machine, rewritten after each stage, and the table of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Two calls that agree in these add to one file.
-SAME = ("device", "driver", "torch", "commit")
+SAME = ("device", "driver", "torch", "sources")
 
 
 class Record:
@@ -22,9 +22,14 @@ class Record:
     def passed(self, name: str) -> bool:
         return self.stages.get(name, {}).get("result") == "passed"
 
+    def cut_off(self, name: str) -> bool:
+        """Whether the end of a call has stopped it."""
+        return "cut off" in self.stages.get(name, {}).get("result", "")
+
     def add(self, name: str, entry: dict[str, Any]) -> None:
-        """A stage that ran counts for more than one that did not, whichever comes later."""
-        if entry["result"].startswith("not run") and not _not_run(self.stages.get(name)):
+        """A stage that ran counts for more than one that did not, and that for one that had no time, whichever comes
+        later."""
+        if _weight(entry) < _weight(self.stages.get(name)):
             return
         self.stages[name] = entry
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,8 +38,10 @@ class Record:
         whole.replace(self.path)
 
 
-def _not_run(entry: dict[str, Any] | None) -> bool:
-    return entry is None or entry["result"].startswith("not run")
+def _weight(entry: dict[str, Any] | None) -> int:
+    if entry is None or "of this call are left" in entry["result"]:
+        return 0
+    return 1 if entry["result"].startswith("not run") else 2
 
 
 def _earlier(folder: Path, about: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
