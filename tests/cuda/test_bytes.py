@@ -58,6 +58,16 @@ def test_kernels_move_what_they_say(compared, family, dtype):
     assert not wrong, "\n".join(wrong)
 
 
+def test_many_rows_are_not_left_to_one_block():
+    """Which has to wait for one load after another, each most of a microsecond."""
+    states = torch.ones(5000, dtype=torch.int64)
+    with emulated_kernels(), emulator.counted() as launches:
+        ops.refuse_states(torch.ones(5000, 1), states, "a test")
+    alone = {launch.kernel: launch.loads.asked for launch in launches if launch.blocks == 1}
+    assert alone
+    assert {kernel: asked for kernel, asked in alone.items() if asked > 32 * 1024} == {}
+
+
 def test_every_line_is_compared(compared):
     """One without a number is none to compare, but its kernel must have run beside it."""
     ran = {(launch.kernel, launch.label) for launches in compared.values() for launch in launches}

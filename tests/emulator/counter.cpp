@@ -50,7 +50,10 @@ void Touched::touch(uintptr_t address, size_t bytes, uint32_t pc, uint32_t warp,
 }
 
 Counter::Counter(const Launch& launch, Range static_shared, Range dynamic_shared)
-    : kernel_(launch.kernel), warps_(uint32_t(launch.threads / kLanes)), elsewhere_(built_ins()) {
+    : kernel_(launch.kernel),
+      blocks_(uint64_t(launch.grid_x) * launch.grid_y),
+      warps_(uint32_t(launch.threads / kLanes)),
+      elsewhere_(built_ins()) {
   auto arguments = reinterpret_cast<uintptr_t>(launch.arguments);
   elsewhere_.insert(
       elsewhere_.end(),
@@ -72,7 +75,7 @@ void Counter::access(
 }
 
 void Counter::keep() const {
-  std::string line = std::to_string(reinterpret_cast<uintptr_t>(kernel_) - image_);
+  std::string line = std::to_string(reinterpret_cast<uintptr_t>(kernel_) - image_) + " " + std::to_string(blocks_);
   for (const Touched* touched : {&loaded_, &stored_}) {
     const Traffic& traffic = touched->traffic();
     for (uint64_t bytes : {traffic.asked, traffic.distinct, traffic.again}) line += " " + std::to_string(bytes);
@@ -92,8 +95,8 @@ __attribute__((visibility("default"))) void emulator_count(int on) {
   emulator::counting = on != 0;
 }
 
-// A line for each launch since emulator_count(1): the place of its kernel in the library, then what it loaded and what
-// it stored: bytes asked for, distinct, moved again.
+// A line for each launch since emulator_count(1): the place of its kernel in the library, its blocks, then what it
+// loaded and what it stored: bytes asked for, distinct, moved again.
 __attribute__((visibility("default"))) const char* emulator_counts() {
   static std::string text;
   std::lock_guard<std::mutex> lock(emulator::counts_mutex);

@@ -51,6 +51,7 @@ class Counter {
 
  private:
   const void* kernel_;
+  uint64_t blocks_;
   uint32_t warps_;
   uintptr_t image_;
   std::vector<Range> elsewhere_;

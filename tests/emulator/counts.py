@@ -23,6 +23,7 @@ class Traffic:
 @dataclass(frozen=True)
 class Launch:
     signature: str
+    blocks: int
     loads: Traffic
     stores: Traffic
 
@@ -49,5 +50,5 @@ def counted_in(library: ctypes.CDLL) -> Iterator[list[Launch]]:
     finally:
         library.emulator_count(0)
     for line in library.emulator_counts().decode().splitlines():
-        place, *numbers = map(int, line.split())
-        launches.append(Launch(_names(library._name)[place], Traffic(*numbers[:3]), Traffic(*numbers[3:])))
+        place, blocks, *numbers = map(int, line.split())
+        launches.append(Launch(_names(library._name)[place], blocks, Traffic(*numbers[:3]), Traffic(*numbers[3:])))

@@ -177,6 +177,7 @@ def large() -> list[tuple]:
         ("inverse_cdf_sample", weights, seed, 30),
         *(("multinomial_without_replacement", weights, seed, k, "multinomial") for k in (5, 400)),
         *((name, weights, seed, 5000) for name in ("systematic_resample", "stratified_resample", "residual_resample")),
+        ("refuse_states", torch.ones(5000, 2), torch.ones(5000, dtype=torch.int64), "multinomial"),
         ("sum_tree", weights),
         *(
             ("sum_tree_update_", weights, ops.sum_tree(weights)[1], torch.arange(n) % 700, torch.rand(n))

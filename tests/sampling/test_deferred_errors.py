@@ -72,11 +72,20 @@ def test_the_first_error_stays(late: str) -> None:
         ste_ops.check_deferred_errors(late)
 
 
-def test_of_a_call_the_first_row_is_named(late: str) -> None:
-    w = torch.ones(700, 9, device=late)
-    w[[650, 333, 400], 4] = -1
-    ste_ops.multinomial(w, 2)
-    with pytest.raises(RuntimeError, match=r"at index \(333, 4\)"):
+@pytest.mark.parametrize("rows", [700, 5000])  # one block searches them, or several
+def test_of_a_call_the_first_row_is_named(late: str, rows: int) -> None:
+    w = torch.ones(rows, 3, device=late)
+    bad = [rows - 50, rows // 2 - 17, rows - 300]
+    w[bad, 1] = -1
+    for draw in (ste_ops.multinomial, ste_ops.systematic_resample) if rows < 1000 else ():
+        draw(w, 2)
+        with pytest.raises(RuntimeError, match=rf"at index \({bad[1]}, 1\)"):
+            ste_ops.check_deferred_errors(late)
+    states = torch.arange(1, rows + 1, device=late)
+    assert torch.equal(ops.refuse_states(w, states, "a test"), states)
+    states[bad] = -2
+    assert torch.equal(ops.refuse_states(w, states, "a test"), states)
+    with pytest.raises(RuntimeError, match=rf"at index \({bad[1]}, 1\)"):
         ste_ops.check_deferred_errors(late)
 
 

@@ -241,6 +241,11 @@ def sampling(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("residual_resample", (weights, seed(), k), of_rows, {"sum_up_kernel": {"label": "residual"}})
     states = torch.ones(rows, dtype=torch.int64)
     yield Case("refuse_states", (weights, states, "a test"), of_rows)
+    rows = 3 * TILE + 7
+    by_blocks = {"report_rows_kernel": {"label": "many rows"}}
+    states, short = torch.ones(rows, dtype=torch.int64), torch.rand(rows, 2).to(dtype)
+    yield Case("refuse_states", (short, states, "a test"), {"rows": rows, "n": 2, "searchers": 4}, by_blocks)
+    rows = 2
     few, many = of_rows | {"selected": 5, "draws": 5 * rows}, of_rows | {"draws": 400 * rows}
     again = {"n": 5 * tiles // rows, "tiles": rows}
     yield Case("multinomial_without_replacement", (weights, seed(), 5, "a test"), few, {"select_kernel": [{}, again]})

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cuda/sampling/tiles.cuh"
+#include "ops/layout.h"
 #include "ops/sampling/fault.h"
 
 namespace ste_ops {
@@ -72,16 +73,67 @@ class BlockErrors {
   const DeferredErrors& errors_;
 };
 
-// A block searches all rows; its first thread gets the first row for which at_fault(row) holds, -1 where there is none.
-// The other threads get -1.
-template <class F>
-__device__ int64_t first_fault(int64_t rows, F at_fault) {
+// Of the rows that this block searches the first for which at_fault(row) holds, as rows - row; 0 where there is none.
+template <class AtFault>
+__device__ uint64_t first_fault(int64_t rows, const AtFault& at_fault) {
   uint64_t first = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
+  for (int64_t row = grid_index(); row < rows; row += grid_stride()) {
     if (at_fault(row)) first = Greater()(first, uint64_t(rows - row));
   }
-  first = block_reduce(first, Greater(), uint64_t(0));
-  return first == 0 || threadIdx.x != 0 ? -1 : rows - int64_t(first);
+  return block_reduce(first, Greater(), uint64_t(0));
 }
+
+// Moves: reads AtFault, writes AtFault + 8 * searchers.
+template <class AtFault>
+__global__ void search_rows_kernel(int64_t rows, AtFault at_fault, uint64_t* of_blocks) {
+  const uint64_t first = first_fault(rows, at_fault);
+  if (threadIdx.x == 0) of_blocks[blockIdx.x] = first;
+}
+
+// One block: reports the first row at fault. It searches itself where nobody has, which `searchers` of 0 says.
+// Moves: reads AtFault, writes AtFault.
+// Moves (many rows): reads 8 * searchers, writes 0.
+template <class AtFault, class Report>
+__global__ void report_rows_kernel(
+    int64_t rows, AtFault at_fault, const uint64_t* of_blocks, int64_t searchers, Report report,
+    DeferredErrors errors) {
+  uint64_t first = 0;
+  if (searchers == 0) {
+    first = first_fault(rows, at_fault);
+  } else {
+    for (int64_t i = threadIdx.x; i < searchers; i += blockDim.x) first = Greater()(first, of_blocks[i]);
+    first = block_reduce(first, Greater(), uint64_t(0));
+  }
+  if (first != 0 && threadIdx.x == 0) errors.report(report(rows - int64_t(first)));
+}
+
+// Reports report(row), a Fault, of the first row for which at_fault(row) holds, which is asked once for each row. One
+// block takes as many rows as a tile has items, in one launch; more would keep it waiting for one load after another.
+template <class AtFault, class Report>
+void report_first_row(
+    const Launcher& launch, const Tensor& like, int64_t rows, AtFault at_fault, Report report,
+    const DeferredErrors& errors) {
+  if (rows <= kSamplingTile) {
+    const uint64_t* none = nullptr;
+    launch(report_rows_kernel<AtFault, Report>, 1, kSamplingThreads, rows, at_fault, none, int64_t(0), report, errors);
+    return;
+  }
+  const int64_t searchers = std::min(blocks_for(rows, kSamplingTile), resident_blocks(launch));
+  const Tensor found = empty_vector(searchers, ScalarType::Long, like);
+  uint64_t* of_blocks = static_cast<uint64_t*>(found.mutable_data_ptr());
+  const uint64_t* searched = of_blocks;
+  launch(search_rows_kernel<AtFault>, searchers, kSamplingThreads, rows, at_fault, of_blocks);
+  launch(report_rows_kernel<AtFault, Report>, 1, kSamplingThreads, rows, at_fault, searched, searchers, report, errors);
+}
+
+// What the state of a row tells (fault_of_state).
+template <class T>
+struct ReportState {
+  const bits_t<T>* weights;
+  const int64_t* states;
+  int64_t n;
+  bool one_row;
+  __device__ Fault operator()(int64_t row) const { return fault_of_state<T>(states[row], weights, n, row, one_row); }
+};
 
 }  // namespace ste_ops

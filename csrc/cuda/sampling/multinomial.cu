@@ -128,26 +128,34 @@ __global__ void drawn_kernel(
   }
 }
 
-// One block: reports the first row that cannot be drawn.
+// A row that cannot be drawn.
 // Moves: reads 16 * rows, writes 0.
-template <class T>
-__global__ void report_rows_kernel(
-    int64_t rows, int64_t n, bool one_row, int64_t num_samples, const bits_t<T>* weights, const RowState* states,
-    DeferredErrors errors) {
-  const int64_t row = first_fault(
-      rows, [&](int64_t row) { return states[row].invalid != 0 || states[row].positive < uint64_t(num_samples); });
-  if (row < 0) return;
-  const int64_t number = one_row ? -1 : row;
-  const RowState state = states[row];
-  if (state.invalid != 0) {
-    const int64_t index = n - int64_t(state.invalid);
-    errors.report(Fault::weight(number, index, double(load(bit_cast<T>(weights[row * n + index])))));
-  } else if (state.positive == 0) {
-    errors.report(Fault::only_zeros(number));
-  } else {
-    errors.report(Fault::too_few(number, num_samples, int64_t(state.positive)));
+struct TooFew {
+  const RowState* states;
+  int64_t num_samples;
+  __device__ bool operator()(int64_t row) const {
+    return states[row].invalid != 0 || states[row].positive < uint64_t(num_samples);
   }
-}
+};
+
+template <class T>
+struct ReportDraws {
+  const bits_t<T>* weights;
+  const RowState* states;
+  int64_t n, num_samples;
+  bool one_row;
+
+  __device__ Fault operator()(int64_t row) const {
+    const int64_t number = one_row ? -1 : row;
+    const RowState state = states[row];
+    if (state.invalid != 0) {
+      const int64_t index = n - int64_t(state.invalid);
+      return Fault::weight(number, index, double(load(bit_cast<T>(weights[row * n + index]))));
+    }
+    return state.positive == 0 ? Fault::only_zeros(number)
+                               : Fault::too_few(number, num_samples, int64_t(state.positive));
+  }
+};
 
 struct Keys {
   Tensor keys, indices;
@@ -208,7 +216,9 @@ void draw_rows(const Launcher& launch, const DeferredErrors& errors, const Disti
   launch(
       drawn_kernel, grid_for(rows * k), kSamplingThreads, rows, k, few ? k : n, drawn.key(), drawn.index(), states,
       mutable_typed_data<int64_t>(call.out));
-  launch(report_rows_kernel<T>, 1, kSamplingThreads, rows, n, call.weights.one_row, k, source.weights, states, errors);
+  report_first_row(
+      launch, like, rows, TooFew{states, k}, ReportDraws<T>{source.weights, states, n, k, call.weights.one_row},
+      errors);
 }
 
 Tensor multinomial_without_replacement_cuda(Tensor weights, Tensor seed, int64_t num_samples, std::string op) {

@@ -150,14 +150,12 @@ __global__ void residual_kernel(
   }
 }
 
-// One block: reports the first row that has no ancestors.
+// A row that has no ancestors.
 // Moves: reads 8 * rows, writes 0.
-template <class T>
-__global__ void report_totals_kernel(
-    int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights, const int64_t* total, DeferredErrors errors) {
-  const int64_t row = first_fault(rows, [&](int64_t row) { return total[row] <= 0; });
-  if (row >= 0) errors.report(fault_of_state<T>(total[row], weights, n, row, one_row));
-}
+struct NoAncestors {
+  const int64_t* total;
+  __device__ bool operator()(int64_t row) const { return total[row] <= 0; }
+};
 
 template <class T>
 void resample_rows(const Launcher& launch, const DeferredErrors& errors, const ResampleCall& call) {
@@ -192,7 +190,8 @@ void resample_rows(const Launcher& launch, const DeferredErrors& errors, const R
   launch(
       positions_kernel, row_blocks, kSamplingThreads, tiles, call.scheme, num_samples, seed, mass_before, row,
       positions, total);
-  launch(report_totals_kernel<T>, 1, kSamplingThreads, rows, n, call.weights.one_row, weights, total, errors);
+  report_first_row(
+      launch, like, rows, NoAncestors{total}, ReportState<T>{weights, total, n, call.weights.one_row}, errors);
   launch(
       sum_up_kernel<T>, blocks, kSamplingThreads, tiles, weights, row, mass_before, residual, num_samples,
       particles.up_to, copied_before);

@@ -8,26 +8,21 @@
 namespace ste_ops {
 namespace {
 
-// One block: copies the states, and reports the first row at fault.
+// Copies the states as it looks at them.
 // Moves: reads 8 * rows, writes 8 * rows.
-template <class T>
-__global__ void report_states_kernel(
-    int64_t rows, int64_t n, bool one_row, const bits_t<T>* weights, const int64_t* states, int64_t* out,
-    DeferredErrors errors) {
-  const int64_t row = first_fault(rows, [&](int64_t row) {
-    const int64_t state = states[row];
-    out[row] = state;
-    return state <= 0;
-  });
-  if (row >= 0) errors.report(fault_of_state<T>(states[row], weights, n, row, one_row));
-}
+struct CopiedState {
+  const int64_t* states;
+  int64_t* out;
+  __device__ bool operator()(int64_t row) const { return (out[row] = states[row]) <= 0; }
+};
 
 template <class T>
 void check_states(const Launcher& launch, const DeferredErrors& errors, const RowStates& call) {
   const Weights& weights = call.weights;
-  launch(
-      report_states_kernel<T>, 1, kSamplingThreads, weights.rows, weights.n, weights.one_row, weights.bits<T>(),
-      typed_data<int64_t>(call.states), mutable_typed_data<int64_t>(call.out), errors);
+  const int64_t* states = typed_data<int64_t>(call.states);
+  report_first_row(
+      launch, call.states, weights.rows, CopiedState{states, mutable_typed_data<int64_t>(call.out)},
+      ReportState<T>{weights.bits<T>(), states, weights.n, weights.one_row}, errors);
 }
 
 }  // namespace
