@@ -30,16 +30,10 @@
 #include <atomic>
 #include <cstdint>
 
-#ifdef STE_OPS_EMULATED
-#include "cuda_emulator.h"
-#else
-#include <cuda_runtime.h>
-#ifndef USE_CUDA
-#error "compile with -DUSE_CUDA: torch's shim.h declares aoti_torch_get_current_cuda_stream only under it"
-#endif
-#endif
+#include <optional>
 
 #include "cuda/block.cuh"
+#include "cuda/runtime.cuh"
 #include "ops/check.h"
 
 namespace ste_ops {
@@ -57,29 +51,36 @@ inline int64_t blocks_for(int64_t items, int64_t per_block) { return (items + pe
 
 struct LaunchDevice {
   explicit LaunchDevice(const torch::stable::Tensor&) {}
+  bool is_cuda() const { return true; }
   int multiprocessors() const { return 3; }
 };
 
 #else
 
-// The tensor's device, the current one for as long as this lives, and its current stream.
+// The tensor's device, the current one for as long as this lives, and its current stream. A tensor that lies on the CPU
+// (index -1), where another argument brought the call here, has neither: the operator's checks name it, and they come
+// later.
 struct LaunchDevice {
   int32_t index;
-  torch::stable::accelerator::DeviceGuard guard;
-  cudaStream_t stream;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  cudaStream_t stream = nullptr;
 
-  explicit LaunchDevice(const torch::stable::Tensor& tensor) : index(tensor.get_device_index()), guard(index) {
+  explicit LaunchDevice(const torch::stable::Tensor& tensor) : index(tensor.get_device_index()) {
+    if (!is_cuda()) return;
+    guard.emplace(index);
     void* current = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
     stream = static_cast<cudaStream_t>(current);
   }
+
+  bool is_cuda() const { return index >= 0; }
 
   int multiprocessors() const {
     static std::atomic<int> cached[64];
     std::atomic<int>& count = cached[index % 64];
     if (count == 0) {
       int value = 0;
-      STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, index));
+      check_runtime(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, index));
       count = value;
     }
     return count;
@@ -106,6 +107,7 @@ class Launcher {
       void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, Arguments... arguments) const {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "the kernel takes another number of arguments");
     if (grid.x == 0 || grid.y == 0) return;
+    refuse_cpu();
     STE_CHECK(
         grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535, caller_,
         ": a grid has at most 2147483647 x 65535 blocks, got ", grid.x, " x ", grid.y);
@@ -116,18 +118,25 @@ class Launcher {
     emulator::launch(caller_, kernel, unsigned(grid.x), unsigned(grid.y), threads, size_t(shared_bytes), arguments...);
 #else
     if (shared_bytes > 48 * 1024) {  // more than a device grants unasked
-      STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+      check_runtime(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
     }
     dim3 blocks(unsigned(grid.x), unsigned(grid.y));
     kernel<<<blocks, threads, size_t(shared_bytes), device_.stream>>>(static_cast<Parameters>(arguments)...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
 #endif
+    check_runtime(cudaGetLastError());
   }
 
   // How many the device has, to size a grid that strides over its work.
-  int multiprocessors() const { return device_.multiprocessors(); }
+  int multiprocessors() const {
+    refuse_cpu();
+    return device_.multiprocessors();
+  }
 
  private:
+  void refuse_cpu() const {
+    STE_CHECK(device_.is_cuda(), caller_, ": tensors must be on one CUDA device, got one on the CPU");
+  }
+
   LaunchDevice device_;
   const char* caller_;
 };

@@ -7,12 +7,14 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from support import cuda_library, cuda_sources
 from support.cuda_library import run, setup_script
 
@@ -104,6 +106,42 @@ def test_depends_on_libtorch_and_its_c_shim_alone(library):
 @pytest.mark.skipif(not setup_script.old_symbols("csrc/packaging/glibc_cuda.cpp"), reason="x86-64 with glibc only")
 def test_asks_for_no_newer_glibc_than_torch(library):
     assert cuda_library.newest_glibc(library) <= (2, 28)
+
+
+# Of its own runtime the library calls what launches, and this, of which nothing waits for a GPU; torch cannot see it.
+CALLED = {"cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaGetLastError", "cudaHostAlloc"}
+CALLED |= {"cudaThreadExchangeStreamCaptureMode"}
+LAUNCHES = r"__cuda(GetKernel|LaunchKernel|(Push|Pop)CallConfiguration|(Unr|R)egister\w+)|cudaLaunchKernel\w*"
+
+
+@pytest.mark.slow
+def test_calls_nothing_of_the_runtime_that_waits(library):
+    objects = sorted((library.parents[1] / "temp").rglob("*.o"))
+    assert objects
+    called = re.findall(r" U ((?:__)?cuda[A-Z]\w+)", run("nm", "--undefined-only", *objects))
+    assert {name for name in called if not re.fullmatch(LAUNCHES, name)} == CALLED
+
+
+# A library for CUDA in a torch without it: the functions that are missing there are those that need a GPU.
+ON_THE_CPU = """
+import ctypes, os, torch, ste_ops
+ctypes.CDLL({library!r}, mode=os.RTLD_LAZY)
+key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+x, mask = torch.zeros(8), torch.zeros(1, dtype=torch.uint8)
+for other in (mask.to("meta"), mask):
+    try:
+        torch.ops.ste_ops.binarize_backward.default.redispatch(key, x, other)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA and loads the library itself")
+def test_a_first_tensor_on_the_cpu_is_refused_by_name(library):
+    said = run(sys.executable, "-c", ON_THE_CPU.format(library=str(library)), cwd=cuda_library.ROOT).splitlines()
+    assert said[-2] == "binarize_backward: grad and mask must be on one device"
+    assert said[-1].endswith(": tensors must be on one CUDA device, got one on the CPU")
 
 
 def test_no_kernel_spills(kernels):

@@ -33,7 +33,8 @@ FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-DSTE_OPS_EMULATED", f
 SANITIZE = f"-fsanitize=alignment,bounds {SANITIZED or '-fsanitize=thread'} -Wno-maybe-uninitialized"
 # The engine itself is not instrumented: tsan.cpp could not be. It tells AddressSanitizer which stack runs (fiber.h).
 SANITIZED_ENGINE = "-DEMULATOR_SANITIZED" if SANITIZED else ""
-ENGINE = [FOLDER / f"{name}.cpp" for name in ("engine", "warp", "poison", "sanitizer", "checker", "counter", "tsan")]
+ENGINE_NAMES = ("engine", "warp", "poison", "sanitizer", "checker", "counter", "runtime", "tsan")
+ENGINE = [FOLDER / f"{name}.cpp" for name in ENGINE_NAMES]
 LINK = ["-shared", "-ldl", "-pthread", *SANITIZED.split()]
 
 

@@ -3,6 +3,8 @@ replay is the call again, so that all but the capture runs everywhere."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +52,34 @@ def test_an_operator_replays(device: str, name: str) -> None:
         for values in (second, first):
             static.overwrite(values)
             assert_same(graph.replay(), values.on(device)(), name)
+
+
+FRESH = """
+import torch, ste_ops
+p = torch.rand(1000, device="{device}")
+torch.cuda.synchronize() if p.is_cuda else None
+graph = torch.cuda.CUDAGraph() if p.is_cuda else None
+def calls():
+    return ste_ops.bernoulli_ste(p), ste_ops.sign(p - 0.5), ste_ops.multinomial(p, 5)
+if graph is None:
+    drawn, signs, few = calls()
+else:
+    with torch.cuda.graph(graph):
+        drawn, signs, few = calls()
+    graph.replay()
+assert set(drawn.tolist()) == {{0, 1}}, drawn
+assert torch.equal(signs, ste_ops.sign(p - 0.5))
+assert len(set(few.tolist())) == 5 and min(few.tolist()) >= 0, few
+ste_ops.check_deferred_errors()
+print("as an eager call")
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
+def test_the_first_launch_of_a_process_is_captured(device: str) -> None:
+    """Kernels are loaded and the memory of late errors allocated while the stream is under capture."""
+    done = subprocess.run([sys.executable, "-c", FRESH.format(device=device)], capture_output=True, text=True)
+    assert done.stdout == "as an eager call\n", done.stderr
 
 
 # What a draw is made from, and the draw: of so many numbers that two are never equal, from torch's default generator.

@@ -29,18 +29,32 @@ class Refuse(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# A third of a second or so, in which the GPU does nothing else.
+BUSY = 500_000_000
+
+
 @contextlib.contextmanager
 def no_wait(device: str) -> Iterator[None]:
-    """An error where the host waits: torch's own on a GPU; elsewhere where it reads a value, which would wait there."""
+    """An error where the host waits. On a GPU torch says so of its own calls; of those of our runtime, which it does
+    not see, the stream does: it is kept busy, and a host that waited comes back when it no longer is. What runs here
+    has run before, since a first call may load something. Elsewhere an error where the host reads a value, which would
+    wait on a GPU."""
     if device != "cuda":
         with Refuse():
             yield
         return
+    busy = torch.cuda.Event()
     torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda._sleep(BUSY)
+        busy.record()
         yield
+        waited = busy.query()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    if waited:
+        raise RuntimeError("waited for the GPU: the stream is no longer busy")
 
 
 def test_a_wait_is_seen(device: str) -> None:
@@ -49,9 +63,22 @@ def test_a_wait_is_seen(device: str) -> None:
         x.sum().item()
 
 
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_wait_that_torch_does_not_see_is_seen(device: str) -> None:
+    def wait() -> None:
+        done = torch.cuda.Event()
+        done.record()
+        while not done.query():
+            pass
+
+    with pytest.raises(RuntimeError, match="waited for the GPU"), no_wait(device):
+        wait()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_registered_operator_waits(device: str, name: str) -> None:
     for sample in some(name, 0, device):
+        sample.on(device)()
         call = sample.on(device)
         with no_wait(device):
             call()
@@ -160,6 +187,7 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 # On a GPU alone: one of the tensors lies on the CPU.
 PARTED = {"a mask": ("binarize_backward", 1), "a scale": ("lsq", 1), "a seed": ("bernoulli", 1)}
+PARTED |= {f"the first of {name}": (name, 0) for name in ("binarize_backward", "lsq", "bernoulli", "categorical")}
 PARTED |= {
     "the rows' seed": ("categorical_backward", 2),
     "nodes": ("sum_tree_update_", 1),

@@ -1,6 +1,7 @@
 // The records of faults: their memory, and the errors that are raised from them.
 #include "cuda/sampling/fault.cuh"
 
+#include <atomic>
 #include <mutex>
 #include <set>
 
@@ -12,36 +13,36 @@ namespace {
 
 constexpr int kMostDevices = 64;
 
-#ifdef STE_OPS_EMULATED
-
-DeferredRecord* allocate_records() {
-  return static_cast<DeferredRecord*>(emulator::pinned_memory(kMostDevices * sizeof(DeferredRecord)));
-}
-
-#else
-
 // Pinned memory has one address for the host and every device (unified virtual addressing). A stream may be under
 // capture when the first operator comes here; relaxed, the capture goes on, as in torch's own allocator.
 DeferredRecord* allocate_records() {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  check_runtime(cudaThreadExchangeStreamCaptureMode(&mode));
   void* memory = nullptr;
   cudaError_t error =
       cudaHostAlloc(&memory, kMostDevices * sizeof(DeferredRecord), cudaHostAllocPortable | cudaHostAllocMapped);
-  STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
-  STD_CUDA_CHECK(error);
+  check_runtime(cudaThreadExchangeStreamCaptureMode(&mode));
+  check_runtime(error);
   memset(memory, 0, kMostDevices * sizeof(DeferredRecord));
   return static_cast<DeferredRecord*>(memory);
 }
 
-#endif
+// Null until an operator that reports has been called.
+std::atomic<DeferredRecord*> allocated{nullptr};
 
-void raise_deferred_cuda(Tensor on) { raise_deferred_errors(on); }
+// Without a launcher, and without opening a context: where no operator has been called there is nothing to raise.
+void raise_deferred_cuda(Tensor on) {
+  if (allocated.load(std::memory_order_acquire) != nullptr) raise_deferred_errors(on);
+}
 
 }  // namespace
 
 DeferredRecord* deferred_record(const Tensor& on) {
-  static DeferredRecord* const records = allocate_records();
+  static DeferredRecord* const records = [] {
+    DeferredRecord* memory = allocate_records();
+    allocated.store(memory, std::memory_order_release);
+    return memory;
+  }();
   int32_t index = on.get_device_index();
   STE_CHECK(index < kMostDevices, "deferred errors: at most ", kMostDevices, " devices, got device ", index);
   return records + (index < 0 ? 0 : index);
