@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 from glob import glob
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 TORCH_TARGET = (2, 11)
-DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+# Machine code runs on later GPUs of its generation: that of 8.0 on 8.6, 8.7 and 8.9, of 10.0 on 10.3, of 12.0 on 12.1.
+DEFAULT_ARCHS = "7.5;8.0;9.0;10.0;12.0+PTX"
 SOURCES = str(Path(__file__).parent.resolve() / "csrc")  # every include is written from here
 
 
@@ -36,6 +38,18 @@ def cuda_home() -> str | None:
         if home and Path(home, "bin", "nvcc").exists() and _headers(Path(home)):
             return home
     return None
+
+
+def default_archs(home: str | None) -> str:
+    """Without those that are too old for this nvcc, which a later one may drop."""
+    nvcc = [str(Path(home, "bin", "nvcc")), "--list-gpu-arch"] if home else ["true"]
+    try:
+        said = subprocess.run(nvcc, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    except OSError:
+        said = ""
+    oldest = min(map(int, re.findall(r"compute_(\d+)\b", said)), default=0)
+    archs = DEFAULT_ARCHS.split(";")
+    return ";".join(arch for arch in archs if int(arch.removesuffix("+PTX").replace(".", "")) >= oldest)
 
 
 def decide_cuda() -> tuple[bool, str]:
@@ -97,7 +111,7 @@ def cpu_library() -> CppExtension:
 
 
 def cuda_library(home: str) -> CppExtension:
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_archs(home))
     os.environ.setdefault("CUDA_HOME", home)
     cpp_extension.CUDA_HOME = home
     wrapped = old_symbols("csrc/packaging/glibc_cuda.cpp")

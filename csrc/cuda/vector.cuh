@@ -46,13 +46,23 @@ __device__ Vector<T> read_vector(const T* x, int64_t begin, int64_t numel, bool 
   return v;
 }
 
+// An ordinary store that stays whole: an assignment nvcc takes apart into the elements it was made of, and __stwb
+// becomes one that all threads of the multiprocessor see at once (STG.STRONG.SM).
+__device__ inline void store_whole(uint4* to, const uint4& words) {
+#ifdef STE_OPS_EMULATED
+  *to = words;
+#else
+  asm("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+      : "memory");
+#endif
+}
+
 template <class T>
 __device__ void write_vector(T* x, int64_t begin, int64_t numel, bool aligned, const Vector<T>& v) {
   if (aligned && begin + Vector<T>::size <= numel) {
     uint4 words;
     memcpy(&words, &v, 16);
-    // An ordinary store that stays whole: an assignment nvcc takes apart into the elements it was made of.
-    __stwb(reinterpret_cast<uint4*>(x + begin), words);
+    store_whole(reinterpret_cast<uint4*>(x + begin), words);
   } else {
     for (int i = 0; i < Vector<T>::size; ++i) {
       if (begin + i < numel) x[begin + i] = v.value[i];

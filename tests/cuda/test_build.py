@@ -89,8 +89,8 @@ def test_the_build_refuses_a_library_without_an_arch_that_it_names(library):
         assert bundle == {*cuda_library.NAMED, *(arch.removesuffix("+PTX") for arch in cuda_library.NAMED)}
     setup_script.refuse_missing_archs(library, cuda_library.ARCHS)
     setup_script.refuse_missing_archs(library, "9.0a")
-    with pytest.raises(SystemExit, match=r"has no device code for 7\.5, 9\.0\+PTX of 7\.5;9\.0\+PTX"):
-        setup_script.refuse_missing_archs(library, "7.5;9.0+PTX")
+    with pytest.raises(SystemExit, match=r"has no device code for 7\.0, 9\.0\+PTX of 7\.0;9\.0\+PTX"):
+        setup_script.refuse_missing_archs(library, "7.0;9.0+PTX")
 
 
 @pytest.mark.slow
@@ -119,7 +119,8 @@ def test_calls_nothing_of_the_runtime_that_waits(library):
     objects = sorted((library.parents[1] / "temp").rglob("*.o"))
     assert objects
     called = re.findall(r" U ((?:__)?cuda[A-Z]\w+)", run("nm", "--undefined-only", *objects))
-    assert {name for name in called if not re.fullmatch(LAUNCHES, name)} == CALLED
+    assert "cudaHostAlloc" in called
+    assert {name for name in called if not re.fullmatch(LAUNCHES, name)} <= CALLED
 
 
 # A library for CUDA in a torch without it: the functions that are missing there are those that need a GPU.
@@ -248,6 +249,12 @@ def test_kernels_move_128_bits(kernels, sass):
     assert bounded - loading == {"unpack_codes_kernel"}
     assert {"norm_partials_kernel", "sample_partials_kernel", "reduce_kernel"} <= loading
     assert {"rewrite_kernel", "rewrite_to_kernel", "clip_rows_kernel", "agc_kernel", "reduce_kernel"} <= storing
+
+
+def test_vectors_are_stored_as_an_assignment_would(sass):
+    """Not so that other threads see them at once, which only what the host reads must be."""
+    strong = {store for body in sass.values() for store in re.findall(r"\bSTG\S*STRONG\S*", body)}
+    assert {store for store in strong if ".SYS" not in store} == set()
 
 
 # Bytes that a multiprocessor must have asked for while it waits: 3.35 TB/s of an H100 for 600 ns, by 132 of them, are

@@ -59,10 +59,6 @@ T __ldcs(const T* address) {
   return *address;
 }
 template <class T>
-void __stwb(T* address, T value) {
-  *address = value;
-}
-template <class T>
 void __stcs(T* address, T value) {
   *address = value;
 }

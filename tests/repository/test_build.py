@@ -93,6 +93,20 @@ def test_force_cuda_without_nvcc_is_refused(tmp_path: Path) -> None:
     assert "FORCE_CUDA=1, but no nvcc was found" in done.stderr
 
 
+def test_an_arch_that_nvcc_no_longer_takes_is_left_out(tmp_path: Path) -> None:
+    setup = cuda_library.setup_script
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    for oldest, wanted in (("75", "7.5;8.0"), ("80", "8.0"), ("86", "9.0")):
+        nvcc.write_text(f"#!/bin/sh\necho compute_103\necho compute_{oldest}\n")
+        nvcc.chmod(0o755)
+        said = setup.default_archs(str(tmp_path))
+        assert said.startswith(f"{wanted};"), said
+        assert said.endswith(";12.0+PTX")
+    nvcc.write_text("#!/bin/sh\nexit 1\n")  # one that does not know the question
+    assert setup.default_archs(str(tmp_path)) == setup.default_archs(None) == setup.DEFAULT_ARCHS
+
+
 def test_asks_for_no_newer_glibc_than_torch() -> None:
     if not cuda_library.setup_script.old_symbols("csrc/packaging/glibc_cpu.cpp"):
         pytest.skip("x86-64 with glibc only")

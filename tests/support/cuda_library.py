@@ -31,7 +31,7 @@ def _setup_script():
 
 setup_script = _setup_script()
 # All that a wheel has, unless a run names fewer.
-ARCHS = os.environ.get("STE_OPS_CHECKED_ARCHS") or setup_script.DEFAULT_ARCHS
+ARCHS = os.environ.get("STE_OPS_CHECKED_ARCHS") or setup_script.default_archs(setup_script.cuda_home())
 NAMED = ARCHS.split(";")  # "9.0", "12.0+PTX"
 MACHINES = {"sm_" + arch.removesuffix("+PTX").replace(".", "") for arch in NAMED}
 
