@@ -257,6 +257,17 @@ def test_vectors_are_stored_as_an_assignment_would(sass):
     assert {store for store in strong if ".SYS" not in store} == set()
 
 
+def test_squares_are_added_in_one_instruction(sass):
+    """But those of float64, one of four dtypes."""
+    seen = set()
+    for name, kernel in instances(sass):
+        if "7Squares" in name and kernel.endswith("_partials_kernel"):
+            seen.add(kernel)
+            products, sums = (len(re.findall(rf"\b{one}\b", sass[name])) for one in ("DMUL", "DFMA"))
+            assert 0 < 2 * products <= sums, f"{name} has {products} products and {sums} fused sums"
+    assert seen == {"norm_partials_kernel", "strided_partials_kernel", "sample_partials_kernel"}
+
+
 # Bytes that a multiprocessor must have asked for while it waits: 3.35 TB/s of an H100 for 600 ns, by 132 of them, are
 # 15 KiB; twice that, since not all of its threads wait at the same time.
 IN_FLIGHT = 32 * 1024
