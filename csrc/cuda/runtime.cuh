@@ -5,7 +5,6 @@
 
 #ifdef STE_OPS_EMULATED
 #include "cuda_emulator.h"
-#include "runtime.h"
 #else
 #include <cuda_runtime.h>
 #ifndef USE_CUDA

@@ -165,6 +165,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = warpSize, EMULA
 [[noreturn]] inline void __trap(EMULATOR_HERE) { emulator::trap(EMULATOR_SITE("__trap")); }
 
 #include "intrinsics.h"
+#include "runtime.h"
 
 // What the host sees too lies in its memory, where an atomic takes a microsecond and all wait for each other: a block
 // may do one.
