@@ -48,11 +48,12 @@ def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(forward)
-    def recorded(self: Any, x: Any) -> Any:
-        if isinstance(x, Proxy):
-            tracer: Any = x.tracer
-            if tracer.root is not self:
-                return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
-        return forward(self, x)
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for x in args or kwargs.values():
+            if isinstance(x, Proxy):
+                tracer: Any = x.tracer
+                if tracer.root is not self:
+                    return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     return recorded

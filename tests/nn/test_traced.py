@@ -159,3 +159,21 @@ def test_torch_jit_trace_trains_and_loads(name):
     file.seek(0)
     for module in (traced, torch.jit.load(file)):
         torch.testing.assert_close(trained(module), expected)
+
+
+def test_layers_take_their_input_by_name_as_those_of_torch_do():
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    x = torch.randn(2, 4)
+    model = ste_ops.nn.quantize_(Named(), ste_ops.nn.LSQ(4)).eval()
+    expected = model.layer(x)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), expected)
+    ste_ops.nn.pack_(model)
+    assert torch.equal(model(x), expected)
