@@ -23,6 +23,12 @@ _SCALE, _ZERO_POINT = "weight_scale", "weight_zero_point"
 def in_file(model: nn.Module) -> Iterator[None]:
     """While it lasts packed layers compute with what a file can hold, and have their integers as buffers for it."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, PackedLayer)]
+    own = [layer for layer in layers if "forward" in layer.__dict__]
+    if own:
+        raise NotImplementedError(
+            "export: packed layers must have the forward of their class, which a file is made of, got a "
+            f"{type(own[0]).__name__} whose forward was set on the layer itself"
+        )
     before = [set(layer._buffers) for layer in layers]
     try:
         for layer in layers:

@@ -146,3 +146,13 @@ class Unpacks(nn.Module):
 def test_what_calls_a_product_of_bits_itself_is_refused():
     with pytest.raises(NotImplementedError, match=r"ste_ops.binary_linear .*ONNX has no product of packed bits"):
         exported(Unpacks(), torch.rand(2, 4))
+
+
+def test_a_forward_of_the_layer_itself_is_refused_and_kept():
+    layer = pack_(QuantLinear(8, 4, weight_quantizer=LSQ(4)).eval())
+    of_class = layer.forward
+    layer.forward = lambda x: 2 * of_class(x)
+    kept = layer.forward
+    with pytest.raises(NotImplementedError, match="got a PackedLinear whose forward was set on the layer itself"):
+        exported(nn.Sequential(layer).eval(), torch.randn(2, 8))
+    assert layer.forward is kept
