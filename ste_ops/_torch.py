@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad as _forward_ad
 from torch.nn.modules import module as _modules
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
 
 # Whether a transform of torch.func is running: `Function.apply` asks the same before it takes its slow way.
 functorch_active = torch._C._are_functorch_transforms_active

@@ -15,7 +15,7 @@ from ste_ops._torch import has_forward_hooks
 from ste_ops.functional.quantize._law import bound
 from ste_ops.functional.quantize._threshold import found
 from ste_ops.nn._quantized_class import float_class, layer_of, unquantized_class
-from ste_ops.nn._watch import Call, Taker, Watch
+from ste_ops.nn._watch import Call, Taker, Watch, has_memory
 from ste_ops.nn.binarize import Heaviside, Sign
 from ste_ops.nn.layers import QuantLayer
 from ste_ops.nn.quantizer import is_as_written
@@ -100,6 +100,8 @@ def layer_before(norm: Any, call: Call, watch: Watch, owners: dict[int, int]) ->
         held = layer._parameters.get("weight"), layer._parameters.get("bias")
         if is_parametrized(layer) or held[0] is None or any(owners.get(id(p), 0) > 1 for p in held if p is not None):
             raise Unfit(f"the weight of its {name} is computed, or another module's too")
+        if not has_memory(held[0]):
+            raise Unfit(f"the weight of its {name} is of {type(held[0]).__name__}, and not of floats")
     return layer  # type: ignore[no-any-return]
 
 

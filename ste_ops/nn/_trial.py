@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ste_ops._torch import has_storage, tree_leaves, tree_map
+from ste_ops._torch import tree_leaves, tree_map
 from ste_ops.nn._budget import MOST
 from ste_ops.nn._cells import Cell, as_in_forward, layout_of, view
 from ste_ops.nn._recording import recording, recording_of
 from ste_ops.nn._replay import written
 from ste_ops.nn._tape import Tape
+from ste_ops.nn._watch import has_memory
 from ste_ops.nn.quantizer import Quantizer
 
 _Row = tuple[str, str, tuple[int, ...], int, int, "str | None"]
@@ -27,9 +28,9 @@ class _Watched(Tape):
     def __init__(self, model: nn.Module, inputs: list[Tensor], refused: frozenset[str]) -> None:
         super().__init__(refused)
         there = (parameter for parameter in model.parameters() if not is_lazy(parameter))
-        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in there if has_storage(parameter)}
+        self.parameters = {parameter.untyped_storage().data_ptr() for parameter in there if has_memory(parameter)}
         self.made_by: dict[int, tuple[Tensor, str]] = {
-            x.untyped_storage().data_ptr(): (x, "") for x in inputs if has_storage(x)
+            x.untyped_storage().data_ptr(): (x, "") for x in inputs if has_memory(x)
         }
         self.inside: list[str] = [""]
         self.seen: list[tuple[str, Cell, Tensor, str]] = []
@@ -38,7 +39,7 @@ class _Watched(Tape):
         made = super().__torch_dispatch__(func, types, args, kwargs)
         for out in tree_leaves(made):
             # The tensor is held, so no other has its memory.
-            if type(out) is not Tensor or not has_storage(out):
+            if type(out) is not Tensor or not has_memory(out):
                 continue
             memory = out.untyped_storage().data_ptr()
             if memory not in self.made_by or any(True for _ in written(func, args, kwargs or {})):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ste_ops._torch import DispatchMode, has_storage, tree_leaves, tree_map
+from ste_ops._torch import DispatchMode, has_storage, is_traceable_wrapper_subclass, tree_leaves, tree_map
 
 
 @dataclass
@@ -59,25 +59,25 @@ class Watch(DispatchMode):
             stack.enter_context(torch.random.fork_rng(list(devices)))
             stack.enter_context(self)
             made = model(*given)
-        self.outputs = {_memory(x) for x in tree_leaves(made) if isinstance(x, Tensor) and has_storage(x)}
+        self.outputs = {_memory(x) for x in tree_leaves(made) if isinstance(x, Tensor) and has_memory(x)}
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._inside.append(module)
-        if args and type(args[0]) is Tensor and has_storage(args[0]):
+        if args and type(args[0]) is Tensor and has_memory(args[0]):
             self._held.append(args[0])
             self.calls.append(Call(module, args[0]))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside.pop()
         call = next((call for call in reversed(self.calls) if call.module is module and call.made is None), None)
-        if call is not None and type(output) is Tensor and has_storage(output):
+        if call is not None and type(output) is Tensor and has_memory(output):
             call.made = output
             self._held.append(output)
             self._made.setdefault(_memory(output), []).append(call)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for x in tree_leaves((args, kwargs or {})):
-            if isinstance(x, Tensor) and has_storage(x):
+            if isinstance(x, Tensor) and has_memory(x):
                 for call in self._made.get(_memory(x), ()):
                     call.takers.append(Taker(str(func), tuple(self._inside)))
         return func(*args, **(kwargs or {}))
@@ -94,3 +94,8 @@ class Watch(DispatchMode):
 
 def _memory(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether it has memory with an address. A tensor that wraps others, as torchao's, has a storage without one."""
+    return has_storage(x) and not is_traceable_wrapper_subclass(x)

@@ -40,7 +40,7 @@ def to_torchao_(model: _Model, skip: Collection[str] = (), tensor: str = "IntxUn
       the bits of the float product too.
     - ``"Int8Tensor"``: linear layers with a zero point of 0. torchao multiplies by the integers and the sum by the
       scale, except for groups, so the last bits of the output differ. It ignores zero points in that product: what has
-      any is refused.
+      any is refused, and so is float16 without groups, in which its sums of integers become infinite.
 
     Args:
         model: any module, also a layer itself. Layers without a weight quantizer stay as they are.
@@ -204,6 +204,11 @@ def _int8(caller: str, cls: Any, held: Affine, dtype: torch.dtype) -> Any:
         )
     if held.block[0] not in (1, held.q.shape[0]) or (held.block[0] != 1 and held.block[1] != held.q.shape[1]):
         raise ValueError(f"{caller}: Int8Tensor has scales of the tensor, of channels or of groups, got of columns")
+    if dtype == torch.float16 and held.block[1] == held.q.shape[1]:
+        raise ValueError(
+            f"{caller}: Int8Tensor's sums of integers pass the largest float16 and become infinite; weights "
+            "must be float32 or bfloat16, or have groups, got float16; IntxUnpackedToInt8Tensor takes it"
+        )
     return cls(held.q, held.scale.float(), list(held.block), dtype)
 
 

@@ -31,8 +31,10 @@ from ste_ops.nn import (
     Ternary,
     XNORWeight,
     fold_batch_norm_,
+    folded,
     pack_,
     quantize_,
+    recompute_,
     summary,
     to_torchao_,
 )
@@ -110,6 +112,30 @@ def test_the_tensor_of_eight_bits(name, torchao):
         assert type(given.weight) is torchao.Int8Tensor
         assert torch.equal(given.weight.dequantize(), codes.dequantize())
         torch.testing.assert_close(given(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_float16_sums_of_integers_pass_the_largest_float16(torchao):
+    """The reason why they are refused, and what is taken in their place."""
+    ones = torchao.Int8Tensor(
+        torch.full((2, 1024), 127, dtype=torch.int8), torch.full((2, 1), 1e-3), [1, 1024], torch.half
+    )
+    assert nn.functional.linear(torch.ones(1, 1024).half(), ones).isinf().all()
+    with pytest.raises(ValueError, match=r"pass the largest float16.*got float16; Intx"):
+        to_torchao_(linear(LSQ(8), dtype=torch.float16), tensor=INT8)
+    for layer in (linear(LSQ(8, group_size=8), dtype=torch.float16), linear(LSQ(8), dtype=torch.bfloat16)):
+        assert type(to_torchao_(layer, tensor=INT8).weight) is torchao.Int8Tensor
+
+
+def test_a_net_of_the_tensors_is_recomputed_and_folded(torchao):
+    layers = [linear(LSQ(4)), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 9), nn.BatchNorm1d(9)]
+    model, x = to_torchao_(nn.Sequential(*layers)), torch.randn(4096, 32)
+    expected = copy.deepcopy(model)(x)
+    assert torch.equal(recompute_(model, x)(x), expected)
+    model.eval()
+    expected = model(x)
+    torch.testing.assert_close(fold_batch_norm_(model, x)(x), expected)
+    assert type(model[4]) is nn.Identity
+    assert "of IntxUnpackedToInt8Tensor, and not of floats" in str(folded(model))
 
 
 def test_torchao_itself_leaves_zero_points_out_of_its_product_of_eight_bits(torchao):
