@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ste_ops.nn._affine import Affine, affine
 from ste_ops.nn._chosen import check_module, has_quantized_weights, unskipped
+from ste_ops.nn._norms import owners_of
 from ste_ops.nn._quantized_class import become_float, float_class, unquantized_class
 from ste_ops.nn.layers import QuantConv2d, QuantLayer, QuantLinear
 from ste_ops.nn.packed import PackedConv2d, PackedLayer, PackedLinear
@@ -55,8 +56,8 @@ def to_torchao_(model: _Model, skip: Collection[str] = (), tensor: str = "IntxUn
         TypeError: model is no module, or a weight quantizer does not put out integers times a scale (and a zero point),
             as `DoReFaWeight` of more than one bit, `LSQPlus` and `SRSTE`; or groups are no blocks of a convolution's
             weights.
-        ValueError: no layer is left, torchao has nothing for a layer (Conv1d, Conv3d, more than 8 bits, float64), or
-            tensor or skip name what there is not. The model is then unchanged.
+        ValueError: no layer is left, torchao has nothing for a layer (Conv1d, Conv3d, more than 8 bits, float64), its
+            weight is another module's too, or tensor or skip name what there is not. The model is then unchanged.
         RuntimeError: the scale of a weight is not set yet.
 
     Source: torchao 0.18, https://docs.pytorch.org/ao/stable/api_reference/api_ref_quantization.html.
@@ -82,6 +83,13 @@ def to_torchao_(model: _Model, skip: Collection[str] = (), tensor: str = "IntxUn
         raise ValueError(
             "to_torchao_: model must have a packed layer or one with a weight quantizer, which skip leaves, got none"
         )
+    owners = owners_of(model)
+    for name, layer in chosen.items():
+        if owners.get(id(layer._parameters.get("weight")), 1) > 1:
+            raise ValueError(
+                f"to_torchao_: the weight of {name!r} must be its own, got another module's too, which would go on "
+                "with the float one; give the layer a copy, or name it in skip"
+            )
     # Everything is made, and may fail, before anything changes.
     changes = [_change(f"to_torchao_: {name!r}", layer, tensor, cls) for name, layer in chosen.items()]
     for change in changes:

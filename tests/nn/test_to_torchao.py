@@ -271,6 +271,14 @@ def test_what_cannot_be_handed_over_is_refused_and_nothing_changes(name, torchao
             to_torchao_(model, skip=["0", "1"], tensor=tensor)
 
 
+def test_a_weight_of_two_modules_is_refused(torchao):
+    model = nn.Sequential(linear(LSQ(4)), nn.Linear(32, 6))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match="the weight of '0' must be its own"):
+        to_torchao_(model)
+    assert model[1].weight is model[0].weight
+
+
 def test_without_torchao(monkeypatch):
     layer = linear(Sign())
     for name in [name for name in sys.modules if name.split(".")[0] == "torchao"]:
